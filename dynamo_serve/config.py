@@ -1,0 +1,101 @@
+"""The settings: frozen sections of wishes, each field with its meaning and what is allowed.
+
+Facts (what was really got) live in `core.engine.EngineSpec`. How files, environment and flags
+become these sections is in `settings.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+def setting(default: Any, help: str, *, low: float | None = None, high: float | None = None) -> Any:
+    """A field with a default, a sentence for people, and (numbers) inclusive bounds."""
+    return field(default=default, metadata={"help": help, "low": low, "high": high})
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSection:
+    host: str = setting("127.0.0.1", "Address to listen on.")
+    port: int = setting(8000, "Port to listen on; 0 picks a free one.", low=0, high=65535)
+    api_keys: tuple[str, ...] = setting(
+        (), "Keys accepted in 'Authorization: Bearer'; empty means no key is asked for."
+    )
+    cors_origins: tuple[str, ...] = setting((), "Origins browsers may call from; '*' for any.")
+    max_body_bytes: int = setting(4_000_000, "Largest accepted request body, in bytes.", low=1024)
+    drain_timeout_s: float = setting(
+        30.0, "On SIGTERM, seconds that running requests get to finish.", low=0
+    )
+    unknown_fields: Literal["refuse", "warn"] = setting(
+        "refuse", "A request field nobody knows: refuse it by name, or log a warning and go on."
+    )
+    ping_interval_s: float = setting(15.0, "Seconds between keep-alive comments on SSE.", low=1)
+    max_choices: int = setting(16, "Largest n (and list of prompts) in one request.", low=1)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSection:
+    path: str = setting("bundled", "Local folder, hub id, or 'bundled' for the shipped model.")
+    served_names: tuple[str, ...] = setting(
+        (), "Names clients may use; the first is the one reported. Empty: derived from the path."
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
+        "auto", "Weights and KV dtype; auto takes the checkpoint's."
+    )
+    max_model_len: int = setting(
+        0, "Longest prompt + output in tokens; 0 takes the model's own limit.", low=0
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSection:
+    kind: Literal["local", "fake"] = setting(
+        "local", "local runs the model with torch; fake answers nonsense without one."
+    )
+    process: bool = setting(True, "Run the engine in its own process.")
+    device: str = setting("auto", "auto, cpu, cuda or cuda:N.")
+    attention: Literal["auto", "torch", "varlen", "triton"] = setting(
+        "auto", "Attention backend; auto takes the best one the device and torch offer."
+    )
+    cuda_graphs: bool = setting(True, "Capture decode batches in CUDA graphs (CUDA only).")
+    threads: int = setting(0, "CPU compute threads; 0 takes all cores.", low=0)
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSection:
+    page_size: int = setting(16, "Tokens in a KV page.", low=1, high=1024)
+    num_pages: int = setting(0, "Pages in the KV pool; 0 sizes it from memory_fraction.", low=0)
+    memory_fraction: float = setting(
+        0.0,
+        "Share of the device's free memory for KV after loading; 0 means 0.85 on CUDA, 0.4 on CPU.",
+        low=0,
+        high=0.98,
+    )
+    prefix_sharing: bool = setting(True, "Reuse the pages of equal prompt heads.")
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerSection:
+    max_prefill_tokens: int = setting(512, "Prompt tokens in one prefill step.", low=1)
+    max_queue_delay_ms: float = setting(
+        3.0, "Merge window for arrivals; only waited while nothing else could run.", low=0
+    )
+    max_decode_sequences: int = setting(64, "Live sequences.", low=1)
+    max_waiting: int = setting(10_000, "Requests that may wait; beyond it 503.", low=1)
+
+
+@dataclass(frozen=True, slots=True)
+class LogSection:
+    level: Literal["debug", "info", "warning", "error"] = setting("info", "Least level logged.")
+    requests: bool = setting(False, "Log one line per HTTP request.")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    server: ServerSection = field(default_factory=ServerSection)
+    model: ModelSection = field(default_factory=ModelSection)
+    engine: EngineSection = field(default_factory=EngineSection)
+    cache: CacheSection = field(default_factory=CacheSection)
+    scheduler: SchedulerSection = field(default_factory=SchedulerSection)
+    log: LogSection = field(default_factory=LogSection)

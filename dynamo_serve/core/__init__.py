@@ -1,0 +1,1 @@
+"""Scheduling and page bookkeeping, on the standard library alone."""

@@ -1,0 +1,62 @@
+"""The plan for one step, and what the step produced: plain data that could cross a process."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import NamedTuple
+
+from dynamo_serve.core.request import Finish, Sampling, TokenLogprob
+
+
+class Phase(Enum):
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+class Work(NamedTuple):
+    """One sequence's share of a step: run `token_ids` at `position`, `position` + 1, …
+
+    `page_table` covers at least `position + len(token_ids)` tokens. `samples` is False for every
+    prefill chunk but the last; when True, the engine picks the token that follows the last of
+    `token_ids`, at sequence position `position + len(token_ids)`.
+
+    An engine that looks at earlier tokens (penalties) sees each of them once per admission:
+    `cached_ids` holds the tokens before `position` whose KV came from the prefix cache and is
+    non-empty only in the first work after an admission; all others arrive in `token_ids`.
+    The first `prompt_len` tokens of the sequence are the prompt, the others are output.
+    `banned_ids` may not be picked (stop tokens before `min_tokens`).
+    """
+
+    seq_id: str
+    token_ids: tuple[int, ...]
+    position: int
+    page_table: tuple[int, ...]
+    samples: bool
+    sampling: Sampling
+    prompt_len: int
+    cached_ids: tuple[int, ...] = ()
+    banned_ids: frozenset[int] = frozenset()
+
+
+class Batch(NamedTuple):
+    phase: Phase
+    work: tuple[Work, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(w.token_ids) for w in self.work)
+
+
+class SequenceOutput(NamedTuple):
+    """What a step produced for one sequence: zero, one or several tokens.
+
+    `finish` is set only when the engine itself ends the sequence, `error` says why it failed,
+    `artifact` is a finished product that is not tokens (an image).
+    """
+
+    seq_id: str
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish: Finish | None = None
+    error: str | None = None
+    artifact: bytes | None = None

@@ -1,0 +1,41 @@
+"""The step seam: what the loop asks of anything that can run a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from dynamo_serve.core.batch import Batch, SequenceOutput
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """Facts an engine reports after start-up. Config holds wishes; this holds truths.
+
+    An engine that manages its own memory reports one page per sequence, as long as a sequence
+    may grow: a slot is just a very large page. `max_model_len` never exceeds what the pool can
+    hold. `facts` (device, dtype, attention backend, …) go to the log and `/v1/server` as they are.
+    """
+
+    max_model_len: int
+    page_size: int
+    num_pages: int
+    vocab_size: int
+    facts: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+
+
+class Engine(Protocol):
+    def start(self) -> EngineSpec:
+        """Load, warm up, and report what was got. Raises `EngineStartError` with the remedy."""
+        ...
+
+    def step(self, batch: Batch) -> list[SequenceOutput]:
+        """Run any subset of `batch`; 0..n tokens for each sequence that ran."""
+        ...
+
+    def drop(self, seq_ids: Iterable[str]) -> None:
+        """Forget sequences that finished, were cancelled, or were preempted."""
+        ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,100 @@
+"""What a client asked for, and what leaves the core in answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple
+
+
+class Finish(Enum):
+    """Why a request ended. Every accepted request ends in exactly one of these."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+    ERROR = "error"
+    DEADLINE = "deadline"
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the engine picks a token from the logits. The defaults switch every filter off.
+
+    `temperature` 0 means greedy. `top_k` 0 means off. `seed` is always set (the edge draws one if
+    the client gave none): the random number for a token is a pure function of (seed, position).
+    `logprobs` None means none; a number asks for that many alternatives beside the chosen token.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    seed: int = 0
+    logprobs: int | None = None
+
+    @property
+    def needs_history(self) -> bool:
+        """Whether picking a token looks at the tokens before it."""
+        return bool(
+            self.repetition_penalty != 1.0 or self.presence_penalty or self.frequency_penalty
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a client asked for. Validated once, at the edge; never changed.
+
+    `stop_ids` end the sequence and count as its last token; they are forbidden before
+    `min_tokens`. `salt` is the first link of the prefix hash chain: requests with different salts
+    never share a page. `arrival` is a reading of the monotonic clock, in seconds.
+    """
+
+    id: str
+    prompt_ids: tuple[int, ...]
+    max_tokens: int
+    sampling: Sampling = Sampling()
+    stop_ids: frozenset[int] = frozenset()
+    min_tokens: int = 0
+    tenant: str = "default"
+    salt: str = ""
+    arrival: float = 0.0
+
+
+class TokenLogprob(NamedTuple):
+    """Natural-log probability of one chosen token, and of the likeliest `top` tokens."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class Summary(NamedTuple):
+    """What a finished request cost; seconds of the monotonic clock."""
+
+    queue_seconds: float
+    prefill_seconds: float
+    decode_seconds: float
+    cached_tokens: int
+    num_preemptions: int
+
+
+class TokenEvent(NamedTuple):
+    """What leaves the core, towards the client; the last one of a request carries `finish`.
+
+    `token_ids` includes the stop token when one ended the request; `stop_id` then names it.
+    `logprobs` is empty or as long as `token_ids`. `summary` and `error` come with `finish`.
+    """
+
+    request_id: str
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish: Finish | None = None
+    stop_id: int | None = None
+    summary: Summary | None = None
+    error: str | None = None
+    artifact: bytes | None = None

@@ -1,0 +1,30 @@
+"""What the scheduler reports about itself, as data; `metrics.py` alone knows Prometheus."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class StepStats(NamedTuple):
+    """One engine step: `phase` is "prefill" or "decode", `seconds` its duration."""
+
+    phase: str
+    seconds: float
+    num_tokens: int
+    num_sequences: int
+
+
+class Stats(NamedTuple):
+    """Gauges as of now, and counters since the engine started (names ending in `_total`)."""
+
+    num_waiting: int = 0
+    num_running: int = 0
+    pages_used: int = 0  # held by a live sequence
+    pages_cached: int = 0  # held by nobody, content kept for reuse
+    pages_free: int = 0  # blank
+    prefix_asked_tokens_total: int = 0
+    prefix_hit_tokens_total: int = 0
+    preemptions_total: int = 0
+    prompt_tokens_total: int = 0
+    output_tokens_total: int = 0
+    step: StepStats | None = None

@@ -1,0 +1,1 @@
+"""Things that can run a model behind the step seam."""
