@@ -10,17 +10,33 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 
-def setting(default: Any, help: str, *, low: float | None = None, high: float | None = None) -> Any:
-    """A field with a default, a sentence for people, and (numbers) inclusive bounds."""
-    return field(default=default, metadata={"help": help, "low": low, "high": high})
+def setting(
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    pattern: str | None = None,
+    secret: bool = False,
+) -> Any:
+    """A field with a default, a sentence for people, and what is allowed.
+
+    `low` and `high` are inclusive bounds of a number; `pattern` is a regular expression that a
+    text matches as a whole; a `secret` is masked wherever it would be shown.
+    """
+    rules = {"low": low, "high": high, "pattern": pattern, "secret": secret}
+    return field(default=default, metadata={"help": help, **rules})
 
 
 @dataclass(frozen=True, slots=True)
 class ServerSection:
-    host: str = setting("127.0.0.1", "Address to listen on.")
+    host: str = setting("127.0.0.1", "Address to listen on.", pattern=r"\S+")
     port: int = setting(8000, "Port to listen on; 0 picks a free one.", low=0, high=65535)
     api_keys: tuple[str, ...] = setting(
-        (), "Keys accepted in 'Authorization: Bearer'; empty means no key is asked for."
+        (),
+        "Keys accepted in 'Authorization: Bearer'; empty means no key is asked for.",
+        pattern=r"\S+",
+        secret=True,
     )
     cors_origins: tuple[str, ...] = setting((), "Origins browsers may call from; '*' for any.")
     max_body_bytes: int = setting(4_000_000, "Largest accepted request body, in bytes.", low=1024)
@@ -36,9 +52,13 @@ class ServerSection:
 
 @dataclass(frozen=True, slots=True)
 class ModelSection:
-    path: str = setting("bundled", "Local folder, hub id, or 'bundled' for the shipped model.")
+    path: str = setting(
+        "bundled", "Local folder, hub id, or 'bundled' for the shipped model.", pattern=r".*\S.*"
+    )
     served_names: tuple[str, ...] = setting(
-        (), "Names clients may use; the first is the one reported. Empty: derived from the path."
+        (),
+        "Names clients may use; the first is the one reported. Empty: derived from the path.",
+        pattern=r"\S+",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
         "auto", "Weights and KV dtype; auto takes the checkpoint's."
@@ -54,7 +74,11 @@ class EngineSection:
         "local", "local runs the model with torch; fake answers nonsense without one."
     )
     process: bool = setting(True, "Run the engine in its own process.")
-    device: str = setting("auto", "auto, cpu, cuda or cuda:N.")
+    device: str = setting(
+        "auto",
+        "Where the model runs; auto takes CUDA if there is one.",
+        pattern=r"auto|cpu|cuda(:\d+)?",
+    )
     attention: Literal["auto", "torch", "varlen", "triton"] = setting(
         "auto", "Attention backend; auto takes the best one the device and torch offer."
     )

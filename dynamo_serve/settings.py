@@ -1,0 +1,202 @@
+"""Defaults < file < environment < flags, made into one frozen `Config` with every value's source.
+
+Environment: `DYNAMO_SERVE_<SECTION>__<KEY>` in capitals, for example
+`DYNAMO_SERVE_SCHEDULER__MAX_PREFILL_TOKENS=256`; a list is written `a,b` or `[a, b]`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NamedTuple, get_type_hints
+
+import yaml
+
+from dynamo_serve.config import Config
+from dynamo_serve.errors import ConfigError
+from dynamo_serve.settings_key import BadValue, Key
+
+PREFIX = "DYNAMO_SERVE_"
+
+# A cluster that runs a service called dynamo-serve puts these into every container beside it.
+_SERVICE_LINK = re.compile(
+    PREFIX + r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)"
+)
+_SERVICE_LINK_URL = re.compile(r"(tcp|udp|sctp)://\S+")
+
+
+class Given(NamedTuple):
+    """One value somebody set: `value` is text from environment and flags, else a YAML value."""
+
+    key: str
+    value: object
+    source: str
+    is_text: bool
+
+
+class Loaded(NamedTuple):
+    """The settings, and where each came from ("server.port" → "flag --port")."""
+
+    config: Config
+    sources: Mapping[str, str]
+
+
+@functools.cache
+def all_keys() -> dict[str, Key]:
+    """Every key by its path, in the order of the sections."""
+    keys = {}
+    for name, section in get_type_hints(Config).items():
+        kinds = get_type_hints(section)
+        for item in fields(section):
+            path = f"{name}.{item.name}"
+            keys[path] = Key(path, kinds[item.name], item.default, **item.metadata)
+    return keys
+
+
+def load(
+    file: str | Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    flags: Iterable[Given] = (),
+) -> Loaded:
+    """The settings after every layer. Raises `ConfigError` with one line for each fault."""
+    given = [
+        *(from_file(Path(file)) if file else ()),
+        *from_environment(environment or {}),
+        *flags,
+    ]
+    values: dict[str, Any] = {path: key.default for path, key in all_keys().items()}
+    sources = dict.fromkeys(values, "default")
+    faults = []
+    for item in given:
+        try:
+            values[item.key] = _parse(item)
+            sources[item.key] = item.source
+        except BadValue as bad:
+            faults.append(f"{item.key}{bad} (from {item.source})")
+    if faults:
+        raise ConfigError("\n".join(faults))
+    return Loaded(_build(values), sources)
+
+
+def _build(values: Mapping[str, Any]) -> Config:
+    sections = {}
+    for name, section in get_type_hints(Config).items():
+        inside = {item.name: values[f"{name}.{item.name}"] for item in fields(section)}
+        sections[name] = section(**inside)
+    return Config(**sections)
+
+
+def _parse(item: Given) -> object:
+    key = all_keys().get(item.key)
+    if key is None:
+        raise BadValue(f": unknown key; {suggestion(item.key)}")
+    return key.from_text(str(item.value)) if item.is_text else key.from_yaml(item.value)
+
+
+def suggestion(path: str) -> str:
+    """What the writer of an unknown key probably meant, and what there is to choose from."""
+    section, _, leaf = path.partition(".")
+    known = [tuple(key.split(".")) for key in all_keys()]
+    same_name = [f"{where}.{name}" for where, name in known if name == leaf]
+    near = same_name or difflib.get_close_matches(path, all_keys(), n=1)
+    inside = [name for where, name in known if where == section]
+    allowed = inside or [f"{where}.*" for where in dict.fromkeys(where for where, _ in known)]
+    return (f"did you mean {near[0]}? " if near else "") + "allowed: " + ", ".join(allowed)
+
+
+# --- the layers
+
+
+def from_file(path: Path) -> Iterator[Given]:
+    """The values in a YAML file. Raises `ConfigError` if it is none, or says a thing twice."""
+    source = f"file {path}"
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read this file: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    for name, section in _mapping(tree, str(path), "sections such as 'server:'").items():
+        if not any(known.startswith(f"{name}.") for known in all_keys()):
+            raise ConfigError(f"{name}: unknown section; {suggestion(str(name))} (from {source})")
+        for key, value in _mapping(section, f"{path}: {name}", "'key: value' lines").items():
+            yield Given(f"{name}.{key}", value, source, is_text=False)
+
+
+def _mapping(tree: object, where: str, allowed: str) -> dict[Any, Any]:
+    if tree is None:  # an empty file, or a section whose every line is commented out
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{where}: got {type(tree).__name__}; allowed: {allowed}")
+    return tree
+
+
+class _Loader(yaml.SafeLoader):
+    """A safe loader that refuses a key given twice, where YAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.YAMLError(f"key {key.value!r} is given twice {key.start_mark}")
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def from_environment(environment: Mapping[str, str]) -> Iterator[Given]:
+    """The values in variables that begin with `DYNAMO_SERVE_`.
+
+    Raises `ConfigError` for one that names no key: a misspelt setting must not pass unnoticed.
+    Variables that a cluster injects for a service of the same name are none of ours.
+    """
+    known = {variable(path): path for path in all_keys()}
+    for name in sorted(environment):
+        if not name.startswith(PREFIX) or _is_service_link(name, environment[name]):
+            continue
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"allowed: {PREFIX}<SECTION>__<KEY>"
+            raise ConfigError(f"{name}: unknown environment variable; {hint}")
+        yield Given(known[name], environment[name], f"environment {name}", is_text=True)
+
+
+def _is_service_link(name: str, value: str) -> bool:
+    if _SERVICE_LINK.fullmatch(name):
+        return True
+    return name.endswith("_PORT") and bool(_SERVICE_LINK_URL.fullmatch(value))
+
+
+def variable(path: str) -> str:
+    """The environment variable of a key: "server.port" → "DYNAMO_SERVE_SERVER__PORT"."""
+    return PREFIX + path.upper().replace(".", "__")
+
+
+def from_set(assignment: str) -> Given:
+    """The value in `--set section.key=value`."""
+    path, equals, value = assignment.partition("=")
+    if not equals:
+        raise ConfigError(f"--set {assignment}: no '='; allowed: --set section.key=value")
+    return Given(path.strip(), value, f"flag --set {path.strip()}", is_text=True)
+
+
+# --- for people
+
+
+def render(loaded: Loaded) -> str:
+    """The settings as YAML, each with its source; secrets are masked."""
+    lines: list[str] = []
+    section = ""
+    for path, key in all_keys().items():
+        name, leaf = path.split(".")
+        if name != section:
+            section = name
+            lines.append(f"{name}:")
+        value = getattr(getattr(loaded.config, name), leaf)
+        shown = json.dumps(key.shown(value), ensure_ascii=False)
+        lines.append(f"  {f'{leaf}: {shown}':<40}  # {loaded.sources[path]}")
+    return "\n".join(lines) + "\n"
