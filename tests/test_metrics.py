@@ -1,0 +1,169 @@
+"""The exposition: what is declared is there, counters never fall, buckets resolve a millisecond."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from dynamo_serve.core.request import Finish, Request, Summary, TokenEvent
+from dynamo_serve.core.stats import Stats, StepStats
+from dynamo_serve.metrics import ALIASES, COUNTED, DECLARED, SECONDS, Metrics
+
+REQUEST = Request(id="r", prompt_ids=(1, 2), max_tokens=9, arrival=100.0)
+
+
+def metrics() -> Metrics:
+    return Metrics(model="tiny", version="1.2.3")
+
+
+def scrape(source: Metrics) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    families = text_string_to_metric_families(source.render()[0].decode())
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def value(source: Metrics, name: str, labels: Mapping[str, str] | None = None) -> float:
+    return scrape(source)[name, frozenset((labels or {}).items())]
+
+
+def report(counter: str, count: int) -> Stats:
+    counts: dict[str, Any] = {counter: count}
+    return Stats(**counts)
+
+
+def test_every_declared_metric_is_exposed_before_any_traffic() -> None:
+    names = {name for name, _ in scrape(metrics())}
+    suffix = {"counter": "_total", "gauge": "", "histogram": "_bucket"}
+    for declared in (*DECLARED.values(), *ALIASES.values()):
+        assert declared.name + suffix[declared.kind] in names
+    expected = {declared.name for declared in (*DECLARED.values(), *ALIASES.values())}
+    stems = {name.removesuffix("_bucket").removesuffix("_count") for name in names}
+    stems = {name.removesuffix("_sum").removesuffix("_total") for name in stems}
+    assert stems == expected, "something is exposed that is not declared"
+
+
+def test_names_carry_their_unit_and_prefix() -> None:
+    for declared in DECLARED.values():
+        assert declared.name.startswith("dserve_")
+        if declared.kind == "histogram":
+            assert declared.name.endswith(("_seconds", "_tokens"))
+
+
+def test_first_tokens_are_ttft_and_later_ones_are_gaps() -> None:
+    source = metrics()
+    source.on_event(REQUEST, TokenEvent("r", (5,)), 100.25, None)
+    source.on_event(REQUEST, TokenEvent("r", (6, 7)), 100.254, 100.25)
+    assert value(source, "dserve_ttft_seconds_sum") == pytest.approx(0.25)
+    assert value(source, "dserve_ttft_seconds_count") == 1
+    assert value(source, "dserve_itl_seconds_sum") == pytest.approx(0.004)
+    assert value(source, "dserve_itl_seconds_bucket", {"le": "0.003"}) == 0
+    assert value(source, "dserve_itl_seconds_bucket", {"le": "0.005"}) == 1
+
+
+def test_a_value_on_a_bound_falls_in_that_bucket() -> None:
+    source = metrics()
+    source.on_event(REQUEST, TokenEvent("r", (5,)), 101.0, None)
+    assert value(source, "dserve_ttft_seconds_bucket", {"le": "0.75"}) == 0
+    assert value(source, "dserve_ttft_seconds_bucket", {"le": "1.0"}) == 1
+
+
+@pytest.mark.parametrize("finish", list(Finish))
+def test_every_finish_is_counted_and_only_whole_answers_have_a_latency(finish: Finish) -> None:
+    source = metrics()
+    summary = Summary(0.5, 0.1, 0.2, 0, 0)
+    source.on_event(REQUEST, TokenEvent("r", finish=finish, summary=summary), 102.0, None)
+    assert value(source, "dserve_finishes_total", {"finish": finish.value}) == 1
+    ran_to_its_end = finish in (Finish.STOP, Finish.LENGTH)
+    assert value(source, "dserve_e2e_seconds_count") == ran_to_its_end
+    assert value(source, "dserve_queue_seconds_sum") == 0.5
+    assert value(source, "dserve_ttft_seconds_count") == 0
+
+
+def test_steps_are_kept_apart_by_phase() -> None:
+    source = metrics()
+    source.on_stats(Stats(step=StepStats("prefill", 0.03, 128, 2)))
+    source.on_stats(Stats(step=StepStats("decode", 0.002, 32, 32)))
+    assert value(source, "dserve_step_seconds_sum", {"phase": "prefill"}) == pytest.approx(0.03)
+    assert value(source, "dserve_step_seconds_sum", {"phase": "decode"}) == pytest.approx(0.002)
+    assert value(source, "dserve_batch_tokens_sum", {"phase": "prefill"}) == 128
+    assert value(source, "dserve_batch_tokens_sum", {"phase": "decode"}) == 32
+
+
+def test_a_report_without_a_step_adds_none() -> None:
+    source = metrics()
+    source.on_stats(Stats(num_waiting=3))
+    assert value(source, "dserve_step_seconds_count", {"phase": "decode"}) == 0
+    assert value(source, "dserve_sequences_waiting") == 3
+
+
+def test_pages_and_usage_follow_the_pool() -> None:
+    source = metrics()
+    source.on_stats(Stats(pages_used=3, pages_cached=2, pages_free=5))
+    pages = {state: value(source, "dserve_pages", {"state": state}) for state in ("used", "free")}
+    assert pages == {"used": 3, "free": 5}
+    assert value(source, "dserve_pages", {"state": "cached"}) == 2
+    assert value(source, "vllm:kv_cache_usage_perc", {"model_name": "tiny"}) == 0.3
+
+
+def test_usage_of_a_pool_not_yet_known_is_zero() -> None:
+    assert value(metrics(), "vllm:kv_cache_usage_perc", {"model_name": "tiny"}) == 0
+
+
+def test_aliases_show_the_same_numbers() -> None:
+    source = metrics()
+    source.on_stats(Stats(*range(1, 11)))
+    for key, alias in ALIASES.items():
+        if key == "usage":
+            continue
+        suffix = "_total" if alias.kind == "counter" else ""
+        ours = value(source, DECLARED[key].name + suffix)
+        assert value(source, alias.name + suffix, {"model_name": "tiny"}) == ours > 0
+
+
+def test_counters_go_on_after_an_announced_restart() -> None:
+    source = metrics()
+    source.on_stats(Stats(output_tokens_total=10))
+    source.on_restart()
+    assert value(source, "dserve_output_tokens_total") == 10
+    # More than before the restart: only the announcement tells it from the same engine's.
+    source.on_stats(Stats(output_tokens_total=12))
+    assert value(source, "dserve_output_tokens_total") == 22
+    assert value(source, "dserve_engine_restarts_total") == 1
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_a_counter_that_falls_shows_a_restart_and_never_goes_backwards(name: str) -> None:
+    source = metrics()
+    source.on_stats(report(name, 7))
+    source.on_stats(report(name, 2))
+    source.on_stats(report(name, 3))
+    assert value(source, DECLARED[name].name + "_total") == 10
+
+
+def test_instances_share_nothing() -> None:
+    one, other = metrics(), metrics()
+    one.on_event(REQUEST, TokenEvent("r", (5,)), 101.0, None)
+    one.on_stats(Stats(output_tokens_total=1))
+    assert value(one, "dserve_ttft_seconds_count") == 1
+    assert scrape(other) == scrape(metrics())
+
+
+def test_buckets_start_at_a_millisecond_and_reach_minutes() -> None:
+    assert SECONDS[0] == 0.001
+    assert SECONDS[-1] >= 300
+    assert list(SECONDS) == sorted(set(SECONDS))
+
+
+def test_build_info_names_version_and_model() -> None:
+    labels = {"version": "1.2.3", "model": "tiny"}
+    assert value(metrics(), "dserve_build_info", labels) == 1
+
+
+def test_content_type_is_prometheus_text() -> None:
+    assert metrics().render()[1].startswith("text/plain; version=")
