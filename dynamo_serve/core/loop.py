@@ -1,0 +1,125 @@
+"""inbox → plan → step → publish: one turn of the engine process, repeated."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import NamedTuple
+
+from dynamo_serve.core.batch import Batch, SequenceOutput
+from dynamo_serve.core.engine import Engine
+from dynamo_serve.core.request import Finish, Request, TokenEvent
+from dynamo_serve.core.scheduler import Scheduler
+from dynamo_serve.core.stats import Stats, StepStats
+
+log = logging.getLogger(__name__)
+
+MAX_FAILED_STEPS = 3  # in a row; then the engine is beyond helping itself
+
+
+class Submit(NamedTuple):
+    request: Request
+
+
+class Cancel(NamedTuple):
+    request_id: str
+
+
+class Stop(NamedTuple):
+    """End the loop after this turn; whatever is live is abandoned."""
+
+
+Command = Submit | Cancel | Stop
+
+Inbox = Callable[[float | None], list[Command]]
+"""Everything that has arrived; waits at most so many seconds for the first (None: for ever)."""
+
+Publish = Callable[[list[TokenEvent], Stats], None]
+"""Called at most once per turn, however many requests got a token."""
+
+
+class Loop:
+    """Owns the scheduler and the engine; nothing else calls either."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        engine: Engine,
+        *,
+        inbox: Inbox,
+        publish: Publish,
+        clock: Callable[[], float],
+    ) -> None:
+        self.scheduler = scheduler
+        self.engine = engine
+        self.inbox = inbox
+        self.publish = publish
+        self.clock = clock
+        self._num_failed = 0
+        self._is_stopped = False
+        self._is_checked = True
+
+    def run(self) -> None:
+        """Turn until told to stop. Raises what the engine raised if steps fail again and again."""
+        while not self._is_stopped:
+            self.turn()
+
+    def turn(self) -> None:
+        events: list[TokenEvent] = []
+        for command in self.inbox(self._patience()):
+            events += self._obey(command)
+        batch = None if self._is_stopped else self.scheduler.schedule(self.clock())
+        self._forget()
+        step = None
+        if batch:
+            events_of_step, step = self._step(batch)
+            events += events_of_step
+            self._forget()
+        if events or step:
+            self.publish(events, self.scheduler.stats(step))
+
+    def _patience(self) -> float | None:
+        """How long the inbox may wait: not at all while there is something to run."""
+        if self.scheduler.running:
+            return 0.0
+        wake_at = self.scheduler.wake_at()
+        if wake_at is not None:
+            return max(0.0, wake_at - self.clock())
+        if not self._is_checked:  # gone idle: the books must balance
+            self.scheduler.check()
+            self._is_checked = True
+        return None
+
+    def _obey(self, command: Command) -> list[TokenEvent]:
+        match command:
+            case Submit(request):
+                self.scheduler.add(request)
+                self._is_checked = False
+            case Cancel(request_id):
+                return self.scheduler.cancel(request_id, self.clock())
+            case Stop():
+                self._is_stopped = True
+        return []
+
+    def _forget(self) -> None:
+        if self.scheduler.dropped:
+            self.engine.drop(self.scheduler.dropped)
+            self.scheduler.dropped = []
+
+    def _step(self, batch: Batch) -> tuple[list[TokenEvent], StepStats]:
+        began = self.clock()
+        try:
+            outputs = self.engine.step(batch)
+            self._num_failed = 0
+        except Exception as error:  # one bad batch must not take the server down
+            self._num_failed += 1
+            if self._num_failed >= MAX_FAILED_STEPS:
+                raise
+            log.exception("a %s step of %d failed", batch.phase.value, len(batch.work))
+            outputs = [
+                SequenceOutput(w.seq_id, finish=Finish.ERROR, error=f"the step failed: {error}")
+                for w in batch.work
+            ]
+        now = self.clock()
+        step = StepStats(batch.phase.value, now - began, batch.num_tokens, len(batch.work))
+        return self.scheduler.update(batch, outputs, now), step

@@ -1,0 +1,69 @@
+"""How far one request has got."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dynamo_serve.core.batch import Phase
+from dynamo_serve.core.request import Request, Summary
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """The progress of one request. Only the scheduler writes to it.
+
+    tokens      |  prompt ........................ | output ........ |
+    computed    |  KV is in the pages .................. |           |
+    pending                                              | to be run |   1 while decoding
+    page_keys   |  full | full | full | full | full |                    keys known so far
+    num_sealed  |  published ..........|                                 pages in the index
+    """
+
+    request: Request
+    tokens: list[int]
+    phase: Phase = Phase.PREFILL
+    num_computed: int = 0
+    page_table: list[int] = field(default_factory=list)
+    page_keys: list[bytes] = field(default_factory=list)
+    num_sealed: int = 0
+    num_unseen: int = 0  # head from the prefix cache that the engine has not been shown
+    num_preemptions: int = 0
+    cached_tokens: int = 0  # head found in the prefix cache when first admitted
+    admitted_at: float | None = None  # first time
+    first_token_at: float | None = None
+
+    @classmethod
+    def of(cls, request: Request) -> Sequence:
+        return cls(request, list(request.prompt_ids))
+
+    @property
+    def id(self) -> str:
+        return self.request.id
+
+    @property
+    def prompt_len(self) -> int:
+        return len(self.request.prompt_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def num_outputs(self) -> int:
+        return len(self.tokens) - len(self.request.prompt_ids)
+
+    @property
+    def num_pending(self) -> int:
+        """Tokens the model has still to read; exactly 1 in the decode phase."""
+        return len(self.tokens) - self.num_computed
+
+    def summary(self, now: float) -> Summary:
+        admitted = now if self.admitted_at is None else self.admitted_at
+        first = now if self.first_token_at is None else self.first_token_at
+        return Summary(
+            queue_seconds=max(0.0, admitted - self.request.arrival),
+            prefill_seconds=max(0.0, first - admitted),
+            decode_seconds=max(0.0, now - first),
+            cached_tokens=self.cached_tokens,
+            num_preemptions=self.num_preemptions,
+        )

@@ -1,0 +1,107 @@
+"""A model without a model: deterministic tokens, read from real pages, no torch."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+from dynamo_serve.core.batch import Batch, SequenceOutput, Work
+from dynamo_serve.core.engine import EngineSpec
+from dynamo_serve.core.request import TokenLogprob
+
+EMPTY = -1
+MASK = (1 << 64) - 1
+
+
+def mix(state: int, value: int) -> int:
+    """One round of a 64-bit hash (the finalizer of SplitMix64, Steele et al. 2014)."""
+    z = (state + 0x9E3779B97F4A7C15 + value) & MASK
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK
+    return z ^ (z >> 31)
+
+
+def next_token(context: Iterable[int], vocab_size: int, banned: frozenset[int]) -> int:
+    """The 'model': a pure function of every token so far, never a banned one."""
+    state = 0
+    for token in context:
+        state = mix(state, token)
+    while state % vocab_size in banned:
+        state = mix(state, 0)
+    return state % vocab_size
+
+
+class FakeEngine:
+    """Answers nonsense, the same nonsense every time; for tests, load and simulation.
+
+    Its 'KV cache' holds the token of each slot, and the next token depends on all of the context
+    as it stands in the pages, so a wrong page table gives a wrong answer. Temperature, filters and
+    penalties have no meaning here: the token is a function of the context alone; log-probabilities
+    are invented. `step_seconds` is slept in every step.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int = 97,
+        max_model_len: int = 256,
+        page_size: int = 4,
+        num_pages: int = 64,
+        step_seconds: float = 0.0,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.spec = EngineSpec(
+            max_model_len=min(max_model_len, page_size * num_pages),
+            page_size=page_size,
+            num_pages=num_pages,
+            vocab_size=vocab_size,
+            facts={"architecture": "fake", "device": "none", "attention_backend": "none"},
+        )
+        self.slots: list[int] = []
+        self._step_seconds = step_seconds
+        self._sleep = sleep
+
+    def start(self) -> EngineSpec:
+        self.slots = [EMPTY] * (self.spec.page_size * self.spec.num_pages)
+        return self.spec
+
+    def step(self, batch: Batch) -> list[SequenceOutput]:
+        if self._step_seconds:
+            self._sleep(self._step_seconds)
+        for work in batch.work:
+            self._write(work)
+        return [self._answer(work) for work in batch.work if work.samples]
+
+    def drop(self, seq_ids: Iterable[str]) -> None:
+        pass  # pages are the pool's business
+
+    def close(self) -> None:
+        self.slots = []
+
+    def _write(self, work: Work) -> None:
+        size = self.spec.page_size
+        for position, token in enumerate(work.token_ids, start=work.position):
+            self.slots[work.page_table[position // size] * size + position % size] = token
+
+    def _read(self, work: Work) -> list[int]:
+        size = self.spec.page_size
+        length = work.position + len(work.token_ids)
+        context: list[int] = []
+        for page_id in work.page_table[: -(-length // size)]:
+            context += self.slots[page_id * size : (page_id + 1) * size]
+        return context[:length]
+
+    def _answer(self, work: Work) -> SequenceOutput:
+        token = next_token(self._read(work), self.spec.vocab_size, work.banned_ids)
+        wanted = work.sampling.logprobs
+        logprobs = () if wanted is None else (self._logprob(token, wanted),)
+        return SequenceOutput(work.seq_id, (token,), logprobs)
+
+    def _logprob(self, token: int, num_top: int) -> TokenLogprob:
+        """Half the mass on the chosen token, half of the rest on the next one, and so on."""
+        vocab_size = self.spec.vocab_size
+        top: Sequence[tuple[int, float]] = [
+            ((token + i) % vocab_size, (i + 1) * math.log(0.5)) for i in range(num_top)
+        ]
+        return TokenLogprob(token, math.log(0.5), tuple(top))

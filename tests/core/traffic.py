@@ -1,0 +1,163 @@
+"""Random traffic through the real scheduler and pool, against an obvious reference."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+from dynamo_serve.core.engine import Engine
+from dynamo_serve.core.loop import Cancel, Command, Loop, Submit
+from dynamo_serve.core.page_pool import PagePool
+from dynamo_serve.core.request import Finish, Request, TokenEvent
+from dynamo_serve.core.scheduler import Limits, Scheduler
+from dynamo_serve.core.stats import Stats
+from dynamo_serve.engines.fake import FakeEngine, next_token
+
+VOCAB_SIZE = 23
+MAX_TURNS = 20_000
+
+
+@dataclass
+class Harness:
+    """One loop under a virtual clock, turned by hand."""
+
+    engine: Engine
+    limits: Limits = field(default_factory=Limits)
+    prefix_sharing: bool = True
+    now: float = 0.0
+
+    def __post_init__(self) -> None:
+        spec = self.engine.start()
+        pool = PagePool(spec.num_pages, spec.page_size, prefix_sharing=self.prefix_sharing)
+        self.scheduler = Scheduler(pool, self.limits)
+        self.commands: list[Command] = []
+        self.events: list[TokenEvent] = []
+        self.published: list[Stats] = []
+        self.loop = Loop(
+            self.scheduler,
+            self.engine,
+            inbox=self._inbox,
+            publish=self._publish,
+            clock=lambda: self.now,
+        )
+
+    def _inbox(self, patience: float | None) -> list[Command]:
+        if patience and not self.commands:
+            self.now += patience
+        commands, self.commands = self.commands, []
+        return commands
+
+    def _publish(self, events: list[TokenEvent], stats: Stats) -> None:
+        self.events += events
+        self.published.append(stats)
+
+    def turn(self) -> None:
+        """One turn of the loop, a millisecond long, and a look at the books after it."""
+        self.loop.turn()
+        self.now += 0.001
+        self.scheduler.check()
+
+    def generate(self, *requests: Request) -> dict[str, list[int]]:
+        """Run the requests to their end; the tokens of each."""
+        self.commands += [Submit(request) for request in requests]
+        self.events = []
+        for _ in range(MAX_TURNS):
+            self.turn()
+            if self.scheduler.is_idle:
+                return {r.id: self.tokens_of(r.id) for r in requests}
+        raise AssertionError("never finished")
+
+    def tokens_of(self, request_id: str) -> list[int]:
+        return [t for e in self.events if e.request_id == request_id for t in e.token_ids]
+
+    def finish_of(self, request_id: str) -> list[TokenEvent]:
+        return [e for e in self.events if e.request_id == request_id and e.finish]
+
+
+def reference(request: Request, vocab_size: int = VOCAB_SIZE) -> tuple[list[int], Finish]:
+    """What the fake model answers, worked out without pages, batches or scheduler."""
+    output: list[int] = []
+    while len(output) < request.max_tokens:
+        banned = request.stop_ids if len(output) < request.min_tokens else frozenset[int]()
+        output.append(next_token([*request.prompt_ids, *output], vocab_size, banned))
+        if output[-1] in request.stop_ids:
+            return output, Finish.STOP
+    return output, Finish.LENGTH
+
+
+def random_requests(rng: random.Random, count: int, longest: int) -> list[Request]:
+    """Prompts that share heads of several lengths, some equal, some with another salt."""
+    head = [rng.randrange(VOCAB_SIZE) for _ in range(longest)]
+    requests = []
+    for i in range(count):
+        shared = head[: rng.choice([0, 3, 8, longest // 3])]
+        own = [rng.randrange(VOCAB_SIZE) for _ in range(rng.randint(1, longest // 3))]
+        requests.append(
+            Request(
+                id=f"r{i}",
+                prompt_ids=tuple(shared + own if rng.random() < 0.9 else head[: longest // 3]),
+                max_tokens=rng.randint(1, longest // 3),
+                stop_ids=frozenset({13}) if rng.random() < 0.5 else frozenset(),
+                min_tokens=rng.choice([0, 0, 2]),
+                salt=rng.choice(["", "", "other"]),
+            )
+        )
+    return requests
+
+
+def check_seed(seed: int) -> int:
+    """Drive one random mix to its end and compare everything; how many preemptions it met."""
+    rng = random.Random(seed)
+    page_size = rng.choice([1, 2, 4, 16])
+    longest = 36
+    num_pages = -(-longest // page_size) + rng.randint(0, 12)
+    engine = FakeEngine(
+        vocab_size=VOCAB_SIZE, max_model_len=longest, page_size=page_size, num_pages=num_pages
+    )
+    limits = Limits(
+        max_prefill_tokens=rng.choice([1, 5, 16, 64]),
+        max_decode_sequences=rng.choice([1, 3, 8]),
+        max_queue_delay=rng.choice([0.0, 0.003]),
+    )
+    harness = Harness(engine, limits, prefix_sharing=rng.random() < 0.8)
+    requests = random_requests(rng, 14, longest)
+    cancelled = {r.id for r in requests if rng.random() < 0.2}
+    play(harness, rng, requests, cancelled)
+    judge(harness, requests, cancelled)
+    return harness.published[-1].preemptions_total
+
+
+def play(
+    harness: Harness, rng: random.Random, requests: list[Request], cancelled: set[str]
+) -> None:
+    todo = list(requests)
+    for _ in range(MAX_TURNS):
+        if todo and rng.random() < 0.4:
+            harness.commands.append(Submit(todo.pop()))
+        if cancelled and rng.random() < 0.1:
+            harness.commands.append(Cancel(rng.choice(sorted(cancelled))))
+        harness.turn()
+        if not todo and not harness.commands and harness.scheduler.is_idle:
+            return
+    raise AssertionError("a request never finished")
+
+
+def judge(harness: Harness, requests: list[Request], cancelled: set[str]) -> None:
+    pool = harness.scheduler.pool
+    pool.check([])
+    assert pool.num_free + pool.num_cached == pool.num_pages, "a page leaked"
+    for request in requests:
+        tokens, finish = harness.tokens_of(request.id), harness.finish_of(request.id)
+        assert len(finish) == 1, f"{request.id} has {len(finish)} finishes"
+        last = [e for e in harness.events if e.request_id == request.id][-1]
+        assert last.finish, f"{request.id}: an event after the last event"
+        expected, reason = reference(request)
+        if last.finish is Finish.CANCELLED:
+            assert request.id in cancelled
+            assert tokens == expected[: len(tokens)], request.id
+        else:
+            assert (tokens, last.finish) == (expected, reason), request.id
+            assert (last.stop_id is not None) == (reason is Finish.STOP)
+    asked = sum(len(r.prompt_ids) for r in requests)
+    last_stats = harness.published[-1]
+    assert last_stats.prefix_hit_tokens_total <= last_stats.prefix_asked_tokens_total <= asked
