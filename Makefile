@@ -1,0 +1,36 @@
+# make serve: install if needed, start the server.   make test: install if needed, run the tests.
+BIN := .venv/bin
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+  $$python -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$python && break; done)
+
+.PHONY: serve test check install test-gpu bench reference
+
+serve: install
+	$(BIN)/dynamo-serve serve $(ARGS)
+
+test: install
+	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
+
+check: install
+	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
+	$(BIN)/python -m pytest tests/architecture
+
+test-gpu: install
+	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+bench: install
+	$(BIN)/python -m bench $(ARGS)
+
+reference: install
+	$(BIN)/python -m dynamo_serve.reference
+
+install: .venv/installed
+
+.venv/installed: requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; set PYTHON=..." >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install $$(grep '^torch==' requirements.lock)
+	$(BIN)/python -m pip install -r requirements.lock
+	$(BIN)/python -m pip install --no-deps --no-build-isolation --editable .
+	touch $@
