@@ -1,16 +1,34 @@
-"""Tokens in, tokens out: what the HTTP edge asks of everything behind it.
-
-INTERFACE SKETCH, being built: signatures are final, bodies are not.
-"""
+"""Tokens in, tokens out: accepted requests on this side, the engine on the other."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+import asyncio
+import logging
+import math
+import time
+from collections.abc import AsyncGenerator
 from enum import Enum
+from typing import Protocol
 
+from dynamo_serve.config import Config
 from dynamo_serve.core.engine import EngineSpec
-from dynamo_serve.core.request import Request, TokenEvent
+from dynamo_serve.core.loop import Cancel, Submit
+from dynamo_serve.core.request import Finish, Request, TokenEvent
 from dynamo_serve.core.stats import Stats
+from dynamo_serve.errors import (
+    ContextTooLong,
+    EngineFailure,
+    EngineStartError,
+    RequestError,
+    Unavailable,
+)
+from dynamo_serve.link import Hooks, Link, ProcessLink, ThreadLink
+from dynamo_serve.worker import Progress
+
+log = logging.getLogger(__name__)
+
+MAX_BACKOFF_SECONDS = 30.0
+STABLE_SECONDS = 60.0  # an engine that lived so long is restarted at once
 
 
 class State(Enum):
@@ -21,40 +39,250 @@ class State(Enum):
     CLOSED = "closed"
 
 
-class Service:
-    """Owns the engine (process or thread) and every accepted request."""
+class Observer(Protocol):
+    """Sees everything that passes; must be quick."""
 
-    state: State
-    spec: EngineSpec  # valid once state has been READY
-    stats: Stats  # the newest the engine published
-    on_stats: Callable[[Stats], None]  # called once per publish (metrics hook)
+    def on_stats(self, stats: Stats) -> None: ...
+
+    def on_event(
+        self, request: Request, event: TokenEvent, now: float, previous: float | None
+    ) -> None:
+        """`previous`: when the request's last event with tokens came; None for the first."""
+        ...
+
+
+class NoObserver:
+    def on_stats(self, stats: Stats) -> None:
+        pass
+
+    def on_event(
+        self, request: Request, event: TokenEvent, now: float, previous: float | None
+    ) -> None:
+        pass
+
+
+class Inbox:
+    """Events of one request on their way to one reader."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.previous: float | None = None
+        self._event: TokenEvent | None = None
+        self._error: RequestError | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    def put(self, event: TokenEvent) -> None:
+        self._event = event if self._event is None else merge(self._event, event)
+        self._wake()
+
+    def fail(self, error: RequestError) -> None:
+        self._error = error
+        self._wake()
+
+    async def take(self) -> TokenEvent:
+        """What has come since the last call, as one event; raises what `fail` was given."""
+        while self._event is None:
+            if self._error is not None:
+                raise self._error
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        event, self._event = self._event, None
+        return event
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+def merge(first: TokenEvent, second: TokenEvent) -> TokenEvent:
+    """Two consecutive events of a request as one: a slow reader costs no memory but its tokens."""
+    return second._replace(
+        token_ids=first.token_ids + second.token_ids, logprobs=first.logprobs + second.logprobs
+    )
+
+
+class Service:
+    """Owns the engine and every accepted request.
+
+    A request stays in `_live` from its acceptance until the engine has reported its finish, also
+    when its reader has gone.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        model_path: str,
+        observer: Observer | None = None,
+        progress: Progress = lambda stage, fraction: None,
+    ) -> None:
+        self.state = State.STARTING
+        self.stats = Stats()
+        self.num_restarts = 0
+        self.lost_reason: str | None = None
+        self._config = config
+        self._model_path = model_path
+        self._observer = observer or NoObserver()
+        self._hooks = Hooks(self._on_step, self._on_lost, progress)
+        self._link: Link | None = None
+        self._live: dict[str, Inbox] = {}
+        self._idle = asyncio.Event()
+        self._restarting: asyncio.Task[None] | None = None
+        self._started_at = 0.0
+        self._start_seconds = 1.0
+        self._num_quick_deaths = 0
+        scheduler = config.scheduler
+        self._max_live = scheduler.max_waiting + scheduler.max_decode_sequences
 
     async def start(self) -> None:
         """Start the engine and wait until it is ready. Raises `EngineStartError`."""
-        raise NotImplementedError
+        began = time.monotonic()
+        link_class = ProcessLink if self._config.engine.process else ThreadLink
+        self._link = link_class(self._config, self._model_path, self._hooks)
+        self.spec: EngineSpec = await self._link.start()
+        self._started_at = time.monotonic()
+        self._start_seconds = self._started_at - began
+        if self.state in (State.STARTING, State.RESTARTING):
+            self.state = State.READY
 
-    def generate(self, request: Request) -> AsyncGenerator[TokenEvent, None]:
+    async def generate(self, request: Request) -> AsyncGenerator[TokenEvent, None]:
         """Events of one request; the last has `finish`. Closing the generator cancels.
 
-        Waiting events are merged when the reader is slow. Raises `Unavailable` (starting, draining,
-        queue full, engine lost; also in the middle of a stream when the engine dies) and
-        `EngineFailure` when the engine failed this request (finish ERROR is never yielded).
+        Waiting events are merged when the reader is slow. Raises `ContextTooLong`; `Unavailable`
+        (starting, draining, queue full, engine lost; also in the middle of a stream when the engine
+        dies); `EngineFailure` when the engine failed this request (ERROR is never yielded).
         """
-        raise NotImplementedError
+        self.check_ready()
+        self._check_fits(request)
+        inbox = self._live[request.id] = Inbox(request)
+        self._idle.clear()
+        link = self._link
+        assert link, "ready without an engine"
+        link.send(Submit(request))
+        try:
+            while True:
+                event = await inbox.take()
+                if event.finish is Finish.ERROR:
+                    raise EngineFailure(event.error or "the engine failed this request")
+                yield event
+                if event.finish:
+                    return
+        finally:  # no await here: it may be running under cancellation
+            if self._live.get(request.id) is inbox:
+                link.send(Cancel(request.id))
 
     @property
     def num_live(self) -> int:
         """Requests accepted and not finished."""
-        raise NotImplementedError
+        return len(self._live)
 
     def check_ready(self) -> None:
         """Raise `Unavailable` (with retry_after) unless new requests are accepted."""
-        raise NotImplementedError
+        match self.state:
+            case State.READY:
+                if len(self._live) >= self._max_live:
+                    raise Unavailable(f"the queue is full ({self._max_live} requests are waiting)")
+            case State.STARTING:
+                raise Unavailable("the server is starting", retry_after=2.0)
+            case State.RESTARTING:
+                raise Unavailable(
+                    f"the engine is being restarted ({self.lost_reason})",
+                    retry_after=self._retry_after(),
+                )
+            case _:
+                raise Unavailable("the server is shutting down", retry_after=5.0)
 
     async def drain(self, timeout: float) -> None:
         """Refuse new requests; return when the live ones finished or `timeout` seconds passed."""
-        raise NotImplementedError
+        self.state = State.DRAINING
+        try:
+            async with asyncio.timeout(timeout):
+                while self._live:
+                    self._idle.clear()
+                    await self._idle.wait()
+        except TimeoutError:
+            log.warning("%d requests did not finish in %g s", len(self._live), timeout)
 
     async def close(self) -> None:
         """Stop the engine; whoever still waits gets `Unavailable`."""
-        raise NotImplementedError
+        self.state = State.CLOSED
+        if self._restarting:
+            self._restarting.cancel()
+            await asyncio.gather(self._restarting, return_exceptions=True)
+        self._fail_all("the server is shutting down", retry_after=5.0)
+        if self._link:
+            await self._link.close()
+
+    # ── what the link reports ────────────────────────────────────────────────
+
+    def _on_step(self, events: list[TokenEvent], stats: Stats) -> None:
+        now = time.monotonic()
+        self.stats = stats
+        self._observer.on_stats(stats)
+        for event in events:
+            inbox = self._live.get(event.request_id)
+            if inbox is None:
+                continue  # accepted by an engine that was declared lost since
+            self._observer.on_event(inbox.request, event, now, inbox.previous)
+            if event.token_ids:
+                inbox.previous = now
+            if event.finish:
+                del self._live[event.request_id]
+            inbox.put(event)
+        if not self._live:
+            self._idle.set()
+
+    def _on_lost(self, reason: str) -> None:
+        log.error("engine lost: %s; %d live requests fail", reason, len(self._live))
+        self.lost_reason = reason
+        self.stats = Stats()
+        self._observer.on_stats(self.stats)
+        if self.state is State.READY:
+            self.state = State.RESTARTING
+        lived = time.monotonic() - self._started_at
+        self._num_quick_deaths = 0 if lived > STABLE_SECONDS else self._num_quick_deaths + 1
+        self._fail_all(f"the engine was lost ({reason})", retry_after=self._retry_after())
+        if self.state is State.RESTARTING:
+            self._restarting = asyncio.create_task(self._restart())
+
+    async def _restart(self) -> None:
+        """Start the engine again, with growing pauses, until it lives or the service closes."""
+        while self.state is State.RESTARTING:
+            await asyncio.sleep(self._backoff())
+            try:
+                self.num_restarts += 1
+                await self.start()
+                log.warning("engine restarted in %.1f s", self._start_seconds)
+            except (EngineStartError, OSError) as error:
+                self._num_quick_deaths += 1
+                self.lost_reason = str(error)
+                log.error("the engine does not start: %s", error)
+
+    def _backoff(self) -> float:
+        """Seconds to pause before the next start: none after the first death, then 1, 2, 4, …"""
+        if self._num_quick_deaths <= 1:
+            return 0.0
+        return min(MAX_BACKOFF_SECONDS, 2.0 ** (self._num_quick_deaths - 2))
+
+    def _retry_after(self) -> float:
+        return math.ceil(self._backoff() + self._start_seconds)
+
+    def _fail_all(self, message: str, *, retry_after: float) -> None:
+        for inbox in self._live.values():
+            self._observer.on_event(
+                inbox.request,
+                TokenEvent(inbox.request.id, finish=Finish.ERROR, error=message),
+                time.monotonic(),
+                inbox.previous,
+            )
+            inbox.fail(Unavailable(message, retry_after=retry_after))
+        self._live.clear()
+        self._idle.set()
+
+    def _check_fits(self, request: Request) -> None:
+        asked = len(request.prompt_ids) + request.max_tokens
+        if asked > self.spec.max_model_len:
+            raise ContextTooLong(
+                f"{len(request.prompt_ids)} prompt tokens and max_tokens {request.max_tokens} make "
+                f"{asked}, more than the limit of {self.spec.max_model_len}"
+            )

@@ -1,0 +1,216 @@
+"""Two ways to reach an engine: in a process of its own, or in a thread of this one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from dynamo_serve import wire
+from dynamo_serve.config import Config
+from dynamo_serve.core.engine import EngineSpec
+from dynamo_serve.core.loop import Command, Stop
+from dynamo_serve.core.request import TokenEvent
+from dynamo_serve.core.stats import Stats
+from dynamo_serve.errors import EngineStartError
+from dynamo_serve.worker import Progress, build_engine, build_loop
+
+RECEIVE_BYTES = 1 << 20
+CLOSE_SECONDS = 5.0  # what a step in flight gets before the process is killed
+ENGINE_SECTIONS = ("model", "engine", "cache", "scheduler", "log")
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What a link calls, always on the event loop.
+
+    `on_step` once per publish; `on_lost` once, with the reason, when a started engine is gone
+    without having been closed.
+    """
+
+    on_step: Callable[[list[TokenEvent], Stats], None]
+    on_lost: Callable[[str], None]
+    progress: Progress
+
+
+class Link(Protocol):
+    async def start(self) -> EngineSpec:
+        """Raises `EngineStartError` if the engine cannot start."""
+        ...
+
+    def send(self, command: Command) -> None: ...
+
+    async def close(self) -> None:
+        """Stop the engine; returns when it is gone."""
+        ...
+
+
+class ProcessLink:
+    """An engine process, and the socket to it."""
+
+    def __init__(self, config: Config, model_path: str, hooks: Hooks) -> None:
+        self._config = config
+        self._model_path = model_path
+        self._hooks = hooks
+        self._is_closing = False
+        self._failure: str | None = None
+
+    async def start(self) -> EngineSpec:
+        self._ready: asyncio.Future[EngineSpec] = asyncio.get_running_loop().create_future()
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "dynamo_serve.worker", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env=engine_environment(self._config.engine.threads),
+                start_new_session=True,  # Ctrl-C is for the API process, which drains
+            )
+        reader, self._writer = await asyncio.open_connection(sock=ours)
+        sections = {name: asdict(getattr(self._config, name)) for name in ENGINE_SECTIONS}
+        self._writer.write(wire.pack("configure", sections, self._model_path))
+        self._reading = asyncio.create_task(self._read(reader))
+        try:
+            return await asyncio.shield(self._ready)
+        except BaseException:
+            await self.close()
+            raise
+
+    def send(self, command: Command) -> None:
+        self._writer.write(wire.pack_command(command))
+
+    async def close(self) -> None:
+        self._is_closing = True
+        if self.process.poll() is None and not self._writer.is_closing():
+            self.send(Stop())
+        self._writer.close()
+        try:
+            await asyncio.to_thread(self.process.wait, CLOSE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+        await self._reading
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        frames = wire.Frames()
+        try:
+            while data := await reader.read(RECEIVE_BYTES):
+                for message in frames.feed(data):
+                    self._take(message)
+        except ConnectionError:
+            pass  # the process is gone; what follows says how
+        code = await asyncio.to_thread(self.process.wait)
+        self._writer.close()
+        reason = self._failure or describe_exit(code)
+        if not self._ready.done():
+            self._ready.set_exception(EngineStartError(reason))
+        elif not self._is_closing:
+            self._hooks.on_lost(reason)
+
+    def _take(self, message: list[Any]) -> None:
+        match message[0]:
+            case "step":
+                self._hooks.on_step(*wire.step_of(message))
+            case "progress":
+                self._hooks.progress(message[1], message[2])
+            case "ready":
+                self._ready.set_result(wire.spec_of(message))
+            case "failed":
+                self._failure = message[2]
+
+
+class ThreadLink:
+    """The engine in a thread of this process: for tests and notebooks."""
+
+    def __init__(self, config: Config, model_path: str, hooks: Hooks) -> None:
+        self._config = config
+        self._model_path = model_path
+        self._hooks = hooks
+        self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        self._is_closing = False
+
+    async def start(self) -> EngineSpec:
+        self._loop = asyncio.get_running_loop()
+        self._ready: asyncio.Future[EngineSpec] = self._loop.create_future()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+        return await self._ready
+
+    def send(self, command: Command) -> None:
+        self._commands.put(command)
+
+    async def close(self) -> None:
+        self._is_closing = True
+        self.send(Stop())
+        await asyncio.to_thread(self._thread.join)
+
+    def _run(self) -> None:
+        def progress(stage: str, fraction: float) -> None:
+            self._call(self._hooks.progress, stage, fraction)
+
+        def publish(events: list[TokenEvent], stats: Stats) -> None:
+            self._call(self._hooks.on_step, events, stats)
+
+        try:
+            engine = build_engine(self._config, self._model_path, progress)
+            try:
+                spec = engine.start()
+                self._call(self._ready.set_result, spec)
+                build_loop(
+                    self._config,
+                    engine,
+                    spec,
+                    inbox=self._receive,
+                    publish=publish,
+                ).run()
+            finally:
+                engine.close()
+        except Exception as error:
+            self._call(self._fail, error)
+
+    def _call(self, function: Callable[..., object], *arguments: object) -> None:
+        """Run `function` on the event loop, if that still runs."""
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(function, *arguments)
+
+    def _fail(self, error: Exception) -> None:
+        if not self._ready.done():
+            self._ready.set_exception(error)
+        elif not self._is_closing:
+            self._hooks.on_lost(f"{type(error).__name__}: {error}")
+
+    def _receive(self, patience: float | None) -> list[Command]:
+        commands: list[Command] = []
+        try:
+            if patience != 0.0:
+                commands.append(self._commands.get(timeout=patience))
+            while True:
+                commands.append(self._commands.get_nowait())
+        except queue.Empty:
+            return commands
+
+
+def engine_environment(threads: int) -> dict[str, str]:
+    """The engine process's environment; what the operator set stands."""
+    package_root = str(Path(__file__).parents[1])
+    ours = {
+        "OMP_NUM_THREADS": str(threads or len(os.sched_getaffinity(0))),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
+    return {**ours, **os.environ, "PYTHONPATH": path}
+
+
+def describe_exit(code: int) -> str:
+    if code < 0:
+        return f"the engine process died of {signal.Signals(-code).name}"
+    return f"the engine process exited with code {code}"

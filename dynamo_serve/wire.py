@@ -1,0 +1,161 @@
+"""Messages between the API process and the engine process: msgpack arrays, framed.
+
+To the engine     ["submit", request] · ["cancel", id] · ["stop"]
+From the engine   ["progress", stage, fraction] · ["ready", spec] · ["step", events, stats]
+                  · ["failed", kind, message]
+"""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from dataclasses import asdict
+from typing import Any
+
+import msgpack
+
+from dynamo_serve.core.engine import EngineSpec
+from dynamo_serve.core.loop import Cancel, Command, Stop, Submit
+from dynamo_serve.core.request import (
+    Finish,
+    Request,
+    Sampling,
+    Summary,
+    TokenEvent,
+    TokenLogprob,
+)
+from dynamo_serve.core.stats import Stats, StepStats
+
+HEADER = struct.Struct("<I")
+
+
+def pack(*message: Any) -> bytes:
+    """One frame: four bytes of length, then the message."""
+    body: bytes = msgpack.packb(message)
+    return HEADER.pack(len(body)) + body
+
+
+def unpack(body: bytes) -> list[Any]:
+    message: list[Any] = msgpack.unpackb(body, use_list=False)
+    return message
+
+
+class Frames:
+    """Cuts a byte stream into messages."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[list[Any]]:
+        """The messages that are complete now."""
+        self._buffer += data
+        messages: list[list[Any]] = []
+        start = 0
+        while len(self._buffer) - start >= HEADER.size:
+            (length,) = HEADER.unpack_from(self._buffer, start)
+            end = start + HEADER.size + length
+            if len(self._buffer) < end:
+                break
+            messages.append(unpack(bytes(self._buffer[start + HEADER.size : end])))
+            start = end
+        del self._buffer[:start]
+        return messages
+
+
+def pack_command(command: Command) -> bytes:
+    match command:
+        case Submit(request):
+            return pack("submit", _request_fields(request))
+        case Cancel(request_id):
+            return pack("cancel", request_id)
+        case Stop():
+            return pack("stop")
+
+
+def command_of(message: list[Any]) -> Command:
+    match message[0]:
+        case "submit":
+            return Submit(_request_of(*message[1]))
+        case "cancel":
+            return Cancel(message[1])
+        case "stop":
+            return Stop()
+    raise AssertionError(f"unknown command {message[0]!r}")
+
+
+def pack_step(events: list[TokenEvent], stats: Stats) -> bytes:
+    return pack("step", [_event_fields(event) for event in events], stats)
+
+
+def step_of(message: list[Any]) -> tuple[list[TokenEvent], Stats]:
+    _, events, fields = message
+    stats = Stats(*fields)
+    if stats.step is not None:
+        stats = stats._replace(step=StepStats(*stats.step))
+    return [_event_of(*e) for e in events], stats
+
+
+def pack_spec(spec: EngineSpec) -> bytes:
+    return pack("ready", asdict(spec))
+
+
+def spec_of(message: list[Any]) -> EngineSpec:
+    return EngineSpec(**message[1])
+
+
+def _request_fields(request: Request) -> tuple[Any, ...]:
+    s = request.sampling
+    return (
+        request.id,
+        array("q", request.prompt_ids).tobytes(),
+        request.max_tokens,
+        tuple(getattr(s, name) for name in Sampling.__slots__),
+        tuple(request.stop_ids),
+        request.min_tokens,
+        request.tenant,
+        request.salt,
+        request.arrival,
+    )
+
+
+def _request_of(
+    id: str,
+    prompt: bytes,
+    max_tokens: int,
+    sampling: tuple[Any, ...],
+    stop_ids: tuple[int, ...],
+    *rest: Any,
+) -> Request:
+    prompt_ids = array("q")
+    prompt_ids.frombytes(prompt)
+    return Request(
+        id, tuple(prompt_ids), max_tokens, Sampling(*sampling), frozenset(stop_ids), *rest
+    )
+
+
+def _event_fields(event: TokenEvent) -> tuple[Any, ...]:
+    if event.finish is None:
+        return event[:3] if event.logprobs else event[:2]
+    return (*event[:3], event.finish.value, *event[4:])
+
+
+def _event_of(
+    request_id: str,
+    token_ids: tuple[int, ...],
+    logprobs: tuple[Any, ...] = (),
+    finish: str | None = None,
+    stop_id: int | None = None,
+    summary: tuple[Any, ...] | None = None,
+    error: str | None = None,
+    artifact: bytes | None = None,
+) -> TokenEvent:
+    return TokenEvent(
+        request_id,
+        token_ids,
+        tuple(TokenLogprob(*lp) for lp in logprobs),
+        None if finish is None else Finish(finish),
+        stop_id,
+        None if summary is None else Summary(*summary),
+        error,
+        artifact,
+    )

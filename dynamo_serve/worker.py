@@ -1,0 +1,174 @@
+"""The engine process: builds the engine, then turns the loop until the API process is gone."""
+
+from __future__ import annotations
+
+import json
+import logging
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from dynamo_serve import wire
+from dynamo_serve.config import (
+    CacheSection,
+    Config,
+    EngineSection,
+    LogSection,
+    ModelSection,
+    SchedulerSection,
+)
+from dynamo_serve.core.engine import Engine, EngineSpec
+from dynamo_serve.core.loop import Command, Inbox, Loop, Publish, Stop
+from dynamo_serve.core.page_pool import PagePool
+from dynamo_serve.core.request import TokenEvent
+from dynamo_serve.core.scheduler import Limits, Scheduler
+from dynamo_serve.core.stats import Stats
+from dynamo_serve.engines.fake import FakeEngine
+from dynamo_serve.errors import EngineStartError
+
+Progress = Callable[[str, float], None]
+"""Called with a stage ("weights", "warm-up", "graphs") and how much of it is done, 0 to 1."""
+
+RECEIVE_BYTES = 1 << 20
+
+
+def build_engine(config: Config, model_path: str, progress: Progress) -> Engine:
+    if config.engine.kind == "fake":
+        return build_fake(config, model_path)
+    # torch is imported only where it is needed: this line costs seconds
+    from dynamo_serve.engines.local import LocalEngine  # noqa: PLC0415
+
+    engine: Engine = LocalEngine(
+        config.model,
+        config.engine,
+        config.cache,
+        max_decode_sequences=config.scheduler.max_decode_sequences,
+        max_prefill_tokens=config.scheduler.max_prefill_tokens,
+        path=model_path,
+        progress=progress,
+    )
+    return engine
+
+
+def build_fake(config: Config, model_path: str) -> Engine:
+    """The fake engine with the vocabulary and context of the model it stands for."""
+    try:
+        facts = json.loads((Path(model_path) / "config.json").read_text())
+    except OSError as error:
+        raise EngineStartError(f"the fake engine needs {model_path}/config.json: {error}") from None
+    max_model_len = config.model.max_model_len or facts["max_position_embeddings"]
+    num_pages = config.cache.num_pages or 64 * -(-max_model_len // config.cache.page_size)
+    return FakeEngine(
+        vocab_size=facts["vocab_size"],
+        max_model_len=max_model_len,
+        page_size=config.cache.page_size,
+        num_pages=num_pages,
+    )
+
+
+def build_loop(
+    config: Config, engine: Engine, spec: EngineSpec, *, inbox: Inbox, publish: Publish
+) -> Loop:
+    pool = PagePool(spec.num_pages, spec.page_size, prefix_sharing=config.cache.prefix_sharing)
+    limits = Limits(
+        max_prefill_tokens=config.scheduler.max_prefill_tokens,
+        max_decode_sequences=config.scheduler.max_decode_sequences,
+        max_queue_delay=config.scheduler.max_queue_delay_ms / 1000,
+    )
+    scheduler = Scheduler(pool, limits)
+    return Loop(scheduler, engine, inbox=inbox, publish=publish, clock=time.monotonic)
+
+
+class Channel:
+    """The engine's end of the socket. A closed socket reads as `Stop`: no parent, no purpose."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._frames = wire.Frames()
+
+    def receive(self, patience: float | None) -> list[Command]:
+        ready, _, _ = select.select([self._sock], [], [], patience)
+        if not ready:
+            return []
+        data = self._sock.recv(RECEIVE_BYTES)
+        if not data:
+            return [Stop()]
+        return [wire.command_of(message) for message in self._frames.feed(data)]
+
+    def receive_message(self) -> list[object]:
+        """The first message alone: the settings."""
+        while True:
+            data = self._sock.recv(RECEIVE_BYTES)
+            if not data:
+                raise EOFError("the API process is gone")
+            for message in self._frames.feed(data):
+                return message
+
+    def publish(self, events: list[TokenEvent], stats: Stats) -> None:
+        self._sock.sendall(wire.pack_step(events, stats))
+
+    def send(self, *message: object) -> None:
+        self._sock.sendall(wire.pack(*message))
+
+    def send_spec(self, spec: EngineSpec) -> None:
+        self._sock.sendall(wire.pack_spec(spec))
+
+
+def serve(channel: Channel, config: Config, model_path: str) -> None:
+    """Start the engine and serve it over `channel` until told to stop."""
+    engine = build_engine(
+        config, model_path, lambda stage, fraction: channel.send("progress", stage, fraction)
+    )
+    try:
+        spec = engine.start()
+        channel.send_spec(spec)
+        build_loop(config, engine, spec, inbox=channel.receive, publish=channel.publish).run()
+    finally:
+        engine.close()
+
+
+def settings_of(message: list[object]) -> tuple[Config, str]:
+    """The sections the engine needs, and the resolved model path."""
+    _, sections, model_path = message
+    assert isinstance(sections, dict) and isinstance(model_path, str)
+    model = {**sections["model"], "served_names": tuple(sections["model"]["served_names"])}
+    config = Config(
+        model=ModelSection(**model),
+        engine=EngineSection(**sections["engine"]),
+        cache=CacheSection(**sections["cache"]),
+        scheduler=SchedulerSection(**sections["scheduler"]),
+        log=LogSection(**sections["log"]),
+    )
+    return config, model_path
+
+
+def main(fd: int) -> int:
+    # Signals of the terminal and of the service manager are the API process's to handle; it
+    # ends this one by closing the socket.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    channel = Channel(socket.socket(fileno=fd))
+    try:
+        config, model_path = settings_of(channel.receive_message())
+        logging.basicConfig(
+            level=config.log.level.upper(), format="%(asctime)s %(levelname)s engine: %(message)s"
+        )
+        serve(channel, config, model_path)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return 0
+    except EngineStartError as error:
+        channel.send("failed", "start", str(error))
+        return 1
+    except Exception as error:
+        logging.getLogger(__name__).exception("the engine stopped")
+        channel.send("failed", "crash", f"{type(error).__name__}: {error}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1])))

@@ -1,0 +1,247 @@
+"""The service over a real engine process and over a thread, with the fake engine behind."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from dynamo_serve.config import CacheSection, Config, EngineSection, SchedulerSection
+from dynamo_serve.core.request import Finish, Request, TokenEvent
+from dynamo_serve.core.stats import Stats
+from dynamo_serve.engines.fake import FakeEngine
+from dynamo_serve.errors import ContextTooLong, EngineFailure, EngineStartError, Unavailable
+from dynamo_serve.link import ProcessLink
+from dynamo_serve.service import Service, State
+from tests.core.traffic import VOCAB_SIZE, reference
+
+TIMEOUT = 60.0
+
+
+class Witness:
+    """Keeps what an observer is told."""
+
+    def __init__(self) -> None:
+        self.stats: list[Stats] = []
+        self.events: list[TokenEvent] = []
+
+    def on_stats(self, stats: Stats) -> None:
+        self.stats.append(stats)
+
+    def on_event(
+        self, request: Request, event: TokenEvent, now: float, previous: float | None
+    ) -> None:
+        assert previous is None or previous <= now
+        self.events.append(event)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> str:
+    facts = {"vocab_size": VOCAB_SIZE, "max_position_embeddings": 4096}
+    (tmp_path / "config.json").write_text(json.dumps(facts))
+    return str(tmp_path)
+
+
+def config_of(process: bool, **scheduler: int) -> Config:
+    return Config(
+        engine=EngineSection(kind="fake", process=process),
+        cache=CacheSection(page_size=4, num_pages=2048),
+        scheduler=SchedulerSection(**scheduler),
+    )
+
+
+@asynccontextmanager
+async def running(
+    config: Config, folder: str, witness: Witness | None = None
+) -> AsyncIterator[Service]:
+    service = Service(config, model_path=folder, observer=witness)
+    try:
+        await service.start()
+        yield service
+    finally:
+        await service.close()
+
+
+def run(main: Callable[[], Awaitable[None]]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(TIMEOUT):
+            await main()
+
+    asyncio.run(bounded())
+
+
+async def collect(service: Service, request: Request) -> list[int]:
+    async with aclosing(service.generate(request)) as events:
+        return [token async for event in events for token in event.token_ids]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize("process", [True, False])
+def test_many_requests_get_their_own_tokens(process: bool, folder: str) -> None:
+    async def main() -> None:
+        requests = [Request(f"r{i}", (i % VOCAB_SIZE, 2, 3), 5 + i) for i in range(20)]
+        witness = Witness()
+        async with running(config_of(process), folder, witness) as service:
+            answers = await asyncio.gather(*(collect(service, r) for r in requests))
+            assert service.num_live == 0
+            assert service.stats.pages_used == 0
+        assert answers == [reference(r)[0] for r in requests]
+        assert sum(e.finish is Finish.LENGTH for e in witness.events) == 20
+        assert sum(len(e.token_ids) for e in witness.events) == sum(map(len, answers))
+
+    run(main)
+
+
+@pytest.mark.parametrize("process", [True, False])
+def test_closing_the_stream_frees_the_pages(process: bool, folder: str) -> None:
+    async def main() -> None:
+        async with running(config_of(process), folder) as service:
+            async with aclosing(service.generate(Request("a", (1, 2), 4000))) as events:
+                await anext(events)
+                assert service.stats.pages_used > 0
+            await until(lambda: service.num_live == 0)
+            assert service.stats.pages_used == service.stats.num_running == 0
+
+    run(main)
+
+
+def test_a_killed_engine_fails_everybody_cleanly_and_comes_back(folder: str) -> None:
+    async def main() -> None:
+        async with running(config_of(True), folder) as service:
+            streams = [service.generate(Request(f"r{i}", (1, i), 4000)) for i in range(5)]
+            for stream in streams:
+                await anext(stream)
+            assert isinstance(service._link, ProcessLink)
+            os.kill(service._link.process.pid, signal.SIGKILL)
+            for stream in streams:
+                with pytest.raises(Unavailable, match="SIGKILL") as caught:
+                    while True:
+                        await anext(stream)
+                assert caught.value.retry_after >= 1
+            await until(lambda: service.state is State.READY)
+            request = Request("after", (1, 2), 9)
+            assert await collect(service, request) == reference(request)[0]
+            assert service.num_restarts == 1
+
+    run(main)
+
+
+def test_requests_are_refused_while_the_engine_is_restarting(folder: str) -> None:
+    async def main() -> None:
+        async with running(config_of(True), folder) as service:
+            assert isinstance(service._link, ProcessLink)
+            os.kill(service._link.process.pid, signal.SIGKILL)
+            await until(lambda: service.state is State.RESTARTING)
+            with pytest.raises(Unavailable, match="restarted"):
+                await collect(service, Request("a", (1, 2), 4))
+
+    run(main)
+
+
+class Broken(FakeEngine):
+    def step(self, batch):  # type: ignore[no-untyped-def]
+        raise RuntimeError("no device")
+
+
+def test_a_failed_step_is_an_engine_failure(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dynamo_serve.worker.FakeEngine", Broken)
+
+    async def main() -> None:
+        async with running(config_of(False), folder) as service:
+            with pytest.raises(EngineFailure, match="no device"):
+                await collect(service, Request("a", (1, 2), 4))
+            assert service.num_live == 0
+
+    run(main)
+
+
+@pytest.mark.parametrize("process", [True, False])
+def test_an_engine_that_cannot_start_says_why(process: bool) -> None:
+    async def main() -> None:
+        with pytest.raises(EngineStartError, match="needs nowhere/config"):
+            async with running(config_of(process), "nowhere"):
+                pass
+
+    run(main)
+
+
+def test_what_cannot_fit_is_refused(folder: str) -> None:
+    async def main() -> None:
+        async with running(config_of(False), folder) as service:
+            with pytest.raises(ContextTooLong, match="limit of 4096"):
+                await collect(service, Request("a", (1,) * 4090, 7))
+            assert service.num_live == 0
+
+    run(main)
+
+
+def test_a_full_queue_refuses(folder: str) -> None:
+    async def main() -> None:
+        config = config_of(False, max_waiting=1, max_decode_sequences=1)
+        async with running(config, folder) as service:
+            streams = [service.generate(Request(f"r{i}", (1, i), 4000)) for i in range(2)]
+            await anext(streams[0])
+            second = asyncio.create_task(anext(streams[1]))
+            await until(lambda: service.num_live == 2)
+            with pytest.raises(Unavailable, match="queue is full"):
+                await collect(service, Request("c", (1,), 4))
+            second.cancel()
+            await asyncio.gather(second, return_exceptions=True)
+            for stream in streams:
+                await stream.aclose()
+            await until(lambda: service.num_live == 0)
+
+    run(main)
+
+
+def test_draining_lets_the_running_finish_and_refuses_the_new(folder: str) -> None:
+    async def main() -> None:
+        async with running(config_of(True), folder) as service:
+            request = Request("a", (1, 2), 200)
+            task = asyncio.create_task(collect(service, request))
+            await until(lambda: service.num_live == 1)
+            drained = asyncio.create_task(service.drain(TIMEOUT))
+            await until(lambda: service.state is State.DRAINING)
+            with pytest.raises(Unavailable, match="shutting down"):
+                await collect(service, Request("b", (1,), 4))
+            await drained
+            assert await task == reference(request)[0]
+
+    run(main)
+
+
+def test_a_drain_that_takes_too_long_is_given_up(folder: str) -> None:
+    async def main() -> None:
+        async with (
+            running(config_of(False), folder) as service,
+            aclosing(service.generate(Request("a", (1, 2), 4000))) as events,
+        ):
+            await anext(events)
+            await service.drain(0.01)
+            assert service.num_live == 1
+
+    run(main)
+
+
+def test_a_slow_reader_gets_its_tokens_merged(folder: str) -> None:
+    async def main() -> None:
+        async with running(config_of(True), folder) as service:
+            request = Request("a", (1, 2), 300)
+            async with aclosing(service.generate(request)) as stream:
+                events = [await anext(stream)]
+                await until(lambda: service.num_live == 0)
+                events += [event async for event in stream]
+            assert len(events) <= 3
+            assert [t for e in events for t in e.token_ids] == reference(request)[0]
+
+    run(main)
