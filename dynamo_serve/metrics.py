@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
@@ -69,7 +69,7 @@ DECLARED = {
     ),
     "output_tokens_total": Declared("counter", "dserve_output_tokens", "Tokens generated."),
     "finishes": Declared("counter", "dserve_finishes", "Requests by how they ended.", ("finish",)),
-    "restarts": Declared("counter", "dserve_engine_restarts", "Times the engine was restarted."),
+    "restarts": Declared("counter", "dserve_engine_restarts", "Starts of another engine."),
     "build": Declared("gauge", "dserve_build_info", "Always 1.", ("version", "model")),
 }
 
@@ -134,11 +134,13 @@ class Metrics:
     All calls come from one event loop, so nothing is locked.
     """
 
-    def __init__(self, *, model: str, version: str) -> None:
+    def __init__(
+        self, *, model: str, version: str, num_restarts: Callable[[], int] = lambda: 0
+    ) -> None:
         self._model, self._version = model, version
         self._stats = Stats()
         self._before_restart = dict.fromkeys(COUNTED, 0)
-        self._restarts = 0
+        self._num_restarts = num_restarts
         self._histograms: dict[str, Samples] = {
             **{key: {(): Histogram(SECONDS)} for key in ("ttft", "itl", "e2e", "queue")},
             "step": {(phase.value,): Histogram(SECONDS) for phase in Phase},
@@ -171,24 +173,19 @@ class Metrics:
             self._histograms["queue"][()].observe(event.summary.queue_seconds)
 
     def on_stats(self, stats: Stats) -> None:
-        """Take the engine's newest report."""
+        """Take the engine's newest report.
+
+        An engine counts from its own start; the service reports zeros when it loses one. Where a
+        counter falls, another engine is counting: what the last one counted is kept.
+        """
         if any(getattr(stats, name) < getattr(self._stats, name) for name in COUNTED):
-            self._carry_over()
+            for name in COUNTED:
+                self._before_restart[name] += getattr(self._stats, name)
         self._stats = stats
         step = stats.step
         if step is not None:
             self._histograms["step"][(step.phase,)].observe(step.seconds)
             self._histograms["batch"][(step.phase,)].observe(step.num_tokens)
-
-    def on_restart(self) -> None:
-        """The engine was lost and a new one counts from zero again; ours go on."""
-        self._restarts += 1
-        self._carry_over()
-
-    def _carry_over(self) -> None:
-        for name in COUNTED:
-            self._before_restart[name] += getattr(self._stats, name)
-        self._stats = Stats()
 
     def render(self) -> tuple[bytes, str]:
         """The exposition for a scrape, and its content type."""
@@ -214,7 +211,7 @@ class Metrics:
             "pages": {(state,): getattr(stats, f"pages_{state}") for state in states},
             "usage": {(): self._usage()},
             "finishes": {(finish.value,): count for finish, count in self._finishes.items()},
-            "restarts": {(): self._restarts},
+            "restarts": {(): self._num_restarts()},
             "build": {(self._version, self._model): 1},
         }
 

@@ -100,12 +100,13 @@ def _parse(item: Given) -> object:
 
 def suggestion(path: str) -> str:
     """What the writer of an unknown key probably meant, and what there is to choose from."""
-    section, _, leaf = path.partition(".")
+    section, _, leaf = path.rpartition(".")
     known = [tuple(key.split(".")) for key in all_keys()]
-    same_name = [f"{where}.{name}" for where, name in known if name == leaf]
-    near = same_name or difflib.get_close_matches(path, all_keys(), n=1)
+    sections = dict.fromkeys(where for where, _ in known)
+    near = [f"{where}.{name}" for where, name in known if name == leaf]
+    near = near or difflib.get_close_matches(path, [*all_keys(), *sections], n=1)
     inside = [name for where, name in known if where == section]
-    allowed = inside or [f"{where}.*" for where in dict.fromkeys(where for where, _ in known)]
+    allowed = inside or [f"{where}.*" for where in sections]
     return (f"did you mean {near[0]}? " if near else "") + "allowed: " + ", ".join(allowed)
 
 
@@ -142,6 +143,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue  # not hashable: refused below
             if key.value in seen:
                 raise yaml.YAMLError(f"key {key.value!r} is given twice {key.start_mark}")
             seen.add(key.value)

@@ -126,15 +126,22 @@ def test_aliases_show_the_same_numbers() -> None:
         assert value(source, alias.name + suffix, {"model_name": "tiny"}) == ours > 0
 
 
-def test_counters_go_on_after_an_announced_restart() -> None:
+def test_counters_go_on_when_the_service_reports_the_loss_of_its_engine() -> None:
     source = metrics()
     source.on_stats(Stats(output_tokens_total=10))
-    source.on_restart()
+    source.on_stats(Stats())  # what Service reports then
     assert value(source, "dserve_output_tokens_total") == 10
-    # More than before the restart: only the announcement tells it from the same engine's.
+    # More than before the loss: without the zeros it could pass for the same engine's.
     source.on_stats(Stats(output_tokens_total=12))
     assert value(source, "dserve_output_tokens_total") == 22
-    assert value(source, "dserve_engine_restarts_total") == 1
+
+
+def test_restarts_are_read_when_scraped() -> None:
+    restarts = 0
+    source = Metrics(model="tiny", version="1.2.3", num_restarts=lambda: restarts)
+    assert value(source, "dserve_engine_restarts_total") == 0
+    restarts = 3
+    assert value(source, "dserve_engine_restarts_total") == 3
 
 
 @pytest.mark.parametrize("name", COUNTED)

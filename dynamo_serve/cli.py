@@ -1,0 +1,153 @@
+"""The command line: serve, chat, check-config, version."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from dynamo_serve import __version__, settings
+from dynamo_serve.errors import ConfigError, DynamoServeError
+
+# flag → the key it sets; --served-model-name is apart because it takes several names.
+FLAGS = {
+    "--model": ("model.path", "PATH", "Local folder, hub id, or 'bundled'."),
+    "--device": ("engine.device", "DEVICE", "auto, cpu, cuda or cuda:N."),
+    "--host": ("server.host", "HOST", "Address to listen on."),
+    "--port": ("server.port", "PORT", "Port to listen on; 0 picks a free one."),
+}
+USAGE_ERROR = 2
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code is 2 for a fault of the caller's, said in one line."""
+    arguments = parser().parse_args(argv)
+    try:
+        code: int = arguments.run(arguments)
+    except DynamoServeError as error:
+        print(f"dynamo-serve: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return code
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every command with its flags; docs/reference/cli.md is generated from it."""
+    root = argparse.ArgumentParser(
+        prog="dynamo-serve",
+        description="An LLM inference server for one box.",
+        allow_abbrev=False,
+    )
+    commands = root.add_subparsers(metavar="COMMAND", required=True)
+    serve = _command(commands, "serve", "Start the server.", _serve)
+    _add_settings(serve)
+    check = _command(commands, "check-config", "Check the settings without starting.", _check)
+    _add_settings(check)
+    check.add_argument("--print", action="store_true", help="Show every value and its source.")
+    _add_chat(_command(commands, "chat", "Chat with any OpenAI endpoint in a terminal.", _chat))
+    _command(commands, "version", "Print the version.", _version)
+    return root
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    help: str,
+    run: object,
+) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
+    command.set_defaults(run=run)
+    return command
+
+
+def _add_settings(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--config", metavar="FILE", help="YAML file with settings.")
+    for flag, (key, metavar, help) in FLAGS.items():
+        command.add_argument(flag, dest=key, metavar=metavar, help=help)
+    command.add_argument(
+        "--served-model-name",
+        dest="served_names",
+        nargs="+",
+        action="extend",
+        metavar="NAME",
+        help="Names clients may use; the first is the one reported.",
+    )
+    command.add_argument(
+        "--set",
+        dest="assignments",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="Any setting; may be given several times. The flags above win over it.",
+    )
+
+
+def _add_chat(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("--url", default="http://127.0.0.1:8000", help="Server, with or without /v1.")
+    add("--api-key", default=None, help="Bearer key; else OPENAI_API_KEY is sent if it is set.")
+    add("--model", default=None, help="Model name; else the first the server lists.")
+    add("--system", default=None, help="System message.")
+    add("--temperature", type=float, default=None, help="Else the server's default.")
+    add("--max-tokens", type=int, default=None, help="Longest answer; else the server's limit.")
+
+
+def load_settings(arguments: argparse.Namespace) -> settings.Loaded:
+    """The settings with this command line's flags on top. Raises `ConfigError`."""
+    flags = [settings.from_set(assignment) for assignment in arguments.assignments]
+    for flag, (key, _, _) in FLAGS.items():
+        value = getattr(arguments, key)
+        if value is not None:
+            flags.append(settings.Given(key, value, f"flag {flag}", is_text=True))
+    if arguments.served_names:
+        names = settings.Given(
+            "model.served_names", arguments.served_names, "flag --served-model-name", is_text=False
+        )
+        flags.append(names)
+    return settings.load(arguments.config, os.environ, flags)
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    loaded = load_settings(arguments)
+    # Imported here: torch and transformers take seconds that the other commands need not wait.
+    from dynamo_serve.cli_serve import serve
+
+    return serve(loaded.config)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    loaded = load_settings(arguments)
+    if arguments.print:
+        print(settings.render(loaded), end="")
+    else:
+        print("settings are valid")
+    return 0
+
+
+def _chat(arguments: argparse.Namespace) -> int:
+    from dynamo_serve import chat
+
+    if arguments.temperature is not None and arguments.temperature < 0:
+        raise ConfigError(f"--temperature {arguments.temperature:g}: allowed: 0 or more")
+    return chat.run(
+        chat.Options(
+            url=arguments.url,
+            api_key=arguments.api_key or os.environ.get("OPENAI_API_KEY"),
+            model=arguments.model,
+            system=arguments.system,
+            temperature=arguments.temperature,
+            max_tokens=arguments.max_tokens,
+        )
+    )
+
+
+def _version(_: argparse.Namespace) -> int:
+    print(f"dynamo-serve {__version__}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

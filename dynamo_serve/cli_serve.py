@@ -1,0 +1,231 @@
+"""`dynamo-serve serve`: the one place that builds the server's parts, starts and stops them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import json
+import logging
+import os
+import re
+import signal
+import socket
+import sys
+from collections.abc import Generator
+from pathlib import Path
+
+import uvicorn
+
+from dynamo_serve import __version__, bundled
+from dynamo_serve.api.app import create_app
+from dynamo_serve.cli_progress import Progress
+from dynamo_serve.config import Config, LogSection, ModelSection, ServerSection
+from dynamo_serve.errors import ConfigError
+from dynamo_serve.metrics import Metrics
+from dynamo_serve.service import Service
+from dynamo_serve.text.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+BACKLOG = 2048
+FLUSH_S = 5.0  # after the last request ended, for its bytes to leave
+BUNDLED_NAME = "dserve-tiny"
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+FACTS = ("device", "dtype", "attention_backend")
+QUESTION = "What is a page?"
+
+
+def serve(config: Config) -> int:
+    """Serve until a signal; 0 after a drain. Raises `ConfigError` or `EngineStartError`."""
+    configure_logging(config.log)
+    names = served_names(config.model)
+    path = model_path(config.model.path)
+    # Before anything slow: a port in use should be known now, not after minutes of loading.
+    with listen(config.server) as listener:
+        metrics = Metrics(
+            model=names[0], version=__version__, num_restarts=lambda: service.num_restarts
+        )
+        progress = Progress(sys.stderr)
+        service = Service(config, model_path=path, observer=metrics, progress=progress)
+        app = create_app(service, load_tokenizer(path), config, metrics, model_names=names)
+        settings = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=config.log.requests,
+            timeout_graceful_shutdown=int(FLUSH_S),
+        )
+        run = Run(service, HttpServer(settings), listener, config.server)
+        return asyncio.run(run.until_signal(names))
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn without its signal handlers: a drain must go on accepting, to answer 503."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+
+class Run:
+    """One server from start to exit."""
+
+    def __init__(
+        self, service: Service, http: HttpServer, listener: socket.socket, server: ServerSection
+    ) -> None:
+        self._service = service
+        self._http = http
+        self._listener = listener
+        self._server = server
+        self._stop = asyncio.Event()
+
+    async def until_signal(self, names: tuple[str, ...]) -> int:
+        """Start, serve, drain; the exit code."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, number)
+        # HTTP first: while the model loads, /health answers and /ready says why not.
+        answering = asyncio.create_task(self._http.serve(sockets=[self._listener]))
+        stopped = asyncio.create_task(self._stop.wait())
+        starting = asyncio.create_task(self._service.start())
+        try:
+            await self._first_of(starting, stopped, answering)
+            if not self._stop.is_set():
+                sys.stdout.write(self._what_next(names))
+                sys.stdout.flush()
+                await self._first_of(stopped, answering)
+            await self._drain()
+        finally:
+            await self._close(answering, starting, stopped)
+        return 0
+
+    @staticmethod
+    async def _first_of(*tasks: asyncio.Task[object]) -> None:
+        """Wait until one of `tasks` is done, and raise what it raised."""
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        if self._stop.is_set():
+            # Asked twice: whoever asks does not want to wait for anything. The engine process
+            # sees its pipe close and ends by itself.
+            os._exit(128 + number)
+        self._stop.set()
+
+    async def _drain(self) -> None:
+        timeout = self._server.drain_timeout_s
+        live = self._service.num_live
+        log.info("draining: %d running, up to %g s; signal again to stop at once", live, timeout)
+        await self._service.drain(timeout)
+        if self._service.num_live:
+            log.warning("drain timed out with %d running", self._service.num_live)
+
+    async def _close(self, answering: asyncio.Task[None], *tasks: asyncio.Task[object]) -> None:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._service.close()
+        self._http.should_exit = True
+        await answering
+
+    def _what_next(self, names: tuple[str, ...]) -> str:
+        host, port = self._listener.getsockname()[:2]
+        return what_next(base_url(host, port), names, self._service, bool(self._server.api_keys))
+
+
+def configure_logging(section: LogSection) -> None:
+    """Our own messages from the wished level; of libraries only what needs attention."""
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    logging.getLogger("dynamo_serve").setLevel(section.level.upper())
+    logging.getLogger("uvicorn.access").setLevel(logging.INFO)  # off unless log.requests
+
+
+def listen(server: ServerSection) -> socket.socket:
+    """A listening socket; connections wait in it until HTTP is up. Raises `ConfigError`."""
+    host, port = server.host, server.port
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise ConfigError(f"server.host = {host!r}: {error.strerror or error}") from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise _cannot_listen(host, port, error) from error
+    return listener
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> ConfigError:
+    if error.errno == errno.EADDRNOTAVAIL:
+        return ConfigError(f"server.host = {host!r}: this machine has no such address")
+    remedy = "choose another with --port (0 picks a free one)"
+    if error.errno == errno.EADDRINUSE:
+        remedy = f"stop the program that listens on it, or {remedy}"
+    return ConfigError(f"server.port = {port}: {error.strerror} on {host}; {remedy}")
+
+
+def served_names(model: ModelSection) -> tuple[str, ...]:
+    """What clients may call the model; the first is the one reported."""
+    if model.served_names:
+        return model.served_names
+    if model.path == "bundled":
+        return (BUNDLED_NAME,)
+    folder = Path(model.path).expanduser()
+    return (folder.resolve().name if folder.is_dir() else model.path,)
+
+
+def model_path(path: str) -> str:
+    """A folder that exists, or a hub id. Raises `ConfigError` for a folder that does not."""
+    if path == "bundled":
+        return str(bundled.path())
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ConfigError(f"model.path = {path!r}: this folder holds no config.json")
+        return str(folder)
+    if not HUB_ID.fullmatch(path):
+        raise ConfigError(
+            f"model.path = {path!r}: no such folder; allowed: a folder that holds a model, "
+            "a hub id such as 'organisation/name', or 'bundled'"
+        )
+    return path
+
+
+def load_tokenizer(path: str) -> Tokenizer:
+    """The model's tokenizer. Raises `ConfigError` if there is none to be had."""
+    try:
+        return Tokenizer.load(path)
+    except (OSError, ValueError) as error:
+        why = str(error).strip().partition("\n")[0]
+        raise ConfigError(f"model.path = {path!r}: no tokenizer: {why}") from error
+
+
+def base_url(host: str, port: int) -> str:
+    """A URL that works on this machine, also when the server listens on every address."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def what_next(url: str, names: tuple[str, ...], service: Service, asks_key: bool) -> str:
+    """The first lines after the start: what runs, and what to try."""
+    spec = service.spec
+    facts = ", ".join(str(spec.facts[key]) for key in FACTS if key in spec.facts)
+    body = {"model": names[0], "stream": True, "messages": [{"role": "user", "content": QUESTION}]}
+    key = ' -H "Authorization: Bearer $KEY"' if asks_key else ""
+    return (
+        f"dynamo-serve {__version__} serves {names[0]} on {url} ({facts}; "
+        f"up to {spec.max_model_len} tokens, {spec.num_pages} pages of {spec.page_size})\n"
+        "Try:\n"
+        f"  curl -N {url}/v1/chat/completions{key} -H 'Content-Type: application/json' "
+        f"-d '{json.dumps(body)}'\n"
+        f"  dynamo-serve chat --url {url}\n"
+        f"  {url}/docs describes every endpoint\n"
+    )
