@@ -29,12 +29,16 @@ TOKENS = tuple(float(2**power) for power in range(15))
 
 
 class Declared(NamedTuple):
-    """One metric: `kind` is counter, gauge or histogram; counters get `_total` on the wire."""
+    """One metric: `kind` is counter, gauge or histogram."""
 
     kind: str
     name: str
     help: str
     labels: tuple[str, ...] = ()
+
+    @property
+    def wire_name(self) -> str:
+        return self.name + "_total" if self.kind == "counter" else self.name
 
 
 # The key is the attribute of Stats it reads, or the name this module knows it by.

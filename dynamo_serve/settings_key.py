@@ -13,6 +13,8 @@ _WORDS = {
     **dict.fromkeys(("true", "yes", "on", "1"), True),
     **dict.fromkeys(("false", "no", "off", "0"), False),
 }
+# What the commonest patterns mean.
+_IN_WORDS = {None: "", r"\S+": " without spaces", r".*\S.*": " that is not blank"}
 MASK = "****"
 
 
@@ -52,7 +54,7 @@ class Key:
         if self.kind in (int, float):
             return ("a whole number" if self.kind is int else "a number") + self._bounds()
         noun = "a list of texts" if self.is_list else "text"
-        return f"{noun} matching {self.pattern}" if self.pattern else noun
+        return noun + _IN_WORDS.get(self.pattern, f" matching {self.pattern}")
 
     def _bounds(self) -> str:
         if self.low is not None and self.high is not None:
