@@ -1,0 +1,67 @@
+"""The HTTP application, put together from the parts it is handed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Annotated
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.security import HTTPBearer
+from sse_starlette.sse import AppStatus
+
+from dynamo_serve import __version__
+from dynamo_serve.api.auth import tenant_of
+from dynamo_serve.api.edge import Edge, Metrics
+from dynamo_serve.api.faults import add_fault_handlers
+from dynamo_serve.api.middleware import HEADER, RequestId
+from dynamo_serve.api.openai import openai_routes
+from dynamo_serve.api.openapi import document
+from dynamo_serve.api.ops import open_routes, server_routes, token_routes
+from dynamo_serve.config import Config
+from dynamo_serve.service import Service
+from dynamo_serve.text.tokenizer import Tokenizer
+
+DESCRIPTION = (
+    "OpenAI-compatible. A field that would change the answer and is not supported is refused by "
+    "name; so is an unknown one."
+)
+BEARER = HTTPBearer(auto_error=False)  # for the document; `tenant_of` decides
+
+
+def create_app(
+    service: Service,
+    tokenizer: Tokenizer,
+    config: Config,
+    metrics: Metrics,
+    *,
+    model_names: Sequence[str],
+) -> FastAPI:
+    """The app for a started (or starting) service. It does not start or close the service."""
+    assert model_names, "a model needs a name"
+    # Left on, the library would cut every stream as soon as uvicorn is told to stop. Ours end
+    # when the service has drained or closed.
+    AppStatus.disable_automatic_graceful_drain()
+    app = FastAPI(title="dynamo_serve", version=__version__, description=DESCRIPTION)
+    edge = Edge(service, tokenizer, config.server, tuple(model_names), int(time.time()))
+    api_keys = config.server.api_keys
+
+    async def authorize(http: Request, _: Annotated[object, Depends(BEARER)]) -> None:
+        http.state.tenant = tenant_of(http.headers.get("authorization"), api_keys)
+
+    app.include_router(open_routes(edge, metrics))
+    for routes in (openai_routes(edge), token_routes(edge), server_routes(edge, config)):
+        app.include_router(routes, dependencies=[Depends(authorize)])
+    add_fault_handlers(app)
+    if config.server.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=config.server.cors_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=[HEADER],
+        )
+    app.add_middleware(RequestId, log_requests=config.log.requests)
+    app.openapi = lambda: document(app)  # type: ignore[method-assign]
+    return app

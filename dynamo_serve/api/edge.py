@@ -1,0 +1,50 @@
+"""What every endpoint needs, handed to it instead of looked up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel
+
+from dynamo_serve.api import parse
+from dynamo_serve.config import ServerSection
+from dynamo_serve.errors import ModelNotFound
+from dynamo_serve.service import Service
+from dynamo_serve.text.tokenizer import Tokenizer
+
+T = TypeVar("T", bound=BaseModel)
+
+
+class Metrics(Protocol):
+    def render(self) -> tuple[bytes, str]:
+        """The Prometheus page and its content type."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """The app's parts. `model_names` are what clients may call the model; the first is reported."""
+
+    service: Service
+    tokenizer: Tokenizer
+    server: ServerSection
+    model_names: tuple[str, ...]
+    started: int
+
+    async def body(self, http: Request, model: type[T]) -> T:
+        """The checked body of a request. Raises `InvalidRequest` (and its kind)."""
+        raw = await parse.read_object(http, self.server.max_body_bytes)
+        return parse.to_model(model, raw, self.server.unknown_fields)
+
+    def model_name(self, asked: str | None) -> str:
+        """The name to report in the answer. Raises `ModelNotFound`."""
+        if asked is None:
+            return self.model_names[0]
+        if asked not in self.model_names:
+            served = ", ".join(map(repr, self.model_names))
+            raise ModelNotFound(
+                f"The model {asked[:100]!r} is not served here, only {served}.", param="model"
+            )
+        return asked

@@ -1,0 +1,51 @@
+"""Every failure as OpenAI's error object."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+
+from dynamo_serve.api.render import to_json
+from dynamo_serve.errors import InvalidRequest, RequestError, Unauthorized, Unavailable
+
+logger = logging.getLogger(__name__)
+
+
+def add_fault_handlers(app: FastAPI) -> None:
+    app.add_exception_handler(RequestError, on_request_error)
+    app.add_exception_handler(HTTPException, on_http_exception)
+    app.add_exception_handler(Exception, on_bug)
+
+
+async def on_request_error(http: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestError)
+    headers = {}
+    if isinstance(error, Unavailable):
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = "Bearer"
+    return _json(error, error.status, headers)
+
+
+async def on_http_exception(http: Request, error: Exception) -> Response:
+    """Routing says 404 or 405."""
+    assert isinstance(error, HTTPException)
+    what = {
+        404: f"There is no {http.url.path[:100]!r} here.",
+        405: f"{http.method} is not possible on {http.url.path[:100]!r}.",
+    }
+    fault = InvalidRequest(what.get(error.status_code, str(error.detail)))
+    fault.code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, fault.code)
+    return _json(fault, error.status_code, dict(error.headers or {}))
+
+
+async def on_bug(http: Request, error: Exception) -> Response:
+    """Ours, not the client's; the server logs the traceback after this."""
+    return _json(RequestError("The server failed; its log says why."), 500, {})
+
+
+def _json(error: RequestError, status: int, headers: dict[str, str]) -> Response:
+    return Response(to_json(error.body()), status, headers, "application/json")

@@ -1,0 +1,163 @@
+"""One table of the request fields that clients are known to send, and what becomes of each.
+
+A field is *supported* (it is in a model of `schema.py`), *bookkeeping* (accepted, without effect
+on the answer), or *refused* by name, unless its value asks for what happens anyway. Every other
+field is unknown. `null` always means "not given".
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+from pydantic import BaseModel
+
+from dynamo_serve.errors import UnknownField, UnsupportedField
+
+logger = logging.getLogger(__name__)
+
+Body = Mapping[str, Any]
+
+
+def never(value: Any, body: Body) -> bool:
+    return False
+
+
+def only(*values: Any) -> Callable[[Any, Body], bool]:
+    """Accepts values that change nothing."""
+    return lambda value, body: value in values
+
+
+class Known(NamedTuple):
+    """A field of the clients' world that is not in our models.
+
+    `harmless(value, body)` says whether a refused field has a value that changes nothing.
+    """
+
+    status: Literal["bookkeeping", "refused"]
+    why: str
+    harmless: Callable[[Any, Body], bool] = never
+
+
+def bookkeeping(why: str) -> Known:
+    return Known("bookkeeping", why)
+
+
+def refused(why: str, harmless: Callable[[Any, Body], bool] = never) -> Known:
+    return Known("refused", why, harmless)
+
+
+COMMON: dict[str, Known] = {
+    "user": bookkeeping("names the end user"),
+    "metadata": bookkeeping("the caller's own notes"),
+    "store": bookkeeping("nothing is stored here"),
+    "service_tier": bookkeeping("there is one tier"),
+    "safety_identifier": bookkeeping("names the end user"),
+    "prompt_cache_key": bookkeeping("equal prompt heads are shared without it"),
+    "prompt_cache_retention": bookkeeping("cached prompts stay while there is room"),
+    "prompt_cache_options": bookkeeping("equal prompt heads are shared without it"),
+    "request_id": bookkeeping("send the header X-Request-Id"),
+    "best_of": refused(
+        "no choices are thrown away; use n", lambda value, body: value == (body.get("n") or 1)
+    ),
+    "use_beam_search": refused("there is no beam search", only(False)),
+    "length_penalty": refused("there is no beam search", only(1.0)),
+    "early_stopping": refused("there is no beam search", only(False)),
+    "include_stop_str_in_output": refused("stop strings are always left out", only(False)),
+    "skip_special_tokens": refused("special tokens are always left out", only(True)),
+    "spaces_between_special_tokens": refused("special tokens are always left out"),
+    "truncate_prompt_tokens": refused("prompts are never cut", only(-1)),
+    "prompt_logprobs": refused("only generated tokens have log probabilities", only(0)),
+    "logits_processors": refused("code from a client is never run", only([])),
+    "bad_words": refused("use logit_bias", only([])),
+    "allowed_token_ids": refused("use logit_bias"),
+    "priority": refused("all requests are equal", only(0)),
+    "cache_salt": refused("prompt heads are shared within the server"),
+    "structured_outputs": refused("output is not constrained yet"),
+    "guided_json": refused("output is not constrained yet"),
+    "guided_regex": refused("output is not constrained yet"),
+    "guided_choice": refused("output is not constrained yet"),
+    "guided_grammar": refused("output is not constrained yet"),
+    "moderation": refused("nothing is moderated here"),
+}
+
+CHAT: dict[str, Known] = {
+    **COMMON,
+    "tools": refused("tool calls are not parsed yet", only([])),
+    "tool_choice": refused("tool calls are not parsed yet", only("none", "auto")),
+    "functions": refused("tool calls are not parsed yet", only([])),
+    "function_call": refused("tool calls are not parsed yet", only("none", "auto")),
+    "parallel_tool_calls": bookkeeping("says something about tools only, and these are refused"),
+    "response_format": refused("output is not constrained yet", only({"type": "text"})),
+    "modalities": refused("the answer is text", only(["text"])),
+    "audio": refused("the answer is text"),
+    "prediction": bookkeeping("could only change the speed"),
+    "reasoning_effort": refused("reasoning is not controlled; see chat_template_kwargs"),
+    "verbosity": refused("say it in the messages"),
+    "web_search_options": refused("there is no web search"),
+    "echo": refused("messages are not repeated", only(False)),
+    "add_generation_prompt": refused("the answer is always a new message", only(True)),
+    "continue_final_message": refused("the answer is always a new message", only(False)),
+    "add_special_tokens": refused("the chat template places them", only(False)),
+    "documents": refused("put them into the messages", only([])),
+    "chat_template": refused("the model's own template is used"),
+    "thinking": refused("reasoning is not controlled; see chat_template_kwargs"),
+    "mm_processor_kwargs": refused("the input is text"),
+}
+
+COMPLETION: dict[str, Known] = {
+    **COMMON,
+    "echo": refused("the prompt is not repeated", only(False)),
+    "suffix": refused("there is no insertion", only("")),
+    "add_special_tokens": refused("the tokenizer's own are always added", only(True)),
+    "response_format": refused("output is not constrained yet", only({"type": "text"})),
+}
+
+MESSAGE: dict[str, Known] = {
+    "tool_calls": refused("tool calls are not rendered yet", only([])),
+    "tool_call_id": refused("tool calls are not rendered yet"),
+    "function_call": refused("tool calls are not rendered yet"),
+    "audio": refused("messages are text"),
+    "refusal": refused("messages are text", only("")),
+    "annotations": bookkeeping("a client sends back what an answer carried"),
+    "reasoning_content": refused("reasoning is not rendered yet", only("")),
+    "reasoning": refused("reasoning is not rendered yet", only("")),
+}
+
+STREAM_OPTIONS: dict[str, Known] = {
+    "include_obfuscation": bookkeeping("padding against traffic analysis; none is added"),
+    "continuous_usage_stats": refused("usage comes once, at the end", only(False)),
+}
+
+
+def sift(
+    body: Body, model: type[BaseModel], known: Mapping[str, Known], path: str, on_unknown: str
+) -> dict[str, Any]:
+    """The supported fields of `body`, those at null left out.
+
+    Raises `UnsupportedField` and `UnknownField`; with `on_unknown` "warn" the latter is logged.
+    """
+    kept: dict[str, Any] = {}
+    for name, value in body.items():
+        if value is None and (name in model.model_fields or name in known):
+            continue
+        if name in model.model_fields:
+            kept[name] = value
+        elif (entry := known.get(name)) is not None:
+            if entry.status == "refused" and not entry.harmless(value, body):
+                raise UnsupportedField(
+                    f"'{path}{name}' is not supported by this server: {entry.why}.",
+                    param=path + name,
+                )
+        elif on_unknown == "warn":
+            logger.warning("unknown request field %.100r ignored", path + name)
+        else:
+            raise UnknownField(f"Unknown field '{path}{name[:100]}'.", param=path + name[:100])
+    return kept
+
+
+def field_rows(model: type[BaseModel], known: Mapping[str, Known]) -> list[tuple[str, str, str]]:
+    """(name, status, remark) of every known field: the table of the reference documentation."""
+    rows = [(name, "supported", f.description or "") for name, f in model.model_fields.items()]
+    return rows + [(name, entry.status, entry.why) for name, entry in known.items()]

@@ -1,0 +1,189 @@
+"""The one place that turns what a client sent into requests for the service, or rejects it."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass
+from hashlib import blake2b
+
+from dynamo_serve.api.auth import Tenant
+from dynamo_serve.api.prompts import check_ids
+from dynamo_serve.api.schema import ChatRequest, CompletionRequest
+from dynamo_serve.core.engine import EngineSpec
+from dynamo_serve.core.request import Request, Sampling
+from dynamo_serve.errors import ContextTooLong, InvalidRequest
+from dynamo_serve.text.detokenizer import Detokenizer
+from dynamo_serve.text.stream import Transcript
+from dynamo_serve.text.tokenizer import Tokenizer
+
+SEEDS = 2**63
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One HTTP request: its prompts and the requests that answer them, `n` for each prompt.
+
+    Choice `i` answers prompt `i // n`. `stops` and `min_tokens` are the text layer's share.
+    """
+
+    id: str
+    created: int
+    model: str
+    fingerprint: str
+    n: int
+    requests: tuple[Request, ...]
+    stops: tuple[str, ...]
+    continues_text: bool
+    stream: bool
+    include_usage: bool
+    return_token_ids: bool
+    logprobs: int | None
+
+    @property
+    def prompts(self) -> list[tuple[int, ...]]:
+        return [request.prompt_ids for request in self.requests[:: self.n]]
+
+    def transcript(self, index: int, tokenizer: Tokenizer) -> Transcript:
+        """A fresh transcript for choice `index`."""
+        request = self.requests[index]
+        # A message is a text of its own; a completion continues its prompt, and that decides
+        # whether its first token shows a leading space.
+        context = request.prompt_ids if self.continues_text else ()
+        detokenizer = Detokenizer(tokenizer.decode, tokenizer.special_ids, context)
+        return Transcript(detokenizer, self.stops, request.min_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a request is checked against: facts of the engine, wishes of the operator."""
+
+    spec: EngineSpec
+    max_choices: int
+    eos_ids: frozenset[int]
+
+
+Body = ChatRequest | CompletionRequest
+
+
+def to_job(body: Body, prompts: list[list[int]], bounds: Bounds, tenant: Tenant, model: str) -> Job:
+    """Raises `InvalidRequest` (or one of its kind) naming the field and the bound."""
+    _check(body, len(prompts), bounds)
+    is_chat = isinstance(body, ChatRequest)
+    job_id = ("chatcmpl-" if is_chat else "cmpl-") + secrets.token_hex(12)
+    seed = secrets.randbelow(SEEDS) if body.seed is None else body.seed % SEEDS
+    stop_ids = frozenset(body.stop_token_ids) | (frozenset() if body.ignore_eos else bounds.eos_ids)
+    now = time.monotonic()
+    requests = [
+        Request(
+            id=f"{job_id}-{at * body.n + choice}",
+            prompt_ids=tuple(ids),
+            max_tokens=_max_tokens(body, len(ids), bounds.spec.max_model_len),
+            sampling=_sampling(body, choice_seed(seed, choice)),
+            stop_ids=stop_ids,
+            min_tokens=body.min_tokens,
+            tenant=tenant.name,
+            salt=tenant.salt,
+            arrival=now,
+        )
+        for at, ids in enumerate(prompts)
+        for choice in range(body.n)
+    ]
+    return Job(
+        id=job_id,
+        created=int(time.time()),
+        model=model,
+        fingerprint=fingerprint(bounds.spec),
+        n=body.n,
+        requests=tuple(requests),
+        stops=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
+        continues_text=not is_chat,
+        stream=body.stream,
+        include_usage=bool(body.stream_options and body.stream_options.include_usage),
+        return_token_ids=body.return_token_ids,
+        logprobs=_logprobs(body),
+    )
+
+
+def _check(body: Body, num_prompts: int, bounds: Bounds) -> None:
+    vocab_size = bounds.spec.vocab_size
+    if body.n * num_prompts > bounds.max_choices:
+        raise InvalidRequest(
+            f"'n': {body.n} choices for {num_prompts} prompt(s), the limit is "
+            f"{bounds.max_choices} choices in one request.",
+            param="n",
+        )
+    if body.stream_options is not None and not body.stream:
+        raise InvalidRequest("'stream_options' needs 'stream': true.", param="stream_options")
+    if isinstance(body, ChatRequest):
+        if body.top_logprobs is not None and not body.logprobs:
+            raise InvalidRequest("'top_logprobs' needs 'logprobs': true.", param="top_logprobs")
+        if None not in (body.max_tokens, body.max_completion_tokens) and (
+            body.max_tokens != body.max_completion_tokens
+        ):
+            raise InvalidRequest(
+                "'max_tokens' and 'max_completion_tokens' contradict each other.",
+                param="max_tokens",
+            )
+    check_ids(body.stop_token_ids, vocab_size, "stop_token_ids")
+    for key in body.logit_bias:
+        if not (key.isascii() and key.isdecimal() and int(key) < vocab_size):
+            raise InvalidRequest(
+                f"'logit_bias': {key[:40]!r} is not a token id below {vocab_size}.",
+                param="logit_bias",
+            )
+
+
+def _max_tokens(body: Body, num_prompt: int, limit: int) -> int:
+    """How many tokens may be generated. Raises `ContextTooLong` if there is no room for them."""
+    asked = body.max_tokens
+    if isinstance(body, ChatRequest):
+        asked = body.max_completion_tokens or body.max_tokens
+    num_tokens = limit - num_prompt if asked is None else asked
+    if num_tokens < 1 or num_prompt + num_tokens > limit:
+        wanted = "" if asked is None else f" and max_tokens is {asked}"
+        raise ContextTooLong(
+            f"The prompt has {num_prompt} tokens{wanted}; "
+            f"prompt and answer together may have {limit}.",
+            param="messages" if isinstance(body, ChatRequest) else "prompt",
+        )
+    if body.min_tokens > num_tokens:
+        raise InvalidRequest(
+            f"'min_tokens' is {body.min_tokens}, more than the {num_tokens} that may be generated.",
+            param="min_tokens",
+        )
+    return num_tokens
+
+
+def _sampling(body: Body, seed: int) -> Sampling:
+    return Sampling(
+        temperature=body.temperature,
+        top_k=max(body.top_k, 0),
+        top_p=body.top_p,
+        min_p=body.min_p,
+        repetition_penalty=body.repetition_penalty,
+        presence_penalty=body.presence_penalty,
+        frequency_penalty=body.frequency_penalty,
+        logit_bias=tuple((int(key), bias) for key, bias in body.logit_bias.items()),
+        seed=seed,
+        logprobs=_logprobs(body),
+    )
+
+
+def _logprobs(body: Body) -> int | None:
+    if isinstance(body, ChatRequest):
+        return (body.top_logprobs or 0) if body.logprobs else None
+    return body.logprobs
+
+
+def choice_seed(seed: int, choice: int) -> int:
+    """Choice 0 keeps the seed, so that n: 1 and n: 4 begin alike; the others get their own."""
+    if choice == 0:
+        return seed
+    digest = blake2b(f"{seed}:{choice}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % SEEDS
+
+
+def fingerprint(spec: EngineSpec) -> str:
+    """Changes when the same seed may give another answer: other engine, device or model."""
+    return "fp_" + blake2b(repr(spec).encode(), digest_size=5).hexdigest()

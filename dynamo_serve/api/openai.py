@@ -1,0 +1,69 @@
+"""The OpenAI endpoints: chat completions, completions, models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from dynamo_serve.api.choices import run
+from dynamo_serve.api.edge import Edge
+from dynamo_serve.api.job import Body, Bounds, Job, to_job
+from dynamo_serve.api.openapi import takes
+from dynamo_serve.api.prompts import completion_prompts, render_messages
+from dynamo_serve.api.render import ChatRenderer, CompletionRenderer
+from dynamo_serve.api.schema import ChatRequest, CompletionRequest
+from dynamo_serve.api.sse import respond
+
+
+def openai_routes(edge: Edge) -> APIRouter:
+    """The routes under /v1."""
+    routes = APIRouter(prefix="/v1", tags=["OpenAI"])
+
+    @routes.post("/chat/completions", openapi_extra=takes(ChatRequest))
+    async def chat(http: Request) -> Response:
+        """Answer a conversation. With `stream` the answer comes as server-sent events."""
+        body = await edge.body(http, ChatRequest)
+        model = edge.model_name(body.model)
+        edge.service.check_ready()
+        text = render_messages(body.messages, edge.tokenizer, body.chat_template_kwargs)
+        ids = await edge.tokenizer.encode_async(text)
+        job = _job(edge, http, body, [ids], model)
+        updates = run(job, edge.service, edge.tokenizer)
+        renderer = ChatRenderer(job, edge.tokenizer)
+        return await respond(http, job, updates, renderer, edge.server.ping_interval_s)
+
+    @routes.post("/completions", openapi_extra=takes(CompletionRequest))
+    async def complete(http: Request) -> Response:
+        """Continue each prompt. With `stream` the answer comes as server-sent events."""
+        body = await edge.body(http, CompletionRequest)
+        model = edge.model_name(body.model)
+        edge.service.check_ready()
+        prompts = await completion_prompts(
+            body, edge.tokenizer, edge.service.spec.vocab_size, edge.server.max_choices
+        )
+        job = _job(edge, http, body, prompts, model)
+        updates = run(job, edge.service, edge.tokenizer)
+        renderer = CompletionRenderer(job, edge.tokenizer)
+        return await respond(http, job, updates, renderer, edge.server.ping_interval_s)
+
+    @routes.get("/models")
+    async def models() -> dict[str, Any]:
+        """The names the model is served under."""
+        return {"object": "list", "data": [_model(edge, name) for name in edge.model_names]}
+
+    @routes.get("/models/{name:path}")
+    async def model(name: str) -> dict[str, Any]:
+        """One of these names, or 404."""
+        return _model(edge, edge.model_name(name))
+
+    return routes
+
+
+def _job(edge: Edge, http: Request, body: Body, prompts: list[list[int]], model: str) -> Job:
+    bounds = Bounds(edge.service.spec, edge.server.max_choices, edge.tokenizer.eos_ids)
+    return to_job(body, prompts, bounds, http.state.tenant, model)
+
+
+def _model(edge: Edge, name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": edge.started, "owned_by": "dynamo_serve"}

@@ -1,0 +1,121 @@
+"""Endpoints for operators and tools: health, metrics, facts, tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from dynamo_serve import __version__
+from dynamo_serve.api.edge import Edge, Metrics
+from dynamo_serve.api.openapi import takes
+from dynamo_serve.api.prompts import check_ids, render_messages
+from dynamo_serve.api.schema import DetokenizeRequest, TokenizeRequest
+from dynamo_serve.config import Config
+from dynamo_serve.errors import InvalidRequest, Unavailable
+from dynamo_serve.service import State
+
+
+def open_routes(edge: Edge, metrics: Metrics) -> APIRouter:
+    """What probes and scrapers read; no key is asked for."""
+    routes = APIRouter(tags=["operations"])
+
+    @routes.get("/health")
+    async def health() -> dict[str, str]:
+        """200 while the process lives and means to go on, also while the engine restarts."""
+        if edge.service.state is State.CLOSED:
+            raise Unavailable("The server is closed.")
+        return {"status": "ok", "state": edge.service.state.value}
+
+    @routes.get("/ready")
+    async def ready() -> dict[str, str]:
+        """200 if new requests are accepted; else 503 with Retry-After and the reason."""
+        edge.service.check_ready()
+        return {"status": "ready"}
+
+    @routes.get("/metrics", response_class=Response)
+    async def scrape() -> Response:
+        """Prometheus metrics."""
+        page, content_type = metrics.render()
+        return Response(page, media_type=content_type)
+
+    return routes
+
+
+def token_routes(edge: Edge) -> APIRouter:
+    """Text to token ids and back, with the model's tokenizer."""
+    routes = APIRouter(tags=["tokens"])
+
+    @routes.post("/tokenize", openapi_extra=takes(TokenizeRequest))
+    async def tokenize(http: Request) -> dict[str, Any]:
+        """The token ids of a text, or of a conversation as the model gets to see it."""
+        body = await edge.body(http, TokenizeRequest)
+        edge.model_name(body.model)
+        edge.service.check_ready()
+        text, add_special = _text(body, edge)
+        ids = await edge.tokenizer.encode_async(text, add_special_tokens=add_special)
+        answer = {
+            "count": len(ids),
+            "max_model_len": edge.service.spec.max_model_len,
+            "tokens": ids,
+            "token_strs": None,
+        }
+        if body.return_token_strs:
+            answer["token_strs"] = [edge.tokenizer.token_text(i) for i in ids]
+        return answer
+
+    @routes.post("/detokenize", openapi_extra=takes(DetokenizeRequest))
+    async def detokenize(http: Request) -> dict[str, str]:
+        """The text of token ids, special tokens included."""
+        body = await edge.body(http, DetokenizeRequest)
+        edge.model_name(body.model)
+        edge.service.check_ready()
+        check_ids(body.tokens, edge.service.spec.vocab_size, "tokens")
+        return {"prompt": edge.tokenizer.decode(body.tokens)}
+
+    return routes
+
+
+def _text(body: TokenizeRequest, edge: Edge) -> tuple[str, bool]:
+    """The text to encode, and whether the tokenizer adds its special tokens."""
+    if (body.prompt is None) == (body.messages is None):
+        raise InvalidRequest("Give either 'prompt' or 'messages'.", param="prompt")
+    if body.prompt is not None:
+        return body.prompt, body.add_special_tokens is not False
+    text = render_messages(
+        body.messages or [],
+        edge.tokenizer,
+        body.chat_template_kwargs,
+        body.add_generation_prompt,
+    )
+    return text, bool(body.add_special_tokens)
+
+
+def server_routes(edge: Edge, config: Config) -> APIRouter:
+    """What this server is and what it allows."""
+    routes = APIRouter(tags=["operations"])
+
+    @routes.get("/v1/server")
+    async def server() -> dict[str, Any]:
+        """Version, model, device, attention backend and limits: facts, not wishes."""
+        edge.service.check_ready()
+        spec = edge.service.spec
+        return {
+            "version": __version__,
+            "models": edge.model_names,
+            "state": edge.service.state.value,
+            "engine": dict(spec.facts),
+            "limits": {
+                "max_model_len": spec.max_model_len,
+                "vocab_size": spec.vocab_size,
+                "page_size": spec.page_size,
+                "num_pages": spec.num_pages,
+                "max_prefill_tokens": config.scheduler.max_prefill_tokens,
+                "max_decode_sequences": config.scheduler.max_decode_sequences,
+                "max_waiting": config.scheduler.max_waiting,
+                "max_choices": config.server.max_choices,
+                "max_body_bytes": config.server.max_body_bytes,
+            },
+        }
+
+    return routes

@@ -1,0 +1,165 @@
+"""From the bytes of a request to a checked model. Everything wrong raises a named error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, NoReturn, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+
+from dynamo_serve.api import fields, schema
+from dynamo_serve.errors import InvalidRequest, PayloadTooLarge
+
+MAX_DEPTH = 32
+SHOWN = 80
+
+T = TypeVar("T", bound=BaseModel)
+
+KNOWN: dict[type[BaseModel], Mapping[str, fields.Known]] = {
+    schema.ChatRequest: fields.CHAT,
+    schema.CompletionRequest: fields.COMPLETION,
+    schema.TokenizeRequest: {},
+    schema.DetokenizeRequest: {},
+}
+
+
+async def read_object(http: Request, max_bytes: int) -> dict[str, Any]:
+    """The JSON object in the body; reads no more than `max_bytes` of it."""
+    kind = http.headers.get("content-type", "").split(";")[0].strip().lower()
+    # A web page may send any other type to a server on localhost without asking first.
+    if kind != "application/json":
+        raise InvalidRequest("Send JSON with the header 'Content-Type: application/json'.")
+    return to_object(await _read(http, max_bytes))
+
+
+async def _read(http: Request, max_bytes: int) -> bytes:
+    too_large = f"The request body is larger than the limit of {max_bytes} bytes."
+    declared = http.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > max_bytes:
+        raise PayloadTooLarge(too_large)
+    body = bytearray()
+    async for chunk in http.stream():
+        body += chunk
+        if len(body) > max_bytes:
+            raise PayloadTooLarge(too_large)
+    return bytes(body)
+
+
+def to_object(raw: bytes) -> dict[str, Any]:
+    """Parse a JSON object: UTF-8, finite numbers, whole characters, moderately nested."""
+    try:
+        value = json.loads(raw.decode(), parse_constant=_refuse_constant)
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"The body is not UTF-8: byte {error.start} is wrong.") from error
+    except RecursionError as error:
+        raise InvalidRequest(f"The JSON is nested deeper than {MAX_DEPTH} levels.") from error
+    except ValueError as error:
+        raise InvalidRequest(f"The body is not valid JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"The body must be a JSON object, not {_json_type(value)}.")
+    _check_tree(value)
+    return value
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _check_tree(root: dict[str, Any]) -> None:
+    """Depth, and characters that no UTF-8 text can hold (an escape like \\ud800 on its own)."""
+    level: list[tuple[str, Any]] = [("", root)]
+    for _ in range(MAX_DEPTH):
+        below: list[tuple[str, Any]] = []
+        for path, value in level:
+            if isinstance(value, dict):
+                for key, item in value.items():
+                    _check_string(path, key)
+                    below.append((f"{path}.{key}" if path else key, item))
+            elif isinstance(value, list):
+                # Numbers need no path of their own, and there may be a million of them.
+                below += [
+                    (f"{path}[{i}]", item)
+                    for i, item in enumerate(value)
+                    if isinstance(item, (str, list, dict))
+                ]
+            elif isinstance(value, str):
+                _check_string(path, value)
+        level = below
+        if not level:
+            return
+    raise InvalidRequest(f"The JSON is nested deeper than {MAX_DEPTH} levels.")
+
+
+def _check_string(path: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(
+            f"{path or 'A key'} holds half a surrogate pair at character {error.start}.",
+            param=path or None,
+        ) from error
+
+
+def to_model(model: type[T], body: Mapping[str, Any], on_unknown: str) -> T:
+    """Check names, then types and bounds. `on_unknown` is "refuse" or "warn"."""
+    kept = fields.sift(body, model, KNOWN[model], "", on_unknown)
+    options = kept.get("stream_options")
+    if isinstance(options, dict):
+        kept["stream_options"] = fields.sift(
+            options, schema.StreamOptions, fields.STREAM_OPTIONS, "stream_options.", on_unknown
+        )
+    if isinstance(kept.get("messages"), list):
+        kept["messages"] = [
+            fields.sift(m, schema.Message, fields.MESSAGE, f"messages[{i}].", on_unknown)
+            if isinstance(m, dict)
+            else m
+            for i, m in enumerate(kept["messages"])
+        ]
+    try:
+        return model.model_validate(kept)
+    except ValidationError as error:
+        raise _first_fault(error) from error
+
+
+def _first_fault(error: ValidationError) -> InvalidRequest:
+    fault = error.errors(include_url=False, include_context=False)[0]
+    path = _path(fault["loc"])
+    if fault["type"] == "missing":
+        return InvalidRequest(f"'{path}' is required.", param=path)
+    expected = fault["msg"][0].lower() + fault["msg"][1:]
+    return InvalidRequest(f"'{path}': {expected}, got {_shown(fault['input'])}.", param=path)
+
+
+def _path(loc: tuple[int | str, ...]) -> str:
+    path = ""
+    for step in loc:
+        if isinstance(step, int):
+            path += f"[{step}]"
+        elif not step.startswith("#"):
+            path += f".{step}" if path else step
+    return path
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, (dict, list)):
+        return _json_type(value)
+    text = json.dumps(value)
+    return text if len(text) <= SHOWN else f"{_json_type(value)} of length {len(text)}"
+
+
+def _json_type(value: Any) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "a boolean"
+        case str():
+            return "a string"
+        case list():
+            return "an array"
+        case dict():
+            return "an object"
+        case _:
+            return "a number"

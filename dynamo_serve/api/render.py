@@ -1,0 +1,174 @@
+"""The JSON that leaves the server: chunks and whole answers, for chat and for completions."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from dynamo_serve.api.job import Job
+from dynamo_serve.core.request import TokenLogprob
+from dynamo_serve.text.stream import Delta, ScoredToken
+from dynamo_serve.text.tokenizer import Tokenizer
+
+Json = dict[str, Any]
+
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+# Some clients end a line at these, as Python's splitlines does; an event must stay one line.
+_LINE_ENDS = {ord(c): f"\\u{ord(c):04x}" for c in "\x85\u2028\u2029"}
+LEAST_LOGPROB = -9999.0  # JSON has no -Infinity; OpenAI's stand-in
+
+
+def to_json(value: object) -> str:
+    """Compact JSON on a single line."""
+    text = _encode(value)
+    return text if text.isascii() else text.translate(_LINE_ENDS)
+
+
+class Renderer(Protocol):
+    """The shapes of one endpoint. A choice is the dict for one element of `choices`."""
+
+    object: str
+    chunk_object: str
+
+    def opening(self, index: int) -> Json | None:
+        """What a choice begins with in a stream, before any text."""
+        ...
+
+    def choice(self, index: int, delta: Delta, *, streamed: bool) -> Json:
+        """A delta as a choice; a whole answer is rendered as a delta that has it all."""
+        ...
+
+
+class ChatRenderer:
+    object = "chat.completion"
+    chunk_object = "chat.completion.chunk"
+
+    def __init__(self, job: Job, tokenizer: Tokenizer) -> None:
+        self._job = job
+        self._tokenizer = tokenizer
+
+    def opening(self, index: int) -> Json | None:
+        delta = {"role": "assistant", "content": ""}
+        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+
+    def choice(self, index: int, delta: Delta, *, streamed: bool) -> Json:
+        choice: Json = {"index": index}
+        if streamed:
+            choice["delta"] = {"content": delta.text} if delta.text else {}
+        else:
+            choice["message"] = {"role": "assistant", "content": delta.text, "refusal": None}
+        choice["logprobs"] = self._logprobs(delta.tokens)
+        choice["finish_reason"] = delta.finish.value if delta.finish else None
+        if self._job.return_token_ids:
+            choice["token_ids"] = delta.token_ids
+        return choice
+
+    def _logprobs(self, tokens: Sequence[ScoredToken]) -> Json | None:
+        if self._job.logprobs is None:
+            return None
+        content = [
+            {
+                **self._scored(token.logprob.token_id, token.logprob.logprob),
+                "top_logprobs": [self._scored(*top) for top in token.logprob.top],
+            }
+            for token in tokens
+        ]
+        return {"content": content, "refusal": None}
+
+    def _scored(self, token_id: int, logprob: float) -> Json:
+        return {
+            "token": self._tokenizer.token_text(token_id),
+            "logprob": finite(logprob),
+            "bytes": list(self._tokenizer.token_bytes(token_id)),
+        }
+
+
+class CompletionRenderer:
+    object = "text_completion"
+    chunk_object = "text_completion"
+
+    def __init__(self, job: Job, tokenizer: Tokenizer) -> None:
+        self._job = job
+        self._tokenizer = tokenizer
+
+    def opening(self, index: int) -> Json | None:
+        if not self._job.return_token_ids:
+            return None
+        return {
+            "index": index,
+            "text": "",
+            "logprobs": None,
+            "finish_reason": None,
+            "prompt_token_ids": self._job.requests[index].prompt_ids,
+        }
+
+    def choice(self, index: int, delta: Delta, *, streamed: bool) -> Json:
+        choice: Json = {
+            "index": index,
+            "text": delta.text,
+            "logprobs": self._logprobs(delta.tokens),
+            "finish_reason": delta.finish.value if delta.finish else None,
+        }
+        if self._job.return_token_ids:
+            choice["token_ids"] = delta.token_ids
+            if not streamed:
+                choice["prompt_token_ids"] = self._job.requests[index].prompt_ids
+        return choice
+
+    def _logprobs(self, tokens: Sequence[ScoredToken]) -> Json | None:
+        if self._job.logprobs is None:
+            return None
+        return {
+            "tokens": [self._tokenizer.token_text(t.logprob.token_id) for t in tokens],
+            "token_logprobs": [finite(t.logprob.logprob) for t in tokens],
+            "top_logprobs": [self._top(t.logprob) for t in tokens],
+            "text_offset": [t.offset for t in tokens],
+        }
+
+    def _top(self, token: TokenLogprob) -> dict[str, float]:
+        """The likeliest tokens and the chosen one, as OpenAI has it."""
+        pairs = [*token.top, (token.token_id, token.logprob)]
+        return {self._tokenizer.token_text(i): finite(logprob) for i, logprob in pairs}
+
+
+def finite(logprob: float) -> float:
+    return logprob if math.isfinite(logprob) else LEAST_LOGPROB
+
+
+class Envelope:
+    """What surrounds the choices: the same in every chunk of a stream, so it is encoded once."""
+
+    def __init__(self, job: Job, renderer: Renderer) -> None:
+        self._job = job
+        self._whole = self._head(renderer.object)
+        self._head_json = to_json(self._head(renderer.chunk_object))[:-1] + ',"choices":['
+        self._tail_json = '],"usage":null}' if job.include_usage else "]}"
+
+    def _head(self, kind: str) -> Json:
+        job = self._job
+        return {
+            "id": job.id,
+            "object": kind,
+            "created": job.created,
+            "model": job.model,
+            "system_fingerprint": job.fingerprint,
+        }
+
+    def chunk(self, choice: Json) -> str:
+        return self._head_json + to_json(choice) + self._tail_json
+
+    def prompt_chunk(self, choice: Json) -> str:
+        """A chunk that also carries the ids of the (one) prompt."""
+        ids = to_json(self._job.prompts[0])
+        return f'{self._head_json}{to_json(choice)}],"prompt_token_ids":{ids}{self._tail_json[1:]}'
+
+    def usage_chunk(self, usage: Json) -> str:
+        return f'{self._head_json}],"usage":{to_json(usage)}}}'
+
+    def whole(self, choices: list[Json], usage: Json) -> Json:
+        body = {**self._whole, "choices": choices, "usage": usage}
+        if self._job.return_token_ids and not self._job.continues_text:
+            body["prompt_token_ids"] = self._job.prompts[0]
+        return body

@@ -1,0 +1,176 @@
+"""What clients may send, field by field; the OpenAPI document is made from this."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+
+MAX_STOPS = 16
+MAX_STOP_CHARACTERS = 256
+MAX_STOP_IDS = 64
+MAX_BIASES = 1024
+MAX_TOP_LOGPROBS = 20
+INT64 = 2**63
+
+
+class Model(BaseModel):
+    model_config = ConfigDict(
+        strict=True, extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+
+def _kind(value: Any) -> str:
+    """Which of "one or several" a value is. The '#' keeps the tag out of error paths."""
+    if not isinstance(value, list):
+        return "#one"
+    return "#lists" if value and isinstance(value[0], list) else _kind_of_items(value)
+
+
+def _kind_of_items(value: list[Any]) -> str:
+    return "#ids" if value and not isinstance(value[0], str) else "#several"
+
+
+def _one_or_several(value: Any) -> str:
+    return "#several" if isinstance(value, list) else "#one"
+
+
+StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+Stop = Annotated[
+    Annotated[StopString, Tag("#one")]
+    | Annotated[list[StopString], Field(max_length=MAX_STOPS), Tag("#several")],
+    Discriminator(_one_or_several),
+]
+Ids = list[int]
+PromptField = Annotated[
+    Annotated[str, Tag("#one")]
+    | Annotated[list[str], Field(min_length=1), Tag("#several")]
+    | Annotated[Ids, Field(min_length=1), Tag("#ids")]
+    | Annotated[list[Annotated[Ids, Field(min_length=1)]], Tag("#lists")],
+    Discriminator(_kind),
+]
+
+
+class StreamOptions(Model):
+    include_usage: bool = Field(False, description="End the stream with a chunk of token counts.")
+
+
+class Generation(Model):
+    """What chat and plain completions have in common."""
+
+    model: str | None = Field(None, description="One of /v1/models; without it, the first.")
+    stream: bool = Field(False, description="Answer with server-sent events.")
+    stream_options: StreamOptions | None = Field(None, description="Only with stream: true.")
+    n: int = Field(1, ge=1, description="Choices per prompt.")
+    max_tokens: int | None = Field(None, ge=1, description="Most tokens to generate.")
+    min_tokens: int = Field(
+        0, ge=0, description="No stop token or stop string ends the answer before so many tokens."
+    )
+    stop: Stop | None = Field(None, description="Strings that end the answer, left out of it.")
+    stop_token_ids: list[int] = Field(
+        [], max_length=MAX_STOP_IDS, description="Further token ids that end the answer."
+    )
+    ignore_eos: bool = Field(False, description="Go on past the model's end-of-text token.")
+    temperature: float = Field(
+        1.0, ge=0, le=2, description="0 always takes the likeliest token. Not taken from the model."
+    )
+    top_p: float = Field(1.0, gt=0, le=1, description="Sample from this much probability mass.")
+    top_k: int = Field(0, ge=-1, description="Sample from so many tokens; 0 or -1 from all.")
+    min_p: float = Field(
+        0.0, ge=0, le=1, description="Least probability, as a share of the likeliest token's."
+    )
+    repetition_penalty: float = Field(
+        1.0, gt=0, le=10, description="Over 1: tokens of the prompt and the answer are less likely."
+    )
+    presence_penalty: float = Field(
+        0.0, ge=-2, le=2, description="Taken off the logit of tokens that the answer has."
+    )
+    frequency_penalty: float = Field(
+        0.0, ge=-2, le=2, description="Taken off for each time that the answer has the token."
+    )
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(
+        {}, max_length=MAX_BIASES, description="Token id -> what is added to its logit."
+    )
+    seed: int | None = Field(
+        None, ge=-INT64, lt=INT64, description="Same seed, same answer. Drawn if not given."
+    )
+    return_token_ids: bool = Field(
+        False, description="Choices carry token_ids; prompt_token_ids come with the answer."
+    )
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
+
+    type: str = Field(description="'text' is the only supported type.")
+    text: str | None = None
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"] = Field(
+        description="developer means system to models that do not know it; tool and function "
+        "are refused."
+    )
+    content: (
+        Annotated[
+            Annotated[str, Tag("#one")] | Annotated[list[Part], Tag("#several")],
+            Discriminator(_one_or_several),
+        ]
+        | None
+    ) = Field(None, description="Text, or parts of type text, which are joined.")
+    name: str | None = Field(None, description="Handed to the model's chat template.")
+
+
+class ChatRequest(Generation):
+    messages: list[Message] = Field(min_length=1, description="The conversation so far.")
+    max_completion_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="The newer name of max_tokens. Without either: all there is room for.",
+    )
+    logprobs: bool = Field(False, description="Log probability of each token of the answer.")
+    top_logprobs: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_TOP_LOGPROBS,
+        description="So many of the likeliest tokens beside each; needs logprobs.",
+    )
+    chat_template_kwargs: dict[str, Any] = Field(
+        {}, description="Further variables for the model's chat template (enable_thinking, ...)."
+    )
+
+
+class CompletionRequest(Generation):
+    prompt: PromptField = Field(
+        description="A string, a list of strings, token ids, or a list of lists of token ids."
+    )
+    max_tokens: int = Field(16, ge=1, description="Most tokens to generate.")
+    logprobs: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_TOP_LOGPROBS,
+        description="Log probability of each token, and of so many of the likeliest.",
+    )
+
+
+class TokenizeRequest(Model):
+    model: str | None = Field(None, description="One of /v1/models; without it, the first.")
+    prompt: str | None = Field(None, description="Text. Either this or messages.")
+    messages: list[Message] | None = Field(None, min_length=1, description="A conversation.")
+    add_special_tokens: bool | None = Field(
+        None, description="Add BOS and the like. Default: true for prompt, false for messages."
+    )
+    add_generation_prompt: bool = Field(
+        True, description="messages: end with the opening of the assistant's answer."
+    )
+    chat_template_kwargs: dict[str, Any] = Field(
+        {}, description="messages: further variables for the chat template."
+    )
+    return_token_strs: bool = Field(False, description="Also answer the text of each token.")
+
+
+class DetokenizeRequest(Model):
+    model: str | None = Field(None, description="One of /v1/models; without it, the first.")
+    tokens: list[int] = Field(description="Token ids.")

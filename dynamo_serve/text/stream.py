@@ -1,0 +1,101 @@
+"""From token events to text: what a client gets to see of one choice."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import NamedTuple
+
+from dynamo_serve.core.request import Finish, Summary, TokenEvent, TokenLogprob
+from dynamo_serve.text.detokenizer import Detokenizer
+from dynamo_serve.text.stop import StopMatcher
+
+
+class ScoredToken(NamedTuple):
+    """One token with its log probability; `offset` is where its text begins in the answer."""
+
+    logprob: TokenLogprob
+    offset: int
+
+
+class Delta(NamedTuple):
+    """What one token event adds to the answer; the last one of a choice carries `finish`.
+
+    `text` may be empty while a character or a possible stop string is incomplete. `token_ids`
+    includes the token that ended the choice. `tokens` has an entry for every token that is part
+    of the message (not for a stop token) if log probabilities were asked for.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    tokens: tuple[ScoredToken, ...] = ()
+    finish: Finish | None = None
+    summary: Summary | None = None
+
+
+class Transcript:
+    """The text of one choice as it grows. `stops` only count after `min_tokens` tokens."""
+
+    def __init__(
+        self, detokenizer: Detokenizer, stops: Sequence[str] = (), min_tokens: int = 0
+    ) -> None:
+        self._detokenizer = detokenizer
+        self._stop = StopMatcher(stops)
+        self._unwatched = min_tokens
+        self._offset = 0
+
+    def push(self, event: TokenEvent) -> Delta:
+        """Add an event. Tokens after the one that completes a stop string are dropped."""
+        pieces: list[str] = []
+        tokens: list[ScoredToken] = []
+        num_text = len(event.token_ids) - (event.stop_id is not None)
+        for i, token_id in enumerate(event.token_ids[:num_text]):
+            if event.logprobs:
+                tokens.append(ScoredToken(event.logprobs[i], self._offset))
+            pieces.append(self._watch(self._detokenizer.push(token_id)))
+            if self._stop.matched is not None:
+                return self._stopped(pieces, event.token_ids[: i + 1], tokens)
+        if event.finish is not None:
+            pieces.append(self._watch(self._detokenizer.flush()))
+            if self._stop.matched is not None:
+                return self._stopped(pieces, event.token_ids, tokens, event.summary)
+            pieces.append(self._stop.flush())
+        return Delta(
+            "".join(pieces),
+            event.token_ids,
+            tuple(tokens),
+            event.finish,
+            event.summary,
+        )
+
+    def _watch(self, piece: str) -> str:
+        self._offset += len(piece)
+        if self._unwatched > 0:
+            self._unwatched -= 1
+            return piece
+        return self._stop.push(piece)
+
+    def _stopped(
+        self,
+        pieces: list[str],
+        token_ids: tuple[int, ...],
+        tokens: list[ScoredToken],
+        summary: Summary | None = None,
+    ) -> Delta:
+        text = "".join(pieces)
+        return Delta(text, token_ids, tuple(tokens), Finish.STOP, summary)
+
+
+async def detokenize(
+    events: AsyncGenerator[TokenEvent, None], transcript: Transcript
+) -> AsyncGenerator[Delta, None]:
+    """The deltas of one choice, up to the one with `finish`.
+
+    A stop string ends the choice here and not in the engine: closing `events` cancels it there.
+    """
+    async with aclosing(events):
+        async for event in events:
+            delta = transcript.push(event)
+            yield delta
+            if delta.finish is not None:
+                return

@@ -1,0 +1,149 @@
+"""The model's tokenizer and chat template, safe to use from several threads."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import AutoTokenizer
+from transformers.utils import cached_file
+
+from dynamo_serve.errors import InvalidRequest
+from dynamo_serve.text.pieces import Pieces
+
+# Above this many characters, encoding would hold up the event loop for a millisecond and more.
+INLINE_CHARACTERS = 8_192
+
+
+class Tokenizer:
+    """Text to ids and back.
+
+    `eos_ids` end an answer: those of generation_config.json and of the tokenizer. `special_ids`
+    yield no text. `vocab_size` counts added tokens too; the model's own may be larger (padding).
+    """
+
+    def __init__(self, tokenizer: Any, eos_ids: frozenset[int] = frozenset()) -> None:
+        self._tokenizer = tokenizer
+        self._fast = getattr(tokenizer, "is_fast", False)
+        self._lock = threading.Lock()
+        if self._fast:
+            self._backend = tokenizer.backend_tokenizer
+            # A truncating or padding tokenizer.json is a training leftover. With both off
+            # nothing ever changes the tokenizer, so threads may share it without a lock.
+            self._backend.no_truncation()
+            self._backend.no_padding()
+        own_eos = {tokenizer.eos_token_id} - {None}
+        self.eos_ids = eos_ids | own_eos
+        added = tokenizer.added_tokens_decoder
+        self.special_ids = frozenset(i for i, token in added.items() if token.special)
+        self.vocab_size = len(tokenizer)
+        self._pieces = Pieces(tokenizer)
+        self.has_chat_template = bool(tokenizer.chat_template)
+
+    @classmethod
+    def load(cls, path: str) -> Tokenizer:
+        """From a local folder (the network is never asked) or a hub id.
+
+        Raises `OSError` if there is no tokenizer.
+        """
+        local = Path(path).is_dir()
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=local)
+        return cls(tokenizer, _generation_eos(path, local))
+
+    def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
+        """The ids of `text`; `add_special_tokens` adds what the model wants around a text (BOS)."""
+        if self._fast:
+            # A batch of one: unlike a single text, it is encoded without the interpreter lock.
+            batch = self._backend.encode_batch([text], add_special_tokens=add_special_tokens)
+            ids: list[int] = batch[0].ids
+            return ids
+        with self._lock:
+            return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
+
+    async def encode_async(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
+        """`encode`, on a thread if the text is long."""
+        if len(text) <= INLINE_CHARACTERS:
+            return self.encode(text, add_special_tokens=add_special_tokens)
+        return await asyncio.to_thread(self.encode, text, add_special_tokens=add_special_tokens)
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        """The text of `ids`; ids that are no token yield nothing."""
+        if self._fast:
+            text: str = self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
+            return text
+        with self._lock:
+            known = [i for i in ids if i < self.vocab_size]
+            return str(
+                self._tokenizer.decode(
+                    known,
+                    skip_special_tokens=skip_special_tokens,
+                    clean_up_tokenization_spaces=False,
+                )
+            )
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that one token stands for; empty if it is no token."""
+        return self._pieces[token_id]
+
+    def token_text(self, token_id: int) -> str:
+        """One token for people: its text, or `bytes:\\\\x..` if it is not whole characters."""
+        raw = self._pieces[token_id]
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        template_arguments: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The prompt text of a conversation, by the model's own template.
+
+        Raises `InvalidRequest` if the model has none, or if the template refuses the messages.
+        """
+        if not self.has_chat_template:
+            raise InvalidRequest(
+                "This model has no chat template: use /v1/completions.", param="messages"
+            )
+        try:
+            text: str = self._tokenizer.apply_chat_template(
+                [dict(message) for message in messages],
+                tools=[dict(tool) for tool in tools] if tools else None,
+                add_generation_prompt=add_generation_prompt,
+                tokenize=False,
+                **(template_arguments or {}),
+            )
+        except (TemplateError, TypeError, ValueError) as error:
+            raise InvalidRequest(
+                f"The model's chat template refuses these messages: {error}", param="messages"
+            ) from error
+        return text
+
+    @property
+    def knows_developer_role(self) -> bool:
+        """Whether the chat template treats `developer` as a role of its own."""
+        return "developer" in str(self._tokenizer.chat_template)
+
+
+def _generation_eos(path: str, local: bool) -> frozenset[int]:
+    name = cached_file(
+        path,
+        "generation_config.json",
+        local_files_only=local,
+        _raise_exceptions_for_missing_entries=False,
+    )
+    if name is None:
+        return frozenset()
+    eos = json.loads(Path(name).read_text()).get("eos_token_id")
+    if eos is None:
+        return frozenset()
+    return frozenset([eos] if isinstance(eos, int) else eos)
