@@ -18,6 +18,7 @@ from pathlib import Path
 import uvicorn
 
 from dynamo_serve import __version__, bundled
+from dynamo_serve.api import middleware
 from dynamo_serve.api.app import create_app
 from dynamo_serve.cli_progress import Progress
 from dynamo_serve.config import Config, LogSection, ModelSection, ServerSection
@@ -30,7 +31,6 @@ log = logging.getLogger(__name__)
 
 BACKLOG = 2048
 FLUSH_S = 5.0  # after the last request ended, for its bytes to leave
-BUNDLED_NAME = "dserve-tiny"
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 FACTS = ("device", "dtype", "attention_backend")
 QUESTION = "What is a page?"
@@ -52,7 +52,7 @@ def serve(config: Config) -> int:
         settings = uvicorn.Config(
             app,
             log_config=None,
-            access_log=config.log.requests,
+            access_log=False,  # the app logs requests itself, if log.requests says so
             timeout_graceful_shutdown=int(FLUSH_S),
         )
         run = Run(service, HttpServer(settings), listener, config.server)
@@ -140,7 +140,8 @@ def configure_logging(section: LogSection) -> None:
         level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     logging.getLogger("dynamo_serve").setLevel(section.level.upper())
-    logging.getLogger("uvicorn.access").setLevel(logging.INFO)  # off unless log.requests
+    if section.requests:  # asked for by name, so also where the level is above it
+        middleware.logger.setLevel(logging.INFO)
 
 
 def listen(server: ServerSection) -> socket.socket:
@@ -177,7 +178,7 @@ def served_names(model: ModelSection) -> tuple[str, ...]:
     if model.served_names:
         return model.served_names
     if model.path == "bundled":
-        return (BUNDLED_NAME,)
+        return (bundled.NAME,)
     folder = Path(model.path).expanduser()
     return (folder.resolve().name if folder.is_dir() else model.path,)
 

@@ -1,0 +1,139 @@
+"""The import law: everything points at core, and core imports only the standard library."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.architecture import source
+
+# What the parts of the package may import: parts of the package, and libraries besides the
+# standard one. A name ending in a dot allows everything below it.
+LAW: dict[str, tuple[str, ...]] = {
+    "dynamo_serve": (),
+    "dynamo_serve.errors": (),
+    "dynamo_serve.config": (),
+    "dynamo_serve.bundled.": (),
+    "dynamo_serve.core.": ("dynamo_serve.core.",),
+    "dynamo_serve.engines.": ("config", "core.", "engines.", "errors", "torch.", "transformers."),
+    "dynamo_serve.text.": ("core.", "errors", "jinja2.", "text.", "tokenizers.", "transformers."),
+    "dynamo_serve.wire": ("core.", "msgpack."),
+    "dynamo_serve.worker": ("config", "core.", "engines.", "errors", "wire"),
+    "dynamo_serve.link": ("config", "core.", "errors", "wire", "worker"),
+    "dynamo_serve.service": ("config", "core.", "errors", "link", "worker"),
+    "dynamo_serve.metrics": ("core.", "prometheus_client."),
+    "dynamo_serve.api.": (
+        *("", "api.", "config", "core.", "errors", "service", "text."),
+        *("fastapi.", "starlette.", "sse_starlette.", "pydantic."),
+    ),
+    "dynamo_serve.settings_key": ("yaml.",),
+    "dynamo_serve.settings": ("config", "errors", "settings_key", "yaml."),
+    "dynamo_serve.chat": ("errors", "httpx."),
+    "dynamo_serve.cli_progress": (),
+    "dynamo_serve.cli": ("", "errors", "settings", "chat", "cli_serve"),
+    "dynamo_serve.cli_serve": (
+        *("", "api.", "bundled.", "cli_progress", "config", "errors", "metrics", "service"),
+        *("text.", "uvicorn."),
+    ),
+    "dynamo_serve.reference": ("cli", "settings", "settings_key", "metrics", ""),
+}
+
+
+def covers(rule: str, module: str) -> bool:
+    if rule.endswith("."):
+        return module == rule[:-1] or module.startswith(rule)
+    return module == rule
+
+
+def absolute(allowed: str) -> str:
+    """Short names in the law are parts of this package unless they are libraries."""
+    inside = ("dynamo_serve." + allowed) if allowed else "dynamo_serve"
+    path = source.ROOT.joinpath(*inside.rstrip(".").split("."))
+    return inside if path.is_dir() or path.with_suffix(".py").is_file() else allowed
+
+
+def allowed_for(module: str) -> list[str] | None:
+    for rule, allowed in LAW.items():
+        if covers(rule, module):
+            return [absolute(name) for name in allowed]
+    return None
+
+
+def breaches(path: Path) -> list[str]:
+    allowed = allowed_for(source.dotted(path))
+    assert allowed is not None, f"{source.dotted(path)} has no place in LAW"
+    return [
+        f"{source.dotted(path)} imports {name}"
+        for name in sorted(source.imports(path))
+        if name.split(".")[0] not in sys.stdlib_module_names
+        and not any(covers(rule, name) for rule in allowed)
+    ]
+
+
+def test_no_module_imports_what_the_law_does_not_allow() -> None:
+    assert [breach for path in source.modules() for breach in breaches(path)] == []
+
+
+def test_core_stands_alone() -> None:
+    # Said twice on purpose: this one holds even if somebody edits the table above.
+    for path in (source.PACKAGE / "core").rglob("*.py"):
+        for name in source.imports(path):
+            assert name.startswith("dynamo_serve.core") or (
+                name.split(".")[0] in sys.stdlib_module_names
+            ), f"{path.name} imports {name}"
+
+
+def test_the_law_names_only_modules_that_exist() -> None:
+    for rule in LAW:
+        path = source.ROOT.joinpath(*rule.rstrip(".").split("."))
+        assert path.is_dir() or path.with_suffix(".py").is_file(), rule
+
+
+@pytest.mark.parametrize(
+    ("statement", "name"),
+    [
+        ("import torch", "torch"),
+        ("from torch import nn", "torch"),
+        ("if TYPE_CHECKING:\n    import torch.nn", "torch.nn"),
+        ("def f():\n    from dynamo_serve import service", "dynamo_serve.service"),
+        ("from .. import service", "dynamo_serve.service"),
+        ("from ..service import Service", "dynamo_serve.service"),
+        ("from . import loop", "dynamo_serve.core.loop"),
+    ],
+)
+def test_every_way_to_import_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, statement: str, name: str
+) -> None:
+    monkeypatch.setattr(source, "ROOT", tmp_path)
+    core = tmp_path / "dynamo_serve" / "core"
+    core.mkdir(parents=True)
+    for module in ("service.py", "core/loop.py"):
+        (tmp_path / "dynamo_serve" / module).touch()
+    path = core / "probe.py"
+    path.write_text(statement)
+    assert source.imports(path) == {name}
+
+
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("dynamo_serve.core.scheduler", ("torch", "fastapi", "prometheus_client", "yaml")),
+        ("dynamo_serve.service", ("torch", "transformers", "fastapi", "prometheus_client")),
+        ("dynamo_serve.cli", ("torch", "transformers", "fastapi", "httpx")),
+        ("dynamo_serve.engines.fake", ("torch", "transformers", "fastapi")),
+    ],
+)
+def test_what_should_be_light_loads_nothing_heavy(module: str, heavy: tuple[str, ...]) -> None:
+    probe = f"import sys, {module}; print(*(set({heavy!r}) & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", probe],
+        cwd=source.ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert done.stdout.split() == []

@@ -1,0 +1,31 @@
+"""Budgets of size: raised on purpose, in a commit that says why, or not at all."""
+
+from __future__ import annotations
+
+from tests.architecture import source
+
+MAX_FILE_LINES = 300
+MAX_FUNCTION_LINES = 40
+CORE_CODE_LINES = 900
+LONGER_ON_PURPOSE: frozenset[str] = frozenset()  # dotted names of functions
+
+
+def test_no_file_is_longer_than_a_sitting() -> None:
+    lengths = {source.dotted(path): len(path.read_text().splitlines()) for path in source.modules()}
+    assert {name: n for name, n in lengths.items() if n > MAX_FILE_LINES} == {}
+
+
+def test_no_function_is_longer_than_a_screen() -> None:
+    long = {
+        function.name: function.num_lines
+        for path in source.modules()
+        for function in source.functions(path)
+        if function.num_lines > MAX_FUNCTION_LINES
+    }
+    assert {name: n for name, n in long.items() if name not in LONGER_ON_PURPOSE} == {}
+    assert not LONGER_ON_PURPOSE - long.keys(), "an exception that is not needed any more"
+
+
+def test_core_keeps_within_its_budget() -> None:
+    core = (source.PACKAGE / "core").rglob("*.py")
+    assert sum(source.num_code_lines(path) for path in core) <= CORE_CODE_LINES
