@@ -33,9 +33,8 @@ class Detokenizer:
     ) -> None:
         self._decode = decode
         self._skip = skip
-        self._window = [i for i in context[-CONTEXT:] if i not in skip]
-        before = decode(self._window) if self._window else ""
-        self._sent = len(before) - _open_tail(before)
+        self._window, before = self._begin(context)
+        self._sent = len(before) - _broken_tail(before)
 
     def push(self, token_id: int) -> str:
         """The text that became certain with this token; "" if none."""
@@ -43,10 +42,13 @@ class Detokenizer:
             return ""
         self._window.append(token_id)
         text = self._decode(self._window)
-        settled = len(text) - _open_tail(text)
+        run = _broken_tail(text)
+        settled = len(text) - (run if run <= LONGEST_WAIT else STILL_OPEN)
         new = text[self._sent : settled]
         self._sent = max(self._sent, settled)
-        if len(self._window) >= WINDOW:
+        # Not while a character is open: a decoder may show its whole run of byte tokens as broken
+        # until it is complete, and then `_sent` does not fit the text at hand.
+        if len(self._window) >= WINDOW and (run == 0 or run > LONGEST_WAIT):
             self._slide(text)
         return new
 
@@ -56,6 +58,16 @@ class Detokenizer:
         new = text[self._sent :]
         self._sent = len(text)
         return new
+
+    def _begin(self, context: Sequence[int]) -> tuple[list[int], str]:
+        """The end of `context` and its text, not starting inside a character if that can be."""
+        ids = [i for i in context[-CONTEXT - 3 :] if i not in self._skip]
+        for size in range(CONTEXT, CONTEXT + 4):
+            window = ids[-size:]
+            text = self._decode(window) if window else ""
+            if not text.startswith(REPLACEMENT):
+                break
+        return window, text
 
     def _slide(self, text: str) -> None:
         """Forget old tokens where that leaves the text of the kept ones as it is."""
@@ -70,9 +82,6 @@ class Detokenizer:
                 return
 
 
-def _open_tail(text: str) -> int:
-    """How many characters at the end of `text` the next token might still change."""
-    if not text.endswith(REPLACEMENT):
-        return 0
-    run = len(text) - len(text.rstrip(REPLACEMENT))
-    return run if run <= LONGEST_WAIT else STILL_OPEN
+def _broken_tail(text: str) -> int:
+    """How many U+FFFD are at the end of `text`: the next token might still change them."""
+    return len(text) - len(text.rstrip(REPLACEMENT)) if text.endswith(REPLACEMENT) else 0

@@ -21,6 +21,7 @@ class Pieces(dict[int, bytes]):
         super().__init__()
         self._tokenizer = tokenizer
         self._added = {i: token.content for i, token in tokenizer.added_tokens_decoder.items()}
+        self._size = len(tokenizer)
         kinds = _decoder_kinds(tokenizer)
         self._byte_of = byte_alphabet() if "ByteLevel" in kinds else {}
         self._has_byte_pieces = "ByteFallback" in kinds
@@ -33,6 +34,8 @@ class Pieces(dict[int, bytes]):
     def _spell(self, token_id: int) -> bytes:
         if token_id in self._added:
             return str(self._added[token_id]).encode()
+        if token_id >= self._size:
+            return b""
         token = self._tokenizer.convert_ids_to_tokens(token_id)
         if token is None:
             return b""
