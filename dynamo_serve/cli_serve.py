@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 BACKLOG = 2048
 FLUSH_S = 5.0  # after the last request ended, for its bytes to leave
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
-FACTS = ("device", "dtype", "attention_backend")
+FACTS = ("device", "dtype", "attention_backend")  # of the engine, worth a look at once
 QUESTION = "What is a page?"
 
 
@@ -218,7 +218,7 @@ def base_url(host: str, port: int) -> str:
 def what_next(url: str, names: tuple[str, ...], service: Service, asks_key: bool) -> str:
     """The first lines after the start: what runs, and what to try."""
     spec = service.spec
-    facts = ", ".join(str(spec.facts[key]) for key in FACTS if key in spec.facts)
+    facts = ", ".join(f"{key} {spec.facts[key]}" for key in FACTS if key in spec.facts)
     body = {"model": names[0], "stream": True, "messages": [{"role": "user", "content": QUESTION}]}
     key = ' -H "Authorization: Bearer $KEY"' if asks_key else ""
     return (

@@ -1,0 +1,343 @@
+"""The command line: what it refuses in one line, and a server from its start to its drain."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx
+import pytest
+
+from dynamo_serve import __version__, chat, cli
+from dynamo_serve.cli_progress import Progress
+
+PATIENCE_S = 60.0
+
+
+def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
+    code = cli.main(argv)
+    shown = capsys.readouterr()
+    return code, shown.out, shown.err
+
+
+@pytest.fixture(autouse=True)
+def no_settings_around(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DYNAMO_SERVE_SERVER__PORT", "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "version") == (0, f"dynamo-serve {__version__}\n", "")
+
+
+def test_good_settings_are_called_valid(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "check-config") == (0, "settings are valid\n", "")
+
+
+def test_print_shows_values_with_their_sources(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DYNAMO_SERVE_SERVER__PORT", "9001")
+    file = tmp_path / "s.yaml"
+    file.write_text("cache: {page_size: 32}\n")
+    flags = ["--model", "m", "--served-model-name", "a", "b", "--set", "log.level=debug"]
+    code, out, _ = run(capsys, "check-config", "--print", "--config", str(file), *flags)
+    assert code == 0
+    lines = dict(re.findall(r"^  (.*?) +# (.*)$", out, re.MULTILINE))
+    assert lines["port: 9001"] == "environment DYNAMO_SERVE_SERVER__PORT"
+    assert lines["page_size: 32"] == f"file {file}"
+    assert lines['path: "m"'] == "flag --model"
+    assert lines['served_names: ["a", "b"]'] == "flag --served-model-name"
+    assert lines['level: "debug"'] == "flag --set log.level"
+    assert lines["max_waiting: 10000"] == "default"
+
+
+def test_a_named_flag_wins_over_set(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--port", "1", "--set", "server.port=2"]
+    assert "port: 1 " in run(capsys, "check-config", "--print", *flags)[1]
+
+
+def test_served_names_add_up_over_several_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--served-model-name", "a", "b", "--served-model-name", "c"]
+    assert '["a", "b", "c"]' in run(capsys, "check-config", "--print", *flags)[1]
+
+
+@pytest.mark.parametrize("command", ["serve", "check-config"])
+def test_a_bad_setting_is_one_line_and_exit_code_2(
+    capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    code, out, err = run(capsys, command, "--port", "http")
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert "server.port = 'http': not allowed; allowed: a whole number" in err
+    assert "flag --port" in err
+
+
+def test_a_port_in_use_is_told_before_anything_is_loaded(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        code, _, err = run(capsys, "serve", "--port", str(port))
+    assert code == 2
+    assert err.startswith(f"dynamo-serve: server.port = {port}: Address already in use")
+    assert "--port" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/no/such/folder", "no such folder"),
+        ("./none", "no such folder"),
+        (".", "this folder holds no config.json"),
+    ],
+)
+def test_a_missing_model_is_one_line(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    path: str,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(capsys, "serve", "--model", path, "--port", "0")
+    assert code == 2
+    assert f"model.path = '{path}': {message}" in err
+    assert err.count("\n") == 1
+
+
+def test_a_folder_without_a_tokenizer_is_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    code, _, err = run(capsys, "serve", "--model", str(tmp_path), "--port", "0")
+    assert code == 2
+    assert "no tokenizer" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "192.0.2.1"])
+def test_an_address_that_is_not_here_is_one_line(
+    capsys: pytest.CaptureFixture[str], host: str
+) -> None:
+    code, _, err = run(capsys, "serve", "--host", host, "--port", "0")
+    assert code == 2
+    assert f"server.host = '{host}'" in err
+
+
+def test_chat_without_a_server_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        code, _, err = run(capsys, "chat", "--url", url)
+    assert code == 2
+    assert err.startswith(f"dynamo-serve: no answer from {url}")
+
+
+# --- names and addresses
+
+
+def test_names_are_derived_from_the_path_unless_given(tmp_path: Path) -> None:
+    from dynamo_serve.cli_serve import served_names
+    from dynamo_serve.config import ModelSection
+
+    folder = tmp_path / "my-model"
+    folder.mkdir()
+    assert served_names(ModelSection()) == ("dserve-tiny",)
+    assert served_names(ModelSection(path=str(folder))) == ("my-model",)
+    assert served_names(ModelSection(path="org/model")) == ("org/model",)
+    assert served_names(ModelSection(path="org/model", served_names=("a", "b"))) == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:80"),
+        ("0.0.0.0", "http://127.0.0.1:80"),
+        ("::", "http://[::1]:80"),
+        ("10.1.2.3", "http://10.1.2.3:80"),
+    ],
+)
+def test_the_url_shown_works_on_this_machine(host: str, url: str) -> None:
+    from dynamo_serve.cli_serve import base_url
+
+    assert base_url(host, 80) == url
+
+
+# --- progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def scripted(*times: float) -> Callable[[], float]:
+    left = list(times)
+    return lambda: left.pop(0) if len(left) > 1 else left[0]
+
+
+def test_a_terminal_gets_one_bar_per_stage() -> None:
+    out = Terminal()
+    progress = Progress(out, scripted(0.0, 2.5, 10.0))
+    progress("weights", 0.0)
+    progress("weights", 0.5)
+    progress("weights", 1.0)
+    progress("warm-up", 0.0)
+    lines = out.getvalue().split("\n")
+    assert lines[0].startswith("\rweights    [" + "-" * 30 + "]   0%\r")
+    assert lines[0].endswith("[" + "#" * 30 + "] 100%  2.5 s")
+    assert lines[1].startswith("\rwarm-up")
+    assert len(lines) == 2
+
+
+def test_a_log_gets_plain_lines_and_not_too_many(caplog: pytest.LogCaptureFixture) -> None:
+    out = io.StringIO()
+    progress = Progress(out, scripted(*(float(second) for second in range(40))))
+    with caplog.at_level("INFO", logger="dynamo_serve"):
+        for percent in range(0, 101, 10):
+            progress("weights", percent / 100)
+    assert out.getvalue() == ""
+    assert caplog.messages[0] == "weights: started"
+    assert caplog.messages[-1].startswith("weights: done in ")
+    assert 1 <= len(caplog.messages[1:-1]) <= 4
+
+
+# --- a server
+
+
+class Server(NamedTuple):
+    process: subprocess.Popen[str]
+    url: str
+    greeting: str
+
+
+@contextmanager
+def serving(*flags: str) -> Iterator[Server]:
+    """A server with the fake engine on a free port; whatever happens, it is gone afterwards."""
+    command = [sys.executable, "-m", "dynamo_serve.cli", "serve", "--port", "0"]
+    process = subprocess.Popen(
+        [*command, "--set", "engine.kind=fake", *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        greeting = "".join(process.stdout.readline() for _ in range(5))
+        found = re.search(r"http://[\d.]+:\d+", greeting)
+        assert found, process.communicate(timeout=PATIENCE_S)
+        yield Server(process, found.group(), greeting)
+    finally:
+        process.kill()
+        process.communicate(timeout=PATIENCE_S)
+
+
+def body(max_tokens: int) -> dict[str, object]:
+    message = {"role": "user", "content": "hi"}
+    limits = {"max_tokens": max_tokens, "ignore_eos": True}
+    return {"messages": [message], "stream": True, **limits}
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline
+
+
+def ready(url: str) -> bool:
+    return httpx.get(url + "/ready").status_code == 200
+
+
+def test_a_server_greets_answers_and_stops() -> None:
+    with serving("--served-model-name", "mine", "other") as server:
+        assert "serves mine on " + server.url in server.greeting
+        assert "dynamo-serve chat --url " + server.url in server.greeting
+        assert server.url + "/docs" in server.greeting
+        curl = re.search(r"curl -N (\S+) .* -d '(.*)'", server.greeting)
+        assert curl
+        answer = httpx.post(curl[1], json={**json.loads(curl[2]), "max_tokens": 3})
+        assert answer.status_code == 200
+        assert answer.text.rstrip().endswith("data: [DONE]")
+        out = io.StringIO()
+        asked = chat.Options(url=server.url, max_tokens=4)
+        assert chat.run(asked, io.StringIO("one\ntwo\n"), out) == 0
+        assert len(out.getvalue()) > 2
+        metrics = httpx.get(server.url + "/metrics").text
+        assert 'dserve_finishes_total{finish="length"} 3.0' in metrics
+        assert 'vllm:num_requests_running{model_name="mine"} 0.0' in metrics
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(PATIENCE_S) == 0
+
+
+def test_a_signal_drains_and_new_requests_are_told_to_come_back() -> None:
+    with serving() as server:
+        asking = httpx.stream("POST", server.url + "/v1/chat/completions", json=body(3000))
+        with asking as answer:
+            lines = answer.iter_lines()
+            assert next(lines).startswith("data: ")
+            server.process.send_signal(signal.SIGTERM)
+            wait_for(lambda: not ready(server.url))
+            refused = httpx.post(server.url + "/v1/chat/completions", json=body(1))
+            assert refused.status_code == 503
+            assert int(refused.headers["Retry-After"]) >= 1
+            assert httpx.get(server.url + "/health").status_code == 200
+            rest = [line for line in lines if line]
+        assert rest[-1] == "data: [DONE]"
+        assert '"finish_reason":"length"' in rest[-2]
+        assert server.process.wait(PATIENCE_S) == 0
+
+
+def test_a_drain_that_takes_too_long_ends_streams_with_an_error() -> None:
+    with serving("--set", "server.drain_timeout_s=0.05") as server:
+        asking = httpx.stream("POST", server.url + "/v1/chat/completions", json=body(4000))
+        with asking as answer:
+            lines = answer.iter_lines()
+            assert next(lines).startswith("data: ")
+            server.process.send_signal(signal.SIGTERM)
+            events = [line for line in lines if line.startswith("data: {")]
+        assert "error" in json.loads(events[-1].removeprefix("data: "))
+        assert server.process.wait(PATIENCE_S) == 0
+
+
+def test_a_second_signal_ends_it_at_once() -> None:
+    with serving() as server:
+        asking = httpx.stream("POST", server.url + "/v1/chat/completions", json=body(4000))
+        with asking as answer:
+            lines = answer.iter_lines()  # held: letting go of it hangs up
+            assert next(lines).startswith("data: ")
+            server.process.send_signal(signal.SIGTERM)
+            wait_for(lambda: not ready(server.url))
+            server.process.send_signal(signal.SIGTERM)
+            assert server.process.wait(PATIENCE_S) == 128 + signal.SIGTERM
+
+
+def test_an_engine_that_cannot_start_is_one_line_and_exit_code_2() -> None:
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("asks for a device that this machine has")
+    command = [sys.executable, "-m", "dynamo_serve.cli", "serve", "--port", "0"]
+    done = subprocess.run(
+        [*command, "--device", "cuda", "--set", "log.level=error"],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.splitlines()[-1].startswith("dynamo-serve: ")
+    assert "Traceback" not in done.stderr
