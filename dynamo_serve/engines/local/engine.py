@@ -1,0 +1,87 @@
+"""The local engine: load once, then run whatever steps the scheduler plans."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+
+import torch
+
+from dynamo_serve.config import CacheSection, EngineSection, ModelSection
+from dynamo_serve.core.batch import Batch, SequenceOutput, Work
+from dynamo_serve.core.engine import EngineSpec
+from dynamo_serve.core.request import Finish
+from dynamo_serve.engines.local.history import Histories
+from dynamo_serve.engines.local.logit_edits import Row
+from dynamo_serve.engines.local.sampler import Choice, choose
+from dynamo_serve.engines.local.startup import Limits, Ready, Wishes, start_up
+from dynamo_serve.engines.local.step import packing_order
+
+logger = logging.getLogger(__name__)
+
+
+class LocalEngine:
+    """Runs a transformers causal language model over its own paged KV cache.
+
+    Implements `core.engine.Engine`. Not thread-safe: one thread calls all methods.
+    """
+
+    def __init__(
+        self,
+        model: ModelSection,
+        engine: EngineSection,
+        cache: CacheSection,
+        *,
+        max_decode_sequences: int,
+        max_prefill_tokens: int,
+        path: str,
+        progress: Callable[[str, float], None],
+    ) -> None:
+        """`path` is a local folder or a hub id; `progress(stage, fraction)` hears of start-up."""
+        limits = Limits(max_decode_sequences, max_prefill_tokens)
+        self._wishes = Wishes(model, engine, cache, limits, path)
+        self._progress = progress
+        self._ready: Ready | None = None
+        self._histories = Histories()
+
+    def start(self) -> EngineSpec:
+        """Load, check, warm up. Raises `EngineStartError` with the remedy."""
+        assert self._ready is None, "started twice"
+        self._ready = start_up(self._wishes, self._progress)
+        for key, value in self._ready.spec.facts.items():
+            logger.info("engine: %s = %s", key, value)
+        return self._ready.spec
+
+    def step(self, batch: Batch) -> list[SequenceOutput]:
+        """Run all of `batch`; one token for each work that samples."""
+        assert self._ready is not None, "not started"
+        work = packing_order(batch.work)
+        histories = {w.seq_id: self._histories.see(w) for w in work}
+        sampling = [w for w in work if w.samples]
+        rows = [
+            Row(w.sampling, w.position + len(w.token_ids), w.banned_ids, histories[w.seq_id])
+            for w in sampling
+        ]
+        with torch.inference_mode():
+            logits = self._ready.run(work)
+            choices = choose(logits, rows) if rows else []
+        return [self._output(w, choice) for w, choice in zip(sampling, choices, strict=True)]
+
+    def drop(self, seq_ids: Iterable[str]) -> None:
+        """Forget what the penalties knew of these sequences; their pages are the scheduler's."""
+        self._histories.drop(seq_ids)
+
+    def close(self) -> None:
+        """Give the model's memory and the attention function back. Idempotent."""
+        if self._ready is not None:
+            self._ready.close()
+            self._ready = None
+
+    def _output(self, work: Work, choice: Choice) -> SequenceOutput:
+        if choice.token_id is None:
+            assert self._ready is not None
+            self._ready.cache.scrub(work.page_table)
+            error = "the model's logits were not finite"
+            return SequenceOutput(work.seq_id, finish=Finish.ERROR, error=error)
+        logprobs = () if choice.logprob is None else (choice.logprob,)
+        return SequenceOutput(work.seq_id, (choice.token_id,), logprobs)

@@ -1,0 +1,89 @@
+"""Before serving, compare a few tokens over pages with the model's own plain forward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from dynamo_serve.core.batch import Work
+from dynamo_serve.core.request import Sampling
+from dynamo_serve.engines.local.discovery import UnsupportedModel
+from dynamo_serve.engines.local.kv_cache import PoolSize
+from dynamo_serve.engines.local.runner import ModelRunner
+from dynamo_serve.engines.local.step import pack
+
+MAX_WINDOW = 128  # a sliding window up to this long is crossed by the check
+# Median relative error allowed. Half precision rounds differently in every attention kernel, and
+# may send a token to other experts, hence the median; a wrong mask or a lost state is off by ~1.
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
+
+
+def check_pages(runner: ModelRunner, attention: str, size: PoolSize) -> float:
+    """Run two sequences packed, in two chunks, and return the median relative error.
+
+    Raises `UnsupportedModel` when it exceeds the tolerance: the architecture needs something that
+    our attention did not get. Writes to the first pages of the pool.
+    """
+    windows = [w for w in runner.attention.windows if w <= MAX_WINDOW]
+    length = max([9, *(window + 3 for window in windows)])
+    length = min(length, max(1, size.num_pages // 2) * size.page_size)
+    prompts = [_prompt(runner, length, 1)]
+    if size.num_pages > 1:
+        prompts.append(_prompt(runner, max(1, length - 2), 2))
+    with torch.inference_mode():
+        ours = _paged_logits(runner, prompts, size.page_size)
+        plain = _plain_logits(runner, prompts, attention)
+    error = (ours - plain).norm(dim=-1) / plain.norm(dim=-1).clamp_min(1e-9)
+    median = float(error.median())
+    if not median <= TOLERANCE[runner.model.dtype]:
+        reason = f"its logits over pages differ from its plain forward (by {median:.1e})"
+        raise UnsupportedModel(runner.model.config, reason)
+    return median
+
+
+def _prompt(runner: ModelRunner, length: int, seed: int) -> tuple[int, ...]:
+    vocab_size = runner.model.config.get_text_config().vocab_size
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(torch.randint(vocab_size, (length,), generator=generator).tolist())
+
+
+def _paged_logits(
+    runner: ModelRunner, prompts: Sequence[tuple[int, ...]], page_size: int
+) -> torch.Tensor:
+    """Logits [tokens, vocab] of all prompts, run side by side in two chunks."""
+    needed = -(-len(prompts[0]) // page_size)
+    tables = [tuple(range(i * needed, (i + 1) * needed)) for i in range(len(prompts))]
+    halves = [(0, -(-len(prompts[0]) // 2)), (-(-len(prompts[0]) // 2), len(prompts[0]))]
+    found: list[list[torch.Tensor]] = [[] for _ in prompts]
+    for start, stop in halves:
+        cuts = [prompt[start:stop] for prompt in prompts]
+        work = [
+            Work(str(i), cut, start, tables[i], True, Sampling(), len(cut))
+            for i, cut in enumerate(cuts)
+            if cut
+        ]
+        if not work:
+            continue
+        step = pack(work, page_size, runner.model.device)
+        every = torch.arange(step.input_ids.shape[1], device=runner.model.device)
+        logits = runner.logits(step._replace(sample_index=every)).float()
+        for w, part in zip(work, logits.split([len(w.token_ids) for w in work]), strict=True):
+            found[int(w.seq_id)].append(part)
+    return torch.cat([part for parts in found for part in parts])
+
+
+def _plain_logits(
+    runner: ModelRunner, prompts: Sequence[tuple[int, ...]], attention: str
+) -> torch.Tensor:
+    """The same without pages, with the model's own attention."""
+    model = runner.model
+    model.set_attn_implementation("eager")
+    try:
+        found = [
+            model(input_ids=torch.tensor([p], device=model.device), use_cache=False).logits[0]
+            for p in prompts
+        ]
+    finally:
+        model.set_attn_implementation(attention)
+    return torch.cat(found).float()

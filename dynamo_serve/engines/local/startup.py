@@ -1,0 +1,211 @@
+"""From wishes to a running model: load, look, size the pool, check, warm up."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import transformers
+from transformers import PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from dynamo_serve.config import CacheSection, EngineSection, ModelSection
+from dynamo_serve.core.batch import Work
+from dynamo_serve.core.engine import EngineSpec
+from dynamo_serve.engines.local.attention import (
+    AttentionBackend,
+    BackendNeeds,
+    LayerSpec,
+    PagedAttention,
+)
+from dynamo_serve.engines.local.backends import choose_backend
+from dynamo_serve.engines.local.discovery import LayerRecorder, architecture, discover_layers
+from dynamo_serve.engines.local.graphs import DecodeGraphs, PageGeometry, RaggedBackend
+from dynamo_serve.engines.local.kv_cache import KVCache, PoolSize, bytes_per_token, size_pool
+from dynamo_serve.engines.local.loader import (
+    load_config,
+    load_model,
+    position_limit,
+    resolve_device,
+)
+from dynamo_serve.engines.local.runner import ModelRunner
+from dynamo_serve.engines.local.self_check import check_pages
+from dynamo_serve.engines.local.step import pack
+from dynamo_serve.errors import EngineStartError
+
+logger = logging.getLogger(__name__)
+
+_names = (f"dynamo_serve_{i}" for i in itertools.count())  # one attention function per engine
+
+
+class Limits(NamedTuple):
+    """The largest steps the scheduler will plan."""
+
+    max_decode_sequences: int
+    max_prefill_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """The settings that the local engine uses; `path` is a local folder or a hub id."""
+
+    model: ModelSection
+    engine: EngineSection
+    cache: CacheSection
+    limits: Limits
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A model that runs: what `LocalEngine` holds between start and close."""
+
+    spec: EngineSpec
+    cache: KVCache
+    runner: ModelRunner
+    graphs: DecodeGraphs | None
+    attention: str
+
+    def run(self, work: Sequence[Work]) -> torch.Tensor:
+        """Logits [n, vocab] of the n works that sample, in their order."""
+        if self.graphs is not None and self.graphs.takes(work):
+            return self.graphs.run(work)
+        step = pack(work, self.spec.page_size, self.runner.model.device)
+        return self.runner.logits(step)
+
+    def close(self) -> None:
+        del ALL_ATTENTION_FUNCTIONS[self.attention]
+
+
+def start_up(wishes: Wishes, progress: Callable[[str, float], None]) -> Ready:
+    """Raises `EngineStartError` with the remedy; nothing stays registered then."""
+    attention = next(_names)
+    recorder = LayerRecorder()
+    ALL_ATTENTION_FUNCTIONS[attention] = recorder
+    try:
+        return _start_up(wishes, progress, attention, recorder)
+    except BaseException:
+        del ALL_ATTENTION_FUNCTIONS[attention]
+        raise
+
+
+def _start_up(
+    wishes: Wishes,
+    progress: Callable[[str, float], None],
+    attention: str,
+    recorder: LayerRecorder,
+) -> Ready:
+    torch.set_num_threads(wishes.engine.threads or len(os.sched_getaffinity(0)))
+    device = resolve_device(wishes.engine.device)
+    progress("weights", 0.0)
+    config = load_config(wishes.path)
+    model = load_model(wishes.path, config, wishes.model.dtype, device, attention)
+    progress("weights", 1.0)
+    progress("warm-up", 0.0)
+    layers, activations = _examine(model, recorder, wishes.limits)
+    needs = BackendNeeds([*layers.values()], wishes.cache.page_size, model.dtype, device)
+    backend = choose_backend(wishes.engine.attention, needs)
+    longest = _longest_wished(model, wishes.model.max_model_len)
+    size = _pool_size(wishes, needs, longest, activations)
+    cache = KVCache(needs.layers, size, model.dtype, device)
+    paged = PagedAttention(
+        {key: (layers[key], pages) for key, pages in zip(layers, cache.layers, strict=True)},
+        backend,
+    )
+    ALL_ATTENTION_FUNCTIONS[attention] = paged
+    runner = ModelRunner(model, paged)
+    error = check_pages(runner, attention, size)
+    logger.info("engine: pages agree with the plain forward, relative error %.1e", error)
+    progress("warm-up", 1.0)
+    max_model_len = min(longest, size.num_tokens)
+    graphs = None
+    if wishes.engine.cuda_graphs and device.type == "cuda":
+        geometry = PageGeometry(
+            size.page_size, -(-max_model_len // size.page_size), cache.scratch_page
+        )
+        graphs = _record(runner, backend, geometry, wishes.limits, progress)
+    facts = _facts(model, backend, size) | {"cuda_graphs": graphs is not None}
+    vocab_size = int(config.get_text_config().vocab_size)
+    spec = EngineSpec(max_model_len, size.page_size, size.num_pages, vocab_size, facts)
+    return Ready(spec, cache, runner, graphs, attention)
+
+
+def _examine(
+    model: PreTrainedModel, recorder: LayerRecorder, limits: Limits
+) -> tuple[dict[int, LayerSpec], int]:
+    """The attention layers by module id, and the bytes of activations that a step may need."""
+    device = model.device
+    if device.type != "cuda":
+        return discover_layers(model, recorder, 2), 0
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    layers = discover_layers(model, recorder, limits.max_prefill_tokens)
+    activations = torch.cuda.max_memory_allocated(device) - before
+    vocab_size = model.config.get_text_config().vocab_size
+    sampling = 6 * 4 * vocab_size * limits.max_decode_sequences  # float copies while it chooses
+    return layers, activations + sampling
+
+
+def _longest_wished(model: PreTrainedModel, wish: int) -> int:
+    limit = position_limit(model.config)
+    if wish > limit.num_tokens:
+        raise EngineStartError(
+            f"model.max_model_len: {wish} is more than the {limit.num_tokens} tokens that "
+            f"{architecture(model.config)} is good for ({limit.reason})"
+        )
+    return wish or limit.num_tokens
+
+
+def _pool_size(wishes: Wishes, needs: BackendNeeds, longest: int, activations: int) -> PoolSize:
+    # A sequence may leave its last page partly empty, so pages are counted whole.
+    pages = -(-longest // needs.page_size) * wishes.limits.max_decode_sequences
+    token_bytes = bytes_per_token(needs.layers, needs.dtype)
+    useful_tokens = pages * needs.page_size
+    return size_pool(wishes.cache, token_bytes, useful_tokens, needs.device, activations)
+
+
+def _record(
+    runner: ModelRunner,
+    backend: AttentionBackend,
+    geometry: PageGeometry,
+    limits: Limits,
+    progress: Callable[[str, float], None],
+) -> DecodeGraphs | None:
+    """Graphs for decode steps; None, with the reason in the log, where they cannot be had."""
+    if not isinstance(backend, RaggedBackend):
+        logger.warning("engine: no CUDA graphs: the %s attention cannot be recorded", backend.name)
+        return None
+    graphs = DecodeGraphs(runner, backend, geometry)
+    try:
+        graphs.record(limits.max_decode_sequences, lambda done: progress("graphs", done))
+    except RuntimeError as error:
+        logger.warning("engine: no CUDA graphs: recording failed: %s", error)
+        return None
+    return graphs
+
+
+def _facts(
+    model: PreTrainedModel, backend: AttentionBackend, size: PoolSize
+) -> dict[str, str | int | float | bool]:
+    device = model.device
+    parameters = list(model.parameters())
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    return {
+        "architecture": architecture(model.config),
+        "model_type": str(model.config.model_type),
+        "device": name if device.type == "cpu" else f"{device} ({name})",
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "attention_backend": backend.name,
+        "num_parameters": sum(p.numel() for p in parameters),
+        "weights_bytes": sum(p.numel() * p.element_size() for p in parameters),
+        "kv_bytes_per_token": size.bytes_per_token,
+        "kv_pool_bytes": size.num_bytes,
+        "torch_version": str(torch.__version__),
+        "transformers_version": str(transformers.__version__),
+        "threads": torch.get_num_threads(),
+    }
