@@ -64,6 +64,8 @@ class ProcessLink:
         self._hooks = hooks
         self._is_closing = False
         self._failure: str | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._reading: asyncio.Task[None] | None = None
 
     async def start(self) -> EngineSpec:
         self._ready: asyncio.Future[EngineSpec] = asyncio.get_running_loop().create_future()
@@ -76,29 +78,34 @@ class ProcessLink:
                 env=engine_environment(self._config.engine.threads),
                 start_new_session=True,  # Ctrl-C is for the API process, which drains
             )
-        reader, self._writer = await asyncio.open_connection(sock=ours)
-        sections = {name: asdict(getattr(self._config, name)) for name in ENGINE_SECTIONS}
-        self._writer.write(wire.pack("configure", sections, self._model_path))
-        self._reading = asyncio.create_task(self._read(reader))
         try:
+            reader, self._writer = await asyncio.open_connection(sock=ours)
+            sections = {name: asdict(getattr(self._config, name)) for name in ENGINE_SECTIONS}
+            self._writer.write(wire.pack("configure", sections, self._model_path))
+            self._reading = asyncio.create_task(self._read(reader))
             return await asyncio.shield(self._ready)
         except BaseException:
+            if self._writer is None:
+                ours.close()
             await self.close()
             raise
 
     def send(self, command: Command) -> None:
-        self._writer.write(wire.pack_command(command))
+        if self._writer and not self._writer.is_closing():
+            self._writer.write(wire.pack_command(command))
 
     async def close(self) -> None:
         self._is_closing = True
-        if self.process.poll() is None and not self._writer.is_closing():
-            self.send(Stop())
-        self._writer.close()
+        self.send(Stop())
+        if self._writer:
+            self._writer.close()
         try:
             await asyncio.to_thread(self.process.wait, CLOSE_SECONDS)
         except subprocess.TimeoutExpired:
             self.process.kill()
-        await self._reading
+            await asyncio.to_thread(self.process.wait)
+        if self._reading:
+            await self._reading
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
         frames = wire.Frames()
@@ -109,7 +116,8 @@ class ProcessLink:
         except ConnectionError:
             pass  # the process is gone; what follows says how
         code = await asyncio.to_thread(self.process.wait)
-        self._writer.close()
+        if self._writer:
+            self._writer.close()
         reason = self._failure or describe_exit(code)
         if not self._ready.done():
             self._ready.set_exception(EngineStartError(reason))
