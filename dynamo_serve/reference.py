@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from dynamo_serve import cli, settings
+from dynamo_serve.config import Config
+from dynamo_serve.errors import RequestError
 from dynamo_serve.metrics import ALIASES, DECLARED, SECONDS, TOKENS, Declared
 from dynamo_serve.settings_key import Key
 
@@ -160,11 +162,60 @@ def _cell(text: str) -> str:
     return text.replace("|", r"\|")
 
 
+def http_page() -> str:
+    """Endpoints, request fields and errors. Imports the API, which takes a second."""
+    from dynamo_serve.api import fields
+    from dynamo_serve.api.schema import ChatRequest, CompletionRequest, Message, StreamOptions
+
+    tables = (
+        ("/v1/chat/completions", fields.field_rows(ChatRequest, fields.CHAT)),
+        ("A message", fields.field_rows(Message, fields.MESSAGE)),
+        ("/v1/completions", fields.field_rows(CompletionRequest, fields.COMPLETION)),
+        ("stream_options", fields.field_rows(StreamOptions, fields.STREAM_OPTIONS)),
+    )
+    parts = [
+        GENERATED + "# HTTP\n\nThe server describes itself in full at `/openapi.json` and "
+        "`/docs`. This page says what\nbecomes of the fields that clients are known to send.\n\n",
+        _table(("Endpoint", "What it does"), _endpoints()),
+        "\nA *supported* field has the effect it is known for. A *bookkeeping* field is accepted "
+        "and has\nno effect on the answer. A *refused* field would change the answer and is not "
+        "built: it gets a\n400 that names it, unless its value asks for what happens anyway. Any "
+        "other field is unknown:\na 400 as well, or a warning in the log if "
+        "`server.unknown_fields` is `warn`. `null` means not given.\n",
+    ]
+    for title, rows in tables:
+        lines = [(f"`{name}`", status, _cell(why)) for name, status, why in rows]
+        parts.append(f"\n## {title}\n\n" + _table(("Field", "Status", "Remark"), lines))
+    parts.append("\n## Errors\n\n" + _table(("Status", "Code", "Type"), _errors()))
+    return "".join(parts)
+
+
+def _endpoints() -> list[tuple[str, str]]:
+    from dynamo_serve.api.app import create_app
+
+    unused: Any = None  # routes are declared without touching what they will use
+    app = create_app(unused, unused, Config(), unused, model_names=["unused"])
+    return [
+        (f"`{method.upper()} {path}`", " ".join(operation["description"].split()))
+        for path, operations in app.openapi()["paths"].items()
+        for method, operation in operations.items()
+    ]
+
+
+def _errors() -> list[tuple[str, str, str]]:
+    def tree(error: type[RequestError]) -> list[type[RequestError]]:
+        return [error, *(leaf for child in error.__subclasses__() for leaf in tree(child))]
+
+    ours = [e for e in tree(RequestError) if e.__module__.startswith("dynamo_serve.")]
+    return sorted({(str(e.status), f"`{e.code}`", f"`{e.type}`") for e in ours})
+
+
 OUTPUTS: dict[str, Callable[[], str]] = {
     "configs/schema.json": lambda: json.dumps(schema(), indent=2) + "\n",
     "configs/default.yaml": default_yaml,
     "docs/reference/cli.md": cli_page,
     "docs/reference/config.md": config_page,
+    "docs/reference/http.md": http_page,
     "docs/reference/metrics.md": metrics_page,
 }
 

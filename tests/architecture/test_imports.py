@@ -18,7 +18,10 @@ LAW: dict[str, tuple[str, ...]] = {
     "dynamo_serve.config": (),
     "dynamo_serve.bundled.": (),
     "dynamo_serve.core.": ("dynamo_serve.core.",),
-    "dynamo_serve.engines.": ("config", "core.", "engines.", "errors", "torch.", "transformers."),
+    "dynamo_serve.engines.": (
+        *("config", "core.", "engines.", "errors"),
+        *("safetensors.", "torch.", "transformers.", "triton."),
+    ),
     "dynamo_serve.text.": ("core.", "errors", "jinja2.", "text.", "tokenizers.", "transformers."),
     "dynamo_serve.wire": ("core.", "msgpack."),
     "dynamo_serve.worker": ("config", "core.", "engines.", "errors", "wire"),
@@ -38,7 +41,9 @@ LAW: dict[str, tuple[str, ...]] = {
         *("", "api.", "bundled.", "cli_progress", "config", "errors", "metrics", "service"),
         *("text.", "uvicorn."),
     ),
-    "dynamo_serve.reference": ("cli", "settings", "settings_key", "metrics", ""),
+    "dynamo_serve.reference": (
+        *("", "api.", "cli", "config", "errors", "metrics", "settings", "settings_key"),
+    ),
 }
 
 
