@@ -219,7 +219,8 @@ def what_next(url: str, names: tuple[str, ...], service: Service, asks_key: bool
     """The first lines after the start: what runs, and what to try."""
     spec = service.spec
     facts = ", ".join(f"{key} {spec.facts[key]}" for key in FACTS if key in spec.facts)
-    body = {"model": names[0], "stream": True, "messages": [{"role": "user", "content": QUESTION}]}
+    messages = [{"role": "user", "content": QUESTION}]
+    body = {"model": names[0], "stream": True, "temperature": 0, "messages": messages}
     key = ' -H "Authorization: Bearer $KEY"' if asks_key else ""
     return (
         f"dynamo-serve {__version__} serves {names[0]} on {url} ({facts}; "
