@@ -212,6 +212,8 @@ def engine_environment(threads: int) -> dict[str, str]:
     package_root = str(Path(__file__).parents[1])
     ours = {
         "OMP_NUM_THREADS": str(threads or len(os.sched_getaffinity(0))),
+        # Threads that spin at a barrier take the core the API process needs: bench/LOG.md.
+        "GOMP_SPINCOUNT": "1000",
         "TOKENIZERS_PARALLELISM": "false",
     }
     path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
