@@ -167,9 +167,10 @@ class Scheduler:
     def _admit(self, seq: Sequence, now: float) -> bool:
         """waiting → running, with pages for all its tokens; False if there is no room."""
         keys = self._reusable_keys(seq)
-        # A page for each running sequence stays free: admitting one more is no reason to
-        # preempt another a few tokens later.
-        if not self.pool.has_room(keys, seq.num_tokens, reserve=len(self.running)):
+        # A page for each running sequence that can still grow stays free: admitting one more is
+        # no reason to preempt another a few tokens later.
+        reserve = sum(len(s.page_table) < self._most_pages(s) for s in self.running.values())
+        if not self.pool.has_room(keys, seq.num_tokens, reserve):
             return False
         seq.page_table = self.pool.attach(keys)
         seq.num_sealed = len(seq.page_table)
@@ -186,6 +187,9 @@ class Scheduler:
         del self.waiting[seq.id]
         self.running[seq.id] = seq
         return True
+
+    def _most_pages(self, seq: Sequence) -> int:
+        return self.pool.pages_for(seq.prompt_len + seq.request.max_tokens)
 
     # ── decode ───────────────────────────────────────────────────────────────
 

@@ -1,0 +1,112 @@
+"""One four-method seam carries engines that are no paged language model."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+
+import pytest
+
+from dynamo_serve.core.batch import Batch, Phase, SequenceOutput
+from dynamo_serve.core.engine import EngineSpec
+from dynamo_serve.core.request import Finish, Request
+from dynamo_serve.core.scheduler import Limits
+from dynamo_serve.engines.fake import next_token
+from tests.core.traffic import VOCAB_SIZE, Harness, reference
+
+
+class RemoteEngine:
+    """Batches for itself and answers when it pleases; a slot is one very large page."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
+        self.streams: dict[str, list[int]] = {}
+        self.most_streams = 0
+
+    def start(self) -> EngineSpec:
+        return EngineSpec(max_model_len=64, page_size=64, num_pages=8, vocab_size=VOCAB_SIZE)
+
+    def step(self, batch: Batch) -> list[SequenceOutput]:
+        for work in batch.work:
+            if batch.phase is Phase.PREFILL:
+                self.streams.setdefault(work.seq_id, []).extend(work.token_ids)
+        self.most_streams = max(self.most_streams, len(self.streams))
+        return [self.burst(w.seq_id) for w in batch.work if w.samples and self.rng.random() < 0.6]
+
+    def burst(self, seq_id: str) -> SequenceOutput:
+        context, tokens = self.streams[seq_id], []
+        for _ in range(self.rng.randint(1, 3)):
+            tokens.append(next_token(context, VOCAB_SIZE, frozenset()))
+            context.append(tokens[-1])
+        return SequenceOutput(seq_id, tuple(tokens))
+
+    def drop(self, seq_ids: Iterable[str]) -> None:
+        for seq_id in seq_ids:
+            self.streams.pop(seq_id, None)
+
+    def close(self) -> None:
+        pass
+
+
+class DiffusionEngine:
+    """Prefill encodes the prompt; each decode step is a denoising step; an image comes last."""
+
+    num_steps = 6
+
+    def __init__(self) -> None:
+        self.latents: dict[str, int] = {}
+
+    def start(self) -> EngineSpec:
+        return EngineSpec(max_model_len=64, page_size=64, num_pages=4, vocab_size=100)
+
+    def step(self, batch: Batch) -> list[SequenceOutput]:
+        return [self.denoise(work.seq_id) for work in batch.work]
+
+    def denoise(self, seq_id: str) -> SequenceOutput:
+        done = self.latents[seq_id] = self.latents.get(seq_id, -1) + 1
+        if done < self.num_steps:
+            return SequenceOutput(seq_id, (done,))  # the token is a progress tick
+        return SequenceOutput(seq_id, finish=Finish.STOP, artifact=b"PNG")
+
+    def drop(self, seq_ids: Iterable[str]) -> None:
+        for seq_id in seq_ids:
+            self.latents.pop(seq_id, None)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_remote_engine_streams_through_all_its_slots(seed: int) -> None:
+    rng = random.Random(seed)
+    engine = RemoteEngine(rng)
+    harness = Harness(engine, Limits(max_prefill_tokens=rng.choice([3, 64]), max_queue_delay=0.0))
+    requests = [
+        Request(
+            f"r{i}",
+            tuple(rng.randrange(VOCAB_SIZE) for _ in range(rng.randint(1, 20))),
+            max_tokens=rng.randint(4, 20),
+            stop_ids=frozenset({13}),
+        )
+        for i in range(16)
+    ]
+    answers = harness.generate(*requests)
+    assert answers == {r.id: reference(r)[0] for r in requests}
+    assert engine.streams == {}
+    assert harness.published[-1].prefix_hit_tokens_total == 0
+    assert harness.published[-1].preemptions_total == 0
+
+
+def test_every_slot_of_a_remote_engine_is_used() -> None:
+    engine = RemoteEngine(random.Random(0))
+    harness = Harness(engine, Limits(max_queue_delay=0.0))
+    harness.generate(*(Request(f"r{i}", (1, i), 20) for i in range(16)))
+    assert engine.most_streams == 8
+
+
+def test_images_come_as_artifacts_after_their_ticks() -> None:
+    harness = Harness(DiffusionEngine(), Limits(max_queue_delay=0.0))
+    ticks = harness.generate(*(Request(f"i{n}", (1, 2, 3), 50) for n in range(7)))
+    assert all(tokens == [0, 1, 2, 3, 4, 5] for tokens in ticks.values())
+    for name in ticks:
+        assert [e.artifact for e in harness.finish_of(name)] == [b"PNG"]
