@@ -1,5 +1,6 @@
 # make serve: install if needed, start the server.   make test: install if needed, run the tests.
 BIN := .venv/bin
+BENCH_MODEL := build/bench-model
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11 python; do \
   $$python -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$python && break; done)
@@ -19,8 +20,10 @@ check: install
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu $(ARGS)
 
+# Ours alone; ARGS="--transformers PATH" alternates with transformers serve from that environment.
 bench: install
-	$(BIN)/python -m bench $(ARGS)
+	test -d $(BENCH_MODEL) || $(BIN)/python -m bench.random_model --out $(BENCH_MODEL)
+	$(BIN)/python -m bench.versus_transformers $(BENCH_MODEL) $(ARGS)
 
 reference: install
 	$(BIN)/python -m dynamo_serve.reference
