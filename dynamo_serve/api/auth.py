@@ -30,7 +30,7 @@ def tenant_of(authorization: str | None, api_keys: Sequence[str]) -> Tenant:
     scheme, _, given = (authorization or "").partition(" ")
     if scheme.lower() != "bearer" or not given:
         raise Unauthorized("An API key is needed: send the header 'Authorization: Bearer KEY'.")
-    token = given.strip().encode()
+    token = given.strip().encode("latin-1")  # the bytes that came, before they became a string
     matches = [hmac.compare_digest(token, key.encode()) for key in api_keys]
     if not any(matches):
         raise Unauthorized("This API key is not known here.")

@@ -129,6 +129,8 @@ def _first_fault(error: ValidationError) -> InvalidRequest:
     if fault["type"] == "missing":
         return InvalidRequest(f"'{path}' is required.", param=path)
     expected = fault["msg"][0].lower() + fault["msg"][1:]
+    if fault["type"] in ("model_type", "dict_type"):
+        expected = "input should be an object"  # a client knows nothing of our classes
     return InvalidRequest(f"'{path}': {expected}, got {_shown(fault['input'])}.", param=path)
 
 

@@ -34,9 +34,8 @@ class Pieces(dict[int, bytes]):
     def _spell(self, token_id: int) -> bytes:
         if token_id in self._added:
             return str(self._added[token_id]).encode()
-        if token_id >= self._size:
-            return b""
-        token = self._tokenizer.convert_ids_to_tokens(token_id)
+        known = token_id < self._size
+        token = self._tokenizer.convert_ids_to_tokens(token_id) if known else None
         if token is None:
             return b""
         if self._byte_of:

@@ -1,0 +1,92 @@
+"""A real uvicorn on a free port, in a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import threading
+from collections.abc import Generator
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI
+
+from dynamo_serve.api.app import create_app
+from dynamo_serve.config import Config, EngineSection, ModelSection, ServerSection
+from dynamo_serve.service import Service
+from dynamo_serve.text.tokenizer import Tokenizer
+from tests.text.tiny import byte_level
+
+NAMES = ("tiny", "tiny-alias")
+MAX_MODEL_LEN = 256
+
+
+class NoMetrics:
+    def render(self) -> tuple[bytes, str]:
+        return b"dserve_up 1\n", "text/plain; version=0.0.4"
+
+
+class Server(uvicorn.Server):
+    """Says when it listens."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = threading.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listening.set()
+
+
+def config(**server: object) -> Config:
+    return Config(
+        server=ServerSection(**server),  # type: ignore[arg-type]
+        engine=EngineSection(kind="fake", process=False),
+        model=ModelSection(max_model_len=MAX_MODEL_LEN),
+    )
+
+
+def app_of(service: Service, tokenizer: Tokenizer, settings: Config) -> FastAPI:
+    return create_app(service, tokenizer, settings, NoMetrics(), model_names=NAMES)
+
+
+def save_model(folder: Path) -> str:
+    """A folder with a tokenizer and the facts that the fake engine reads."""
+    wrapped = byte_level()
+    wrapped.save_pretrained(folder)
+    facts = {"vocab_size": len(wrapped) + 10, "max_position_embeddings": 1024}
+    (folder / "config.json").write_text(json.dumps(facts))
+    (folder / "generation_config.json").write_text('{"eos_token_id": [2]}')
+    return str(folder)
+
+
+@contextlib.contextmanager
+def serving(service: Service, tokenizer: Tokenizer, settings: Config) -> Generator[str]:
+    """Start `service` and HTTP in a thread; yields the base URL, stops both at the end."""
+    # With the protocol spelled out asyncio switches Nagle's algorithm off; without it every answer
+    # waits 40 ms for an acknowledgement.
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
+        listener.bind(("127.0.0.1", 0))
+        app = app_of(service, tokenizer, settings)
+        server = Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
+
+        async def main() -> None:
+            if type(service) is Service:
+                await service.start()
+            try:
+                await server.serve(sockets=[listener])
+            finally:
+                if type(service) is Service:
+                    await service.close()
+
+        thread = threading.Thread(target=asyncio.run, args=(main(),))
+        thread.start()
+        try:
+            assert server.listening.wait(30)
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(30)
+            assert not thread.is_alive()

@@ -1,0 +1,85 @@
+"""A service that says what the test tells it to, and remembers who hung up."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+from collections.abc import AsyncGenerator, Callable
+
+from dynamo_serve.core.engine import EngineSpec
+from dynamo_serve.core.request import Finish, Request, Summary, TokenEvent, TokenLogprob
+from dynamo_serve.core.stats import Stats
+from dynamo_serve.errors import RequestError
+from dynamo_serve.service import Service, State
+from dynamo_serve.text.tokenizer import Tokenizer
+
+WAIT_S = 10.0  # for what another thread is about to do; reached only by a failing test
+SUMMARY = Summary(0.0, 0.0, 0.0, 7, 0)
+
+Script = Callable[[Request], AsyncGenerator[TokenEvent, None]]
+
+
+class StubService(Service):
+    """`script` answers each request; `seen` and `cancelled` are filled as requests come and go."""
+
+    def __init__(self, script: Script) -> None:
+        self.state = State.READY
+        self.stats = Stats()
+        self.spec = EngineSpec(256, 16, 64, 400, {"device": "none", "attention_backend": "none"})
+        self.script = script
+        self.refusal: RequestError | None = None
+        self.seen: queue.Queue[Request] = queue.Queue()
+        self.cancelled: queue.Queue[str] = queue.Queue()
+
+    def check_ready(self) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+
+    async def generate(self, request: Request) -> AsyncGenerator[TokenEvent, None]:
+        self.check_ready()
+        self.seen.put(request)
+        finished = False
+        try:
+            async for event in self.script(request):
+                finished = event.finish is not None
+                yield event
+        finally:
+            if not finished:
+                self.cancelled.put(request.id)
+
+
+def says(tokenizer: Tokenizer, text: str, *, finish: Finish = Finish.STOP) -> Script:
+    """One token per event, then the stop token (or none, for another finish)."""
+    end = min(tokenizer.eos_ids)
+
+    async def script(request: Request) -> AsyncGenerator[TokenEvent, None]:
+        for token_id in tokenizer.encode(text):
+            yield TokenEvent(request.id, (token_id,), _scores(request, token_id))
+        if finish is Finish.STOP:
+            yield TokenEvent(
+                request.id, (end,), _scores(request, end), finish, stop_id=end, summary=SUMMARY
+            )
+        else:
+            yield TokenEvent(request.id, finish=finish, summary=SUMMARY)
+
+    return script
+
+
+def _scores(request: Request, token_id: int) -> tuple[TokenLogprob, ...]:
+    wanted = request.sampling.logprobs
+    if wanted is None:
+        return ()
+    top = tuple((token_id + i, -0.5 - i) for i in range(wanted))
+    return (TokenLogprob(token_id, -0.5, top),)
+
+
+async def begins_and_hangs(request: Request) -> AsyncGenerator[TokenEvent, None]:
+    """One token, and then nothing ever."""
+    yield TokenEvent(request.id, (100,))
+    await asyncio.Event().wait()
+
+
+async def hangs(request: Request) -> AsyncGenerator[TokenEvent, None]:
+    """Not even one token."""
+    await asyncio.Event().wait()
+    yield TokenEvent(request.id)

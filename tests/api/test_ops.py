@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from collections.abc import Generator
+
+import httpx
+import pytest
+
+from dynamo_serve import __version__
+from dynamo_serve.text.tokenizer import Tokenizer
+
+
+@pytest.fixture
+def http(url: str) -> Generator[httpx.Client]:
+    with httpx.Client(base_url=url, timeout=30) as client:
+        yield client
+
+
+def test_tokens_there_and_back(http: httpx.Client) -> None:
+    answer = http.post("/tokenize", json={"prompt": "hi 你", "return_token_strs": True}).json()
+    assert answer["count"] == len(answer["tokens"]) == len(answer["token_strs"])
+    assert answer["max_model_len"] == 256
+    assert answer["token_strs"][0] == "<|im_start|>"
+    plain = http.post("/tokenize", json={"prompt": "hi 你", "add_special_tokens": False}).json()
+    assert plain["tokens"] == answer["tokens"][1:]
+    text = http.post("/detokenize", json={"tokens": plain["tokens"]}).json()
+    assert text == {"prompt": "hi 你"}
+
+
+def test_messages_are_tokenized_as_a_chat_sees_them(
+    http: httpx.Client, tokenizer: Tokenizer
+) -> None:
+    messages = [{"role": "user", "content": "hello"}]
+    answer = http.post("/tokenize", json={"messages": messages}).json()
+    chat = http.post("/v1/chat/completions", json={"messages": messages, "max_tokens": 1}).json()
+    assert answer["count"] == chat["usage"]["prompt_tokens"]
+    bare = http.post("/tokenize", json={"messages": messages, "add_generation_prompt": False})
+    assert tokenizer.decode(bare.json()["tokens"]) == "<|im_start|>user\nhello<|im_end|>\n"
+
+
+def test_the_server_tells_facts_and_limits(http: httpx.Client) -> None:
+    facts = http.get("/v1/server").json()
+    assert facts["version"] == __version__
+    assert facts["models"] == ["tiny", "tiny-alias"]
+    assert facts["engine"]["attention_backend"] == "none"
+    assert facts["limits"]["max_model_len"] == 256
+    assert facts["limits"]["max_body_bytes"] == 200_000
+
+
+def test_probes_answer(http: httpx.Client) -> None:
+    assert http.get("/health").json() == {"status": "ok", "state": "ready"}
+    assert http.get("/ready").json() == {"status": "ready"}
+    page = http.get("/metrics")
+    assert page.text == "dserve_up 1\n"
+    assert page.headers["content-type"].startswith("text/plain; version=0.0.4")
+
+
+@pytest.mark.parametrize(("sent", "kept"), [("abc-1", True), ("x" * 200, False), ("a b", False)])
+def test_answers_carry_a_request_id(http: httpx.Client, sent: str, kept: bool) -> None:
+    answer = http.get("/health", headers={"X-Request-Id": sent})
+    assert (answer.headers["x-request-id"] == sent) is kept
+    assert answer.headers["x-request-id"]
+    assert http.get("/nowhere").headers["x-request-id"]
