@@ -97,7 +97,9 @@ class Inbox:
 def merge(first: TokenEvent, second: TokenEvent) -> TokenEvent:
     """Two consecutive events of a request as one: a slow reader costs no memory but its tokens."""
     return second._replace(
-        token_ids=first.token_ids + second.token_ids, logprobs=first.logprobs + second.logprobs
+        token_ids=first.token_ids + second.token_ids,
+        logprobs=first.logprobs + second.logprobs,
+        cached_tokens=first.cached_tokens if second.cached_tokens is None else second.cached_tokens,
     )
 
 

@@ -27,6 +27,8 @@ from dynamo_serve.core.request import (
 from dynamo_serve.core.stats import Stats, StepStats
 
 HEADER = struct.Struct("<I")
+PLAIN_FIELDS = 2  # an event that is only a request id and tokens: nearly all of them
+OPEN_FIELDS = 4  # … with log-probabilities or the number of cached tokens
 
 
 def pack(*message: Any) -> bytes:
@@ -92,7 +94,7 @@ def step_of(message: list[Any]) -> tuple[list[TokenEvent], Stats]:
     stats = Stats(*fields)
     if stats.step is not None:
         stats = stats._replace(step=StepStats(*stats.step))
-    return [_event_of(*e) for e in events], stats
+    return [_event_of(e) for e in events], stats
 
 
 def pack_spec(spec: EngineSpec) -> bytes:
@@ -135,27 +137,17 @@ def _request_of(
 
 def _event_fields(event: TokenEvent) -> tuple[Any, ...]:
     if event.finish is None:
-        return event[:3] if event.logprobs else event[:2]
-    return (*event[:3], event.finish.value, *event[4:])
+        is_plain = event.cached_tokens is None and not event.logprobs
+        return event[: PLAIN_FIELDS if is_plain else OPEN_FIELDS]
+    return (*event[:4], event.finish.value, *event[5:])
 
 
-def _event_of(
-    request_id: str,
-    token_ids: tuple[int, ...],
-    logprobs: tuple[Any, ...] = (),
-    finish: str | None = None,
-    stop_id: int | None = None,
-    summary: tuple[Any, ...] | None = None,
-    error: str | None = None,
-    artifact: bytes | None = None,
-) -> TokenEvent:
-    return TokenEvent(
-        request_id,
-        token_ids,
-        tuple(TokenLogprob(*lp) for lp in logprobs),
-        None if finish is None else Finish(finish),
-        stop_id,
-        None if summary is None else Summary(*summary),
-        error,
-        artifact,
-    )
+def _event_of(fields: tuple[Any, ...]) -> TokenEvent:
+    event = TokenEvent(*fields)
+    if len(fields) > PLAIN_FIELDS:
+        event = event._replace(
+            logprobs=tuple(TokenLogprob(*lp) for lp in event.logprobs),
+            finish=event.finish and Finish(event.finish),
+            summary=event.summary and Summary(*event.summary),
+        )
+    return event

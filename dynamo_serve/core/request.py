@@ -87,12 +87,14 @@ class TokenEvent(NamedTuple):
     """What leaves the core, towards the client; the last one of a request carries `finish`.
 
     `token_ids` includes the stop token when one ended the request; `stop_id` then names it.
-    `logprobs` is empty or as long as `token_ids`. `summary` and `error` come with `finish`.
+    `logprobs` is empty or as long as `token_ids`. `cached_tokens` comes with the first token: how
+    much of the prompt was found in the prefix cache. `summary` and `error` come with `finish`.
     """
 
     request_id: str
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
+    cached_tokens: int | None = None
     finish: Finish | None = None
     stop_id: int | None = None
     summary: Summary | None = None

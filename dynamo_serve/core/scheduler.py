@@ -15,7 +15,6 @@ from dynamo_serve.core.sequence import Sequence
 from dynamo_serve.core.stats import Stats, StepStats
 
 SCAN_LIMIT = 64  # waiting sequences looked at in one step, so that a long queue costs nothing
-NOTHING_BANNED: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,25 +218,10 @@ class Scheduler:
 
     def _take(self, seq: Sequence, budget: int, work: list[Work]) -> int:
         """Add the sequence's share to `work`; what is left of the budget."""
-        start, count = seq.num_computed, min(seq.num_pending, budget)
+        count = min(seq.num_pending, budget)
         if count <= 0:
             return budget
-        request = seq.request
-        work.append(
-            Work(
-                seq_id=request.id,
-                token_ids=tuple(seq.tokens[start : start + count]),
-                position=start,
-                page_table=tuple(seq.page_table),
-                samples=count == seq.num_pending,
-                sampling=request.sampling,
-                prompt_len=seq.prompt_len,
-                cached_ids=tuple(seq.tokens[: seq.num_unseen]) if seq.num_unseen else (),
-                banned_ids=(
-                    request.stop_ids if seq.num_outputs < request.min_tokens else NOTHING_BANNED
-                ),
-            )
-        )
+        work.append(seq.work(count))
         seq.num_unseen = 0
         return budget - count
 
@@ -247,8 +231,9 @@ class Scheduler:
         if out.finish is Finish.ERROR:  # what it left in its pages must not be published
             return self._finish(seq, Finish.ERROR, now, out._replace(token_ids=()))
         tokens, finish, stop_id = self._append(seq, out)
+        cached_tokens = None
         if tokens and seq.first_token_at is None:
-            seq.first_token_at = now
+            seq.first_token_at, cached_tokens = now, seq.cached_tokens
         # The newest token is always pending: its KV is written by the next step.
         if work.samples:
             seq.phase, seq.num_computed = Phase.DECODE, seq.num_tokens - 1
@@ -256,8 +241,9 @@ class Scheduler:
             seq.num_computed = work.position + len(work.token_ids)
         self._seal(seq)
         if finish:
-            return self._finish(seq, finish, now, out._replace(token_ids=tokens), stop_id)
-        return TokenEvent(seq.id, tokens, out.logprobs) if tokens else None
+            last = self._finish(seq, finish, now, out._replace(token_ids=tokens), stop_id)
+            return last._replace(cached_tokens=cached_tokens)
+        return TokenEvent(seq.id, tokens, out.logprobs, cached_tokens) if tokens else None
 
     def _append(
         self, seq: Sequence, out: SequenceOutput

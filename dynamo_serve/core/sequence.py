@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from dynamo_serve.core.batch import Phase
+from dynamo_serve.core.batch import Phase, Work
 from dynamo_serve.core.request import Request, Summary
+
+NONE_BANNED: frozenset[int] = frozenset()
 
 
 @dataclass(slots=True, eq=False)
@@ -56,6 +58,21 @@ class Sequence:
     def num_pending(self) -> int:
         """Tokens the model has still to read; exactly 1 in the decode phase."""
         return len(self.tokens) - self.num_computed
+
+    def work(self, count: int) -> Work:
+        """The next `count` pending tokens as a share of a step."""
+        request, start = self.request, self.num_computed
+        return Work(
+            seq_id=request.id,
+            token_ids=tuple(self.tokens[start : start + count]),
+            position=start,
+            page_table=tuple(self.page_table),
+            samples=count == self.num_pending,
+            sampling=request.sampling,
+            prompt_len=self.prompt_len,
+            cached_ids=tuple(self.tokens[: self.num_unseen]),
+            banned_ids=request.stop_ids if self.num_outputs < request.min_tokens else NONE_BANNED,
+        )
 
     def summary(self, now: float) -> Summary:
         admitted = now if self.admitted_at is None else self.admitted_at

@@ -151,6 +151,10 @@ def judge(harness: Harness, requests: list[Request], cancelled: set[str]) -> Non
         assert len(finish) == 1, f"{request.id} has {len(finish)} finishes"
         last = [e for e in harness.events if e.request_id == request.id][-1]
         assert last.finish, f"{request.id}: an event after the last event"
+        told = [
+            e.cached_tokens for e in harness.events if e.request_id == request.id and e.token_ids
+        ]
+        assert [t is not None for t in told] == [i == 0 for i in range(len(told))], request.id
         expected, reason = reference(request)
         if last.finish is Finish.CANCELLED:
             assert request.id in cancelled
