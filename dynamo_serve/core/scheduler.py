@@ -211,8 +211,6 @@ class Scheduler:
         self.waiting[seq.id] = seq
         self.waiting.move_to_end(seq.id, last=False)
 
-    # ── both ─────────────────────────────────────────────────────────────────
-
     def _running_in(self, phase: Phase) -> list[Sequence]:
         return [seq for seq in self.running.values() if seq.phase is phase]
 
