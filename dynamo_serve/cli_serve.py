@@ -148,9 +148,9 @@ def listen(server: ServerSection) -> socket.socket:
     """A listening socket; connections wait in it until HTTP is up. Raises `ConfigError`."""
     host, port = server.host, server.port
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        # Of a name that has both, the IPv4 address: it is what clients of "localhost" try.
+        family, kind, protocol, _, address = min(found, key=lambda at: at[0] != socket.AF_INET)
         listener = socket.socket(family, kind, protocol)
     except OSError as error:
         raise ConfigError(f"server.host = {host!r}: {error.strerror or error}") from error

@@ -263,7 +263,8 @@ def ready(url: str) -> bool:
 
 
 def test_a_server_greets_answers_and_stops() -> None:
-    with serving("--served-model-name", "mine", "other") as server:
+    names = ("--served-model-name", "mine", "dserve-tiny")
+    with serving(*names, "--set", "model.max_model_len=200") as server:
         assert "serves mine on " + server.url in server.greeting
         assert "dynamo-serve chat --url " + server.url in server.greeting
         assert server.url + "/docs" in server.greeting
@@ -279,8 +280,35 @@ def test_a_server_greets_answers_and_stops() -> None:
         metrics = httpx.get(server.url + "/metrics").text
         assert 'dserve_finishes_total{finish="length"} 3.0' in metrics
         assert 'vllm:num_requests_running{model_name="mine"} 0.0' in metrics
+        follow_the_readme(server.url)
         server.process.send_signal(signal.SIGINT)
         assert server.process.wait(PATIENCE_S) == 0
+
+
+def follow_the_readme(url: str) -> None:
+    """Its first requests, with curl and with the openai package, work as they are written."""
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    curl = re.search(r"curl -N http://127.0.0.1:8000(\S+) .* -d '(.*?)'\n", readme, re.DOTALL)
+    assert curl
+    answer = httpx.post(url + curl[1], json=json.loads(curl[2]), timeout=PATIENCE_S)
+    assert answer.status_code == 200, answer.text
+    assert answer.text.rstrip().endswith("data: [DONE]")
+    script = re.search(r"```python\n(.*?)```", readme, re.DOTALL)
+    assert script
+    program = script[1].replace("http://127.0.0.1:8000", url)
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+def test_localhost_is_reached_by_its_ipv4_address() -> None:
+    from dynamo_serve.cli_serve import listen
+    from dynamo_serve.config import ServerSection
+
+    with listen(ServerSection(host="localhost", port=0)) as listener:
+        port = listener.getsockname()[1]
+        socket.create_connection(("127.0.0.1", port), PATIENCE_S).close()
 
 
 def test_a_signal_drains_and_new_requests_are_told_to_come_back() -> None:
