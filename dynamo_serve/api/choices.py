@@ -8,7 +8,7 @@ from contextlib import aclosing
 from typing import Any
 
 from dynamo_serve.api.job import Job
-from dynamo_serve.core.request import Finish, Summary
+from dynamo_serve.core.request import Finish
 from dynamo_serve.errors import Unavailable
 from dynamo_serve.service import Service
 from dynamo_serve.text.stream import Delta, detokenize
@@ -70,28 +70,25 @@ class Tally:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._num_output = 0
-        self._summaries: dict[int, Summary | None] = {}
+        self._cached: dict[int, int] = {}
 
     def add(self, index: int, delta: Delta) -> None:
         self._num_output += len(delta.token_ids)
-        if delta.finish is not None:
-            self._summaries[index] = delta.summary
+        if delta.cached_tokens is not None:
+            self._cached[index] = delta.cached_tokens
 
     def usage(self) -> dict[str, Any]:
         """OpenAI's usage object. Each prompt counts once, however many choices it has."""
         num_prompt = sum(map(len, self._job.prompts))
-        usage: dict[str, Any] = {
+        # The first choice of each prompt: the others find what the first has computed.
+        firsts = range(0, len(self._job.requests), self._job.n)
+        cached = sum(self._cached.get(i, 0) for i in firsts)
+        return {
             "prompt_tokens": num_prompt,
             "completion_tokens": self._num_output,
             "total_tokens": num_prompt + self._num_output,
-            "prompt_tokens_details": None,
+            "prompt_tokens_details": {"cached_tokens": cached},
         }
-        # The first choice of each prompt: the others find what the first has computed.
-        firsts = [self._summaries.get(i) for i in range(0, len(self._job.requests), self._job.n)]
-        known = [summary.cached_tokens for summary in firsts if summary is not None]
-        if len(known) == len(firsts):  # unknown where a stop string ended the choice
-            usage["prompt_tokens_details"] = {"cached_tokens": sum(known)}
-        return usage
 
 
 async def fold(updates: Updates, job: Job) -> tuple[list[Delta], Tally]:
@@ -111,5 +108,4 @@ def _whole(deltas: Sequence[Delta]) -> Delta:
         token_ids=tuple(i for delta in deltas for i in delta.token_ids),
         tokens=tuple(token for delta in deltas for token in delta.tokens),
         finish=deltas[-1].finish,
-        summary=deltas[-1].summary,
     )

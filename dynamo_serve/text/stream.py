@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import NamedTuple
 
-from dynamo_serve.core.request import Finish, Summary, TokenEvent, TokenLogprob
+from dynamo_serve.core.request import Finish, TokenEvent, TokenLogprob
 from dynamo_serve.text.detokenizer import Detokenizer
 from dynamo_serve.text.stop import StopMatcher
 
@@ -23,14 +23,15 @@ class Delta(NamedTuple):
 
     `text` may be empty while a character or a possible stop string is incomplete. `token_ids`
     includes the token that ended the choice. `tokens` has an entry for every token that is part
-    of the message (not for a stop token) if log probabilities were asked for.
+    of the message (not for a stop token) if log probabilities were asked for. `cached_tokens` comes
+    with the first token.
     """
 
     text: str
     token_ids: tuple[int, ...]
     tokens: tuple[ScoredToken, ...] = ()
     finish: Finish | None = None
-    summary: Summary | None = None
+    cached_tokens: int | None = None
 
 
 class Transcript:
@@ -46,6 +47,18 @@ class Transcript:
 
     def push(self, event: TokenEvent) -> Delta:
         """Add an event. Tokens after the one that completes a stop string are dropped."""
+        text, num_tokens, tokens = self._read(event)
+        finish = event.finish
+        if self._stop.matched is None and finish is not None:
+            text += self._watch(self._detokenizer.flush())
+            if self._stop.matched is None:
+                text += self._stop.flush()
+        if self._stop.matched is not None:
+            finish = Finish.STOP
+        return Delta(text, event.token_ids[:num_tokens], tuple(tokens), finish, event.cached_tokens)
+
+    def _read(self, event: TokenEvent) -> tuple[str, int, list[ScoredToken]]:
+        """Text, number of tokens and scores of `event`, as far as a stop string lets them count."""
         pieces: list[str] = []
         tokens: list[ScoredToken] = []
         num_text = len(event.token_ids) - (event.stop_id is not None)
@@ -54,19 +67,8 @@ class Transcript:
                 tokens.append(ScoredToken(event.logprobs[i], self._offset))
             pieces.append(self._watch(self._detokenizer.push(token_id)))
             if self._stop.matched is not None:
-                return self._stopped(pieces, event.token_ids[: i + 1], tokens)
-        if event.finish is not None:
-            pieces.append(self._watch(self._detokenizer.flush()))
-            if self._stop.matched is not None:
-                return self._stopped(pieces, event.token_ids, tokens, event.summary)
-            pieces.append(self._stop.flush())
-        return Delta(
-            "".join(pieces),
-            event.token_ids,
-            tuple(tokens),
-            event.finish,
-            event.summary,
-        )
+                return "".join(pieces), i + 1, tokens
+        return "".join(pieces), len(event.token_ids), tokens
 
     def _watch(self, piece: str) -> str:
         self._offset += len(piece)
@@ -74,16 +76,6 @@ class Transcript:
             self._unwatched -= 1
             return piece
         return self._stop.push(piece)
-
-    def _stopped(
-        self,
-        pieces: list[str],
-        token_ids: tuple[int, ...],
-        tokens: list[ScoredToken],
-        summary: Summary | None = None,
-    ) -> Delta:
-        text = "".join(pieces)
-        return Delta(text, token_ids, tuple(tokens), Finish.STOP, summary)
 
 
 async def detokenize(

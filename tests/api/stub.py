@@ -7,14 +7,14 @@ import queue
 from collections.abc import AsyncGenerator, Callable
 
 from dynamo_serve.core.engine import EngineSpec
-from dynamo_serve.core.request import Finish, Request, Summary, TokenEvent, TokenLogprob
+from dynamo_serve.core.request import Finish, Request, TokenEvent, TokenLogprob
 from dynamo_serve.core.stats import Stats
 from dynamo_serve.errors import RequestError
 from dynamo_serve.service import Service, State
 from dynamo_serve.text.tokenizer import Tokenizer
 
 WAIT_S = 10.0  # for what another thread is about to do; reached only by a failing test
-SUMMARY = Summary(0.0, 0.0, 0.0, 7, 0)
+CACHED = 7
 
 Script = Callable[[Request], AsyncGenerator[TokenEvent, None]]
 
@@ -53,14 +53,16 @@ def says(tokenizer: Tokenizer, text: str, *, finish: Finish = Finish.STOP) -> Sc
     end = min(tokenizer.eos_ids)
 
     async def script(request: Request) -> AsyncGenerator[TokenEvent, None]:
+        cached: int | None = CACHED
         for token_id in tokenizer.encode(text):
-            yield TokenEvent(request.id, (token_id,), _scores(request, token_id))
+            scores = _scores(request, token_id)
+            yield TokenEvent(request.id, (token_id,), scores, cached_tokens=cached)
+            cached = None
         if finish is Finish.STOP:
-            yield TokenEvent(
-                request.id, (end,), _scores(request, end), finish, stop_id=end, summary=SUMMARY
-            )
+            scores = _scores(request, end)
+            yield TokenEvent(request.id, (end,), scores, finish=finish, stop_id=end)
         else:
-            yield TokenEvent(request.id, finish=finish, summary=SUMMARY)
+            yield TokenEvent(request.id, finish=finish)
 
     return script
 

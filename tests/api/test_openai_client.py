@@ -159,7 +159,10 @@ def test_a_stop_string_ends_the_answer_and_cancels(
             chunks = streamed(client, stop=["STOP", "never"])
             text, reason = texts(chunks)[0], chunks[-1].choices[0].finish_reason
         else:
-            choice = chat(client, stop="STOP").choices[0]
+            answer = chat(client, stop="STOP")
+            assert answer.usage is not None and answer.usage.prompt_tokens_details is not None
+            assert answer.usage.prompt_tokens_details.cached_tokens == 7
+            choice = answer.choices[0]
             text, reason = choice.message.content or "", choice.finish_reason
     assert (text, reason) == ("one two ", "stop")
     assert service.cancelled.get(timeout=10).startswith("chatcmpl-")

@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dynamo_serve.core.request import Finish, Summary, TokenEvent, TokenLogprob
+from dynamo_serve.core.request import Finish, TokenEvent, TokenLogprob
 from dynamo_serve.text.detokenizer import Detokenizer
 from dynamo_serve.text.stream import Delta, Transcript, detokenize
 from dynamo_serve.text.tokenizer import Tokenizer
@@ -13,7 +13,6 @@ from tests.text.tiny import byte_level
 
 TOKENIZER = Tokenizer(byte_level())
 END = min(TOKENIZER.eos_ids)
-SUMMARY = Summary(0.1, 0.2, 0.3, 16, 0)
 
 
 def transcript(stops: Sequence[str] = (), min_tokens: int = 0) -> Transcript:
@@ -25,7 +24,7 @@ def events(groups: Sequence[Sequence[int]], stop_id: int | None = None) -> list[
     last = len(groups) - 1
     finish = Finish.LENGTH if stop_id is None else Finish.STOP
     return [
-        TokenEvent("r", tuple(ids), finish=finish, stop_id=stop_id, summary=SUMMARY)
+        TokenEvent("r", tuple(ids), finish=finish, stop_id=stop_id)
         if i == last
         else TokenEvent("r", tuple(ids))
         for i, ids in enumerate(groups)
@@ -56,7 +55,11 @@ def test_a_stop_token_counts_but_yields_no_text() -> None:
     assert "".join(d.text for d in deltas) == "hello"
     assert deltas[-1].token_ids == (END,)
     assert deltas[-1].finish is Finish.STOP
-    assert deltas[-1].summary == SUMMARY
+
+
+def test_the_number_of_cached_tokens_is_handed_on() -> None:
+    script = [TokenEvent("r", (5,), cached_tokens=16), TokenEvent("r", (6,), finish=Finish.LENGTH)]
+    assert [d.cached_tokens for d in run(script, transcript())[0]] == [16, None]
 
 
 def test_a_stop_token_that_is_a_plain_word_yields_no_text_either() -> None:
@@ -95,7 +98,7 @@ def test_stop_strings_only_count_after_min_tokens() -> None:
 def test_scored_tokens_know_where_their_text_begins() -> None:
     ids = TOKENIZER.encode("a😀!")
     scores = tuple(TokenLogprob(i, -1.0) for i in ids)
-    event = TokenEvent("r", tuple(ids), scores, Finish.LENGTH)
+    event = TokenEvent("r", tuple(ids), scores, finish=Finish.LENGTH)
     (delta,) = run([event], transcript())[0]
     text = TOKENIZER.decode(ids)
     assert [t.logprob.token_id for t in delta.tokens] == ids
