@@ -81,6 +81,8 @@ def _text(body: TokenizeRequest, edge: Edge) -> tuple[str, bool]:
     if (body.prompt is None) == (body.messages is None):
         raise InvalidRequest("Give either 'prompt' or 'messages'.", param="prompt")
     if body.prompt is not None:
+        for name in body.model_fields_set & {"add_generation_prompt", "chat_template_kwargs"}:
+            raise InvalidRequest(f"'{name}' goes with messages, not with a prompt.", param=name)
         return body.prompt, body.add_special_tokens is not False
     text = render_messages(
         body.messages or [],

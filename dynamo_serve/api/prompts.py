@@ -9,13 +9,6 @@ from dynamo_serve.api.schema import CompletionRequest, Message, Part
 from dynamo_serve.errors import InvalidRequest, UnsupportedField
 from dynamo_serve.text.tokenizer import Tokenizer
 
-TEMPLATE_OWN = frozenset(
-    {"messages", "conversation", "tools", "documents", "chat_template", "add_generation_prompt"}
-    | {"continue_final_message", "tokenize", "padding", "truncation", "max_length"}
-    | {"return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs"}
-    | {"sanitize_control_tokens"}
-)
-
 
 def render_messages(
     messages: Sequence[Message],
@@ -25,7 +18,7 @@ def render_messages(
 ) -> str:
     """The prompt text of a conversation. Raises `InvalidRequest` and `UnsupportedField`."""
     for name in arguments:
-        if name in TEMPLATE_OWN:
+        if name in tokenizer.template_parameters:
             raise UnsupportedField(
                 f"'chat_template_kwargs.{name}' is set by the server.",
                 param=f"chat_template_kwargs.{name}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import threading
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,15 @@ from dynamo_serve.text.pieces import Pieces
 
 # Above this many characters, encoding would hold up the event loop for a millisecond and more.
 INLINE_CHARACTERS = 8_192
+# A template is a program of the model's authors; these are how it stumbles over odd messages.
+TEMPLATE_FAULTS = (
+    TemplateError,
+    TypeError,
+    ValueError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+)
 
 
 class Tokenizer:
@@ -25,6 +35,7 @@ class Tokenizer:
 
     `eos_ids` end an answer: those of generation_config.json and of the tokenizer. `special_ids`
     yield no text. `vocab_size` counts added tokens too; the model's own may be larger (padding).
+    `template_parameters` are not for clients to set.
     """
 
     def __init__(self, tokenizer: Any, eos_ids: frozenset[int] = frozenset()) -> None:
@@ -44,6 +55,8 @@ class Tokenizer:
         self.vocab_size = len(tokenizer)
         self._pieces = Pieces(tokenizer)
         self.has_chat_template = bool(tokenizer.chat_template)
+        signature = inspect.signature(tokenizer.apply_chat_template)
+        self.template_parameters = frozenset(signature.parameters) | {"messages"}
 
     @classmethod
     def load(cls, path: str) -> Tokenizer:
@@ -122,7 +135,7 @@ class Tokenizer:
                 tokenize=False,
                 **(template_arguments or {}),
             )
-        except (TemplateError, TypeError, ValueError) as error:
+        except TEMPLATE_FAULTS as error:
             raise InvalidRequest(
                 f"The model's chat template refuses these messages: {error}", param="messages"
             ) from error

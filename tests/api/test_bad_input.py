@@ -135,6 +135,7 @@ TABLE: list[tuple[str, dict[str, Any], str, str]] = [
     (TEXT, {"prompt": "a", "messages": []}, "messages", "Unknown"),
     ("/tokenize", {}, "prompt", "either"),
     ("/tokenize", {"prompt": "a", "messages": [{"role": "user", "content": ""}]}, "prompt", "eith"),
+    ("/tokenize", {"prompt": "a", "add_generation_prompt": True}, "add_generation_prompt", "goes"),
     ("/detokenize", {"tokens": [-1]}, "tokens[0]", "out of range"),
     ("/detokenize", {"tokens": ["a"]}, "tokens[0]", "integer"),
 ]
@@ -238,7 +239,10 @@ def test_a_body_without_length_is_cut_off_on_the_way(http: httpx.Client) -> None
     assert answer.status_code == 413
 
 
-def test_no_more_of_a_body_is_read_than_the_limit(tokenizer: Tokenizer) -> None:
+@pytest.mark.parametrize(("declared", "expected"), [(None, 11), (b"10001", 0), (b"10000", 11)])
+def test_no_more_of_a_body_is_read_than_the_limit(
+    tokenizer: Tokenizer, declared: bytes | None, expected: int
+) -> None:
     num_read = 0
 
     async def receive() -> Message:
@@ -259,13 +263,16 @@ def test_no_more_of_a_body_is_read_than_the_limit(tokenizer: Tokenizer) -> None:
             "path": CHAT,
             "raw_path": CHAT.encode(),
             "query_string": b"",
-            "headers": [(b"content-type", b"application/json")],
+            "headers": [
+                (b"content-type", b"application/json"),
+                *([(b"content-length", declared)] if declared else []),
+            ],
         }
         await app(scope, receive, send)
         return int(sent[0]["status"])
 
     assert asyncio.run(call()) == 413
-    assert num_read == 11
+    assert num_read == expected
 
 
 @pytest.fixture

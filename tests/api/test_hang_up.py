@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import socket
@@ -13,12 +14,15 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from starlette.types import Message
 
 from dynamo_serve import worker
+from dynamo_serve.api.sse import EventStream
 from dynamo_serve.core.request import Request, TokenEvent
 from dynamo_serve.engines.fake import FakeEngine
 from dynamo_serve.errors import EngineFailure, Unavailable
 from dynamo_serve.service import Service
+from dynamo_serve.text.stream import Delta
 from dynamo_serve.text.tokenizer import Tokenizer
 from tests.api.conftest import Stubbed
 from tests.api.live import config, serving
@@ -64,6 +68,37 @@ def test_a_reset_connection_is_a_hang_up_too(stubbed: Stubbed) -> None:
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     connection.close()
     assert len(cancelled(service, 1)) == 1
+
+
+def test_hanging_up_before_the_first_byte_is_out_cancels_too() -> None:
+    closed = False
+
+    async def source() -> AsyncGenerator[tuple[int, Delta], None]:
+        nonlocal closed
+        try:
+            yield 0, Delta("a", (5,))
+        finally:
+            closed = True
+
+    async def never_begun() -> AsyncGenerator[bytes, None]:
+        raise AssertionError("nothing can be sent")
+        yield b""
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        await asyncio.Event().wait()
+
+    async def call() -> None:
+        updates = source()
+        await anext(updates)
+        await EventStream(never_begun(), updates, 15)(
+            {"type": "http", "method": "POST"}, receive, send
+        )
+        assert closed
+
+    asyncio.run(call())
 
 
 def test_one_choice_that_fails_cancels_the_others(stubbed: Stubbed) -> None:
