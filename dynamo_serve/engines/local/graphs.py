@@ -20,7 +20,7 @@ from dynamo_serve.engines.local.step import PackedStep, pack
 class RaggedBackend(Protocol):
     """A backend whose whole view of a step is `args`, so that a graph can hold it."""
 
-    args: RaggedArgs
+    args: RaggedArgs | None
 
 
 @dataclass(frozen=True, slots=True)

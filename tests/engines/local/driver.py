@@ -23,19 +23,23 @@ def make_engine(path: str, **wishes: Any) -> LocalEngine:
         "max_model_len": 0,
         "device": "cpu",
         "attention": "auto",
+        "cuda_graphs": True,
         "max_decode_sequences": 16,
         "max_prefill_tokens": 64,
+        "progress": lambda stage, fraction: None,
     }
     assert set(wishes) <= set(known), wishes
     w = known | wishes
     return LocalEngine(
         ModelSection(dtype=w["dtype"], max_model_len=w["max_model_len"]),
-        EngineSection(device=w["device"], attention=w["attention"], threads=2),
+        EngineSection(
+            device=w["device"], attention=w["attention"], cuda_graphs=w["cuda_graphs"], threads=2
+        ),
         CacheSection(page_size=w["page_size"], num_pages=w["num_pages"]),
         max_decode_sequences=w["max_decode_sequences"],
         max_prefill_tokens=w["max_prefill_tokens"],
         path=path,
-        progress=lambda stage, fraction: None,
+        progress=w["progress"],
     )
 
 

@@ -1,0 +1,130 @@
+"""What every engine owes the scheduler, whatever is behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from dynamo_serve.core.batch import Batch, Phase, Work
+from dynamo_serve.core.engine import Engine, EngineSpec
+from dynamo_serve.core.request import Sampling
+from dynamo_serve.engines.fake import FakeEngine
+from tests.engines.local.driver import make_engine
+from tests.engines.local.zoo import checkpoint
+
+GREEDY = Sampling(temperature=0.0)
+Started = tuple[Engine, EngineSpec]
+
+ENGINES: dict[str, Callable[[], Engine]] = {
+    "fake": lambda: FakeEngine(vocab_size=97, page_size=4, num_pages=64),
+    "local": lambda: make_engine(checkpoint("llama"), page_size=4, num_pages=64),
+}
+
+
+@pytest.fixture(params=sorted(ENGINES))
+def started(request: pytest.FixtureRequest) -> Iterator[Started]:
+    engine = ENGINES[request.param]()
+    yield engine, engine.start()
+    engine.close()
+
+
+def whole(seq_id: str, tokens: tuple[int, ...], pages: tuple[int, ...], **more: Any) -> Work:
+    return Work(seq_id, tokens, 0, pages, True, GREEDY, len(tokens))._replace(**more)
+
+
+def next_token(engine: Engine, *work: Work) -> int:
+    """The token of the last work, run with the others in one step."""
+    outputs = {o.seq_id: o for o in engine.step(Batch(Phase.PREFILL, work))}
+    (token,) = outputs[work[-1].seq_id].token_ids
+    return token
+
+
+def test_spec_is_consistent(started: Started) -> None:
+    _, spec = started
+    assert spec.page_size > 0 and spec.num_pages > 0 and spec.vocab_size > 0
+    assert 0 < spec.max_model_len <= spec.page_size * spec.num_pages
+    assert {"architecture", "device", "attention_backend"} <= set(spec.facts)
+
+
+def test_only_work_that_samples_yields_a_token(started: Started) -> None:
+    engine, spec = started
+    outputs = engine.step(
+        Batch(
+            Phase.PREFILL,
+            (
+                whole("a", (1, 2, 3), (0,)),
+                whole("b", (4, 5), (1,), samples=False),
+                whole("c", (6,), (2,)),
+            ),
+        )
+    )
+    assert sorted(o.seq_id for o in outputs) == ["a", "c"]
+    for out in outputs:
+        assert len(out.token_ids) == 1 and 0 <= out.token_ids[0] < spec.vocab_size
+        assert out.finish is None and out.error is None and out.logprobs == ()
+
+
+def test_a_step_without_sampling_yields_nothing(started: Started) -> None:
+    engine, _ = started
+    assert engine.step(Batch(Phase.PREFILL, (whole("a", (1, 2), (0,), samples=False),))) == []
+
+
+def test_token_depends_on_the_context_not_on_pages_chunks_or_neighbours(started: Started) -> None:
+    engine, _ = started
+    prompt = tuple(range(30, 43))
+    expected = next_token(engine, whole("a", prompt, (0, 1, 2, 3)))
+    scattered = (9, 40, 3, 63)
+    assert next_token(engine, whole("b", prompt, scattered)) == expected
+    others = [whole(f"o{i}", tuple(range(i, i + 5)), (20 + 2 * i, 21 + 2 * i)) for i in range(6)]
+    assert next_token(engine, *others, whole("c", prompt, scattered)) == expected
+    for start, stop in ((0, 6), (6, 7), (7, 13)):
+        token = whole("d", prompt[start:stop], (50, 51, 52, 53), position=start)
+        found = engine.step(Batch(Phase.PREFILL, (token._replace(samples=stop == 13),)))
+    assert found[0].token_ids == (expected,)
+
+
+def test_shared_pages_stand_for_the_tokens_in_them(started: Started) -> None:
+    engine, _ = started
+    head, tail = tuple(range(8)), (70, 71)
+    expected = next_token(engine, whole("a", head + tail, (0, 1, 2)))
+    hit = Work("b", tail, 8, (0, 1, 30), True, GREEDY, 10, cached_ids=head)
+    assert next_token(engine, hit) == expected
+
+
+def test_banned_token_is_never_picked(started: Started) -> None:
+    engine, spec = started
+    favourite = next_token(engine, whole("a", (1, 2, 3), (0,)))
+    second = next_token(engine, whole("b", (1, 2, 3), (1,), banned_ids=frozenset({favourite})))
+    assert second != favourite
+    all_but_one = frozenset(range(spec.vocab_size)) - {5}
+    assert next_token(engine, whole("c", (1, 2, 3), (2,), banned_ids=all_but_one)) == 5
+
+
+def test_logprobs_come_as_asked(started: Started) -> None:
+    engine, _ = started
+    sampling = Sampling(temperature=0.0, logprobs=3)
+    work = whole("a", (1, 2, 3), (0,), sampling=sampling)
+    (out,) = engine.step(Batch(Phase.PREFILL, (work,)))
+    (logprob,) = out.logprobs
+    assert logprob.token_id == out.token_ids[0]
+    assert logprob.logprob <= 0 and len(logprob.top) == 3
+    values = [value for _, value in logprob.top]
+    assert values == sorted(values, reverse=True)
+    assert logprob.top[0] == (logprob.token_id, logprob.logprob)  # greedy: the likeliest
+
+
+def test_dropped_sequences_may_come_back_and_unknown_ones_are_no_error(started: Started) -> None:
+    engine, _ = started
+    sampling = Sampling(temperature=0.0, repetition_penalty=1.3)
+    first = next_token(engine, whole("a", (1, 2, 3), (0,), sampling=sampling))
+    engine.drop(["a", "nobody"])
+    engine.drop(["a"])
+    assert next_token(engine, whole("a", (1, 2, 3), (7,), sampling=sampling)) == first
+
+
+def test_close_may_be_called_twice(started: Started) -> None:
+    engine, _ = started
+    engine.close()
+    engine.close()
