@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from hashlib import blake2b
 
+from dynamo_serve import __version__
 from dynamo_serve.api.auth import Tenant
 from dynamo_serve.api.prompts import check_ids
 from dynamo_serve.api.schema import ChatRequest, CompletionRequest
@@ -18,6 +19,11 @@ from dynamo_serve.text.stream import Transcript
 from dynamo_serve.text.tokenizer import Tokenizer
 
 SEEDS = 2**63
+# Of the engine's facts, those that can change a logit; the size of the pool cannot.
+DECISIVE_FACTS = (
+    *("architecture", "num_parameters", "device", "dtype", "attention_backend"),
+    *("torch_version", "transformers_version"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,5 +191,7 @@ def choice_seed(seed: int, choice: int) -> int:
 
 
 def fingerprint(spec: EngineSpec) -> str:
-    """Changes when the same seed may give another answer: other engine, device or model."""
-    return "fp_" + blake2b(repr(spec).encode(), digest_size=5).hexdigest()
+    """Changes when the same seed may give another answer: other code, model, device or numbers."""
+    facts = [(name, spec.facts.get(name)) for name in DECISIVE_FACTS]
+    told = repr((__version__, spec.vocab_size, facts))
+    return "fp_" + blake2b(told.encode(), digest_size=5).hexdigest()

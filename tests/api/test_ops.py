@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from dataclasses import replace
 
 import httpx
 import pytest
 
 from dynamo_serve import __version__
+from dynamo_serve.api.job import fingerprint
+from dynamo_serve.core.engine import EngineSpec
 from dynamo_serve.text.tokenizer import Tokenizer
 
 
@@ -60,3 +63,10 @@ def test_answers_carry_a_request_id(http: httpx.Client, sent: str, kept: bool) -
     assert (answer.headers["x-request-id"] == sent) is kept
     assert answer.headers["x-request-id"]
     assert http.get("/nowhere").headers["x-request-id"]
+
+
+def test_the_fingerprint_depends_on_what_can_change_an_answer() -> None:
+    spec = EngineSpec(256, 16, 64, 400, {"dtype": "float32", "kv_pool_bytes": 1})
+    same = replace(spec, num_pages=99, facts={"dtype": "float32", "kv_pool_bytes": 2})
+    other = replace(spec, facts={"dtype": "bfloat16", "kv_pool_bytes": 1})
+    assert fingerprint(same) == fingerprint(spec) != fingerprint(other)
