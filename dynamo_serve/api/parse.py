@@ -22,6 +22,8 @@ KNOWN: dict[type[BaseModel], Mapping[str, fields.Known]] = {
     schema.CompletionRequest: fields.COMPLETION,
     schema.TokenizeRequest: {},
     schema.DetokenizeRequest: {},
+    schema.Message: fields.MESSAGE,
+    schema.StreamOptions: fields.STREAM_OPTIONS,
 }
 
 
@@ -106,18 +108,19 @@ def _check_string(path: str, text: str) -> None:
 
 def to_model(model: type[T], body: Mapping[str, Any], on_unknown: str) -> T:
     """Check names, then types and bounds. `on_unknown` is "refuse" or "warn"."""
-    kept = fields.sift(body, model, KNOWN[model], "", on_unknown)
-    options = kept.get("stream_options")
-    if isinstance(options, dict):
-        kept["stream_options"] = fields.sift(
-            options, schema.StreamOptions, fields.STREAM_OPTIONS, "stream_options.", on_unknown
-        )
-    if isinstance(kept.get("messages"), list):
+
+    def sift(value: Any, part: type[BaseModel], path: str) -> Any:
+        if not isinstance(value, dict):
+            return value  # its type is wrong, which the model will say
+        return fields.sift(value, part, KNOWN[part], path, on_unknown)
+
+    kept = sift(body, model, "")
+    if "stream_options" in kept:
+        options = kept["stream_options"]
+        kept["stream_options"] = sift(options, schema.StreamOptions, "stream_options.")
+    if isinstance(messages := kept.get("messages"), list):
         kept["messages"] = [
-            fields.sift(m, schema.Message, fields.MESSAGE, f"messages[{i}].", on_unknown)
-            if isinstance(m, dict)
-            else m
-            for i, m in enumerate(kept["messages"])
+            sift(message, schema.Message, f"messages[{i}].") for i, message in enumerate(messages)
         ]
     try:
         return model.model_validate(kept)

@@ -106,9 +106,7 @@ class Part(BaseModel):
     text: str | None = None
 
 
-class Message(BaseModel):
-    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
-
+class Message(Model):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"] = Field(
         description="developer means system to models that do not know it; tool and function "
         "are refused."

@@ -91,3 +91,4 @@ async def detokenize(
             yield delta
             if delta.finish is not None:
                 return
+    raise AssertionError("the events of a request ended without a finish")

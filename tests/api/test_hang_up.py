@@ -115,6 +115,26 @@ def test_one_choice_that_fails_cancels_the_others(stubbed: Stubbed) -> None:
     assert {name[-2:] for name in cancelled(service, 3)} == {"-0", "-1", "-2"}
 
 
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_stream_that_ends_without_finish_is_a_bug_and_not_a_wait(
+    stubbed: Stubbed, n: int
+) -> None:
+    async def script(request: Request) -> AsyncGenerator[TokenEvent, None]:
+        yield TokenEvent(request.id, (100,))
+
+    _, base = stubbed(script)
+    answer = httpx.post(f"{base}/v1/chat/completions", json={**CHAT, "n": n}, timeout=WAIT_S)
+    assert answer.status_code == 500
+
+
+def test_a_silent_stream_is_kept_alive(tokenizer: Tokenizer) -> None:
+    settings = config(ping_interval_s=1)
+    with serving(StubService(begins_and_hangs), tokenizer, settings) as base:
+        body = {**CHAT, "stream": True}
+        with httpx.stream("POST", f"{base}/v1/chat/completions", json=body) as answer:
+            assert any(line.startswith(": ping") for line in answer.iter_lines())
+
+
 @pytest.mark.parametrize(
     ("error", "status"), [(Unavailable("full", retry_after=2.5), 503), (EngineFailure("oh"), 500)]
 )

@@ -173,6 +173,7 @@ FREE: dict[str, dict[str, st.SearchStrategy[Any]]] = {
 }
 # Bounded by the model, by other fields or by the template, and not by the schema.
 BOUND = {"model", "stop_token_ids", "logit_bias", "chat_template_kwargs", "max_completion_tokens"}
+USAGE = {"stream": st.just(True), "stream_options": st.just({"include_usage": True})}
 
 
 @pytest.mark.parametrize("path", FREE)
@@ -182,13 +183,12 @@ def test_supported_fields_within_bounds_are_taken(
     http: httpx.Client, document: dict[str, Any], path: str, data: st.DataObject
 ) -> None:
     node = body_schema(document, path)
-    supported = set(MODELS[path].model_fields) - BOUND
+    supported = set(MODELS[path].model_fields) - BOUND - set(USAGE)
     node["properties"] = {k: v for k, v in node["properties"].items() if k in supported}
     body = data.draw(Bodies(document).of(node))
     body = {k: CALM.get(k, v) for k, v in body.items()} | {"max_tokens": 8}
     body |= data.draw(st.fixed_dictionaries(FREE[path]))
-    if "stream_options" in body:
-        body["stream"] = True
+    body |= data.draw(st.just({}) | st.fixed_dictionaries(USAGE))
     if "top_logprobs" in body:
         body["logprobs"] = True
     answer = post(http, path, body)
