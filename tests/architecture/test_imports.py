@@ -123,6 +123,33 @@ def test_every_way_to_import_is_seen(
 
 
 @pytest.mark.parametrize(
+    ("module", "statement", "is_allowed"),
+    [
+        ("core/probe.py", "import torch", False),
+        ("core/probe.py", "from dynamo_serve.errors import ConfigError", False),
+        ("core/probe.py", "from dynamo_serve.core.batch import Batch", True),
+        ("text/probe.py", "import fastapi", False),
+        ("api/probe.py", "import torch", False),
+        ("api/probe.py", "from dynamo_serve.engines import fake", False),
+        ("engines/local/probe.py", "import torch.nn", True),
+        ("engines/probe.py", "from dynamo_serve import service", False),
+        ("engines/probe.py", "import torchvision", False),
+    ],
+)
+def test_the_law_tells_right_from_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, statement: str, is_allowed: bool
+) -> None:
+    (tmp_path / "dynamo_serve").symlink_to(source.PACKAGE)
+    allowed = allowed_for(f"dynamo_serve.{module.removesuffix('.py').replace('/', '.')}")
+    monkeypatch.setattr(source, "ROOT", tmp_path)
+    path = tmp_path / "probe.py"
+    path.write_text(statement)
+    (name,) = source.imports(path)
+    assert allowed is not None
+    assert any(covers(rule, name) for rule in allowed) is is_allowed
+
+
+@pytest.mark.parametrize(
     ("module", "heavy"),
     [
         ("dynamo_serve.core.scheduler", ("torch", "fastapi", "prometheus_client", "yaml")),

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
+
 from tests.architecture import source
 
 MAX_FILE_LINES = 300
@@ -29,3 +33,34 @@ def test_no_function_is_longer_than_a_screen() -> None:
 def test_core_keeps_within_its_budget() -> None:
     core = (source.PACKAGE / "core").rglob("*.py")
     assert sum(source.num_code_lines(path) for path in core) <= CORE_CODE_LINES
+
+
+PROBE = '''"""A module."""
+
+import os  # one
+
+
+class Thing:
+    """Not counted."""
+
+    @property
+    def long(self) -> int:
+        """Neither
+        is this."""
+
+        # nor this
+        def inner() -> int:
+            return 1
+
+        return inner()
+'''
+
+
+def test_lines_are_counted_as_promised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "ROOT", tmp_path)
+    path = tmp_path / "probe.py"
+    path.write_text(PROBE)
+    found = {function.name: function.num_lines for function in source.functions(path)}
+    # Decorator, signature, blank, comment, blank, return; and the two lines inside on their own.
+    assert found == {"probe.long": 6, "probe.inner": 2}
+    assert source.num_code_lines(path) == 7
