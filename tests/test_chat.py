@@ -133,9 +133,10 @@ def test_a_refused_question_fails_the_pipe_and_is_forgotten(
     endpoint: Endpoint, capsys: pytest.CaptureFixture[str]
 ) -> None:
     endpoint.status = 400
-    code, shown = piped(endpoint, "hi\n")
+    code, shown = piped(endpoint, "hi\nagain\n")
     assert (code, shown) == (1, "")
     assert "HTTP 400: no such thing" in capsys.readouterr().err
+    assert [message["content"] for message in endpoint.asked[1]["messages"]] == ["again"]
 
 
 def test_a_missing_key_is_told_with_its_remedy(

@@ -151,6 +151,8 @@ def test_a_counter_that_falls_shows_a_restart_and_never_goes_backwards(name: str
     source.on_stats(report(name, 2))
     source.on_stats(report(name, 3))
     assert value(source, DECLARED[name].name + "_total") == 10
+    source.on_stats(report(name, 1))
+    assert value(source, DECLARED[name].name + "_total") == 11
 
 
 def test_instances_share_nothing() -> None:

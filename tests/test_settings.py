@@ -72,6 +72,8 @@ def test_every_key_can_be_set_from_the_environment_by_its_printed_default() -> N
         ("engine.process=maybe", "allowed: true, false"),
         ("engine.kind=vllm", "engine.kind = 'vllm': not allowed; allowed: local, fake"),
         ("engine.device=tpu", "allowed: text matching auto|cpu|cuda"),
+        ("engine.device=cpux", "engine.device = 'cpux': not allowed"),
+        ("server.host=a b", "allowed: text without spaces"),
         ("model.served_names=[1, 2]", "allowed: a list of texts"),
         ("model.served_names=[a", "allowed: a list of texts"),
         ("scheduler.max_prefil_tokens=1", "did you mean scheduler.max_prefill_tokens?"),
