@@ -229,5 +229,5 @@ def what_next(url: str, names: tuple[str, ...], service: Service, asks_key: bool
         f"  curl -N {url}/v1/chat/completions{key} -H 'Content-Type: application/json' "
         f"-d '{json.dumps(body)}'\n"
         f"  dynamo-serve chat --url {url}\n"
-        f"  {url}/docs describes every endpoint\n"
+        f"  {url}/openapi.json describes every endpoint\n"
     )

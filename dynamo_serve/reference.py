@@ -174,8 +174,8 @@ def http_page() -> str:
         ("stream_options", fields.field_rows(StreamOptions, fields.STREAM_OPTIONS)),
     )
     parts = [
-        GENERATED + "# HTTP\n\nThe server describes itself in full at `/openapi.json` and "
-        "`/docs`. This page says what\nbecomes of the fields that clients are known to send.\n\n",
+        GENERATED + "# HTTP\n\nThe server describes itself in full at `/openapi.json`. "
+        "This page says what\nbecomes of the fields that clients are known to send.\n\n",
         _table(("Endpoint", "What it does"), _endpoints()),
         "\nA *supported* field has the effect it is known for. A *bookkeeping* field is accepted "
         "and has\nno effect on the answer. A *refused* field would change the answer and is not "

@@ -267,7 +267,7 @@ def test_a_server_greets_answers_and_stops() -> None:
     with serving(*names, "--set", "model.max_model_len=200") as server:
         assert "serves mine on " + server.url in server.greeting
         assert "dynamo-serve chat --url " + server.url in server.greeting
-        assert server.url + "/docs" in server.greeting
+        assert server.url + "/openapi.json" in server.greeting
         curl = re.search(r"curl -N (\S+) .* -d '(.*)'", server.greeting)
         assert curl
         answer = httpx.post(curl[1], json={**json.loads(curl[2]), "max_tokens": 3})

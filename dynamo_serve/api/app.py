@@ -43,7 +43,14 @@ def create_app(
     # Left on, the library would cut every stream as soon as uvicorn is told to stop. Ours end
     # when the service has drained or closed.
     AppStatus.disable_automatic_graceful_drain()
-    app = FastAPI(title="dynamo_serve", version=__version__, description=DESCRIPTION)
+    # No browser pages for the document: FastAPI's load their scripts from the internet.
+    app = FastAPI(
+        title="dynamo_serve",
+        version=__version__,
+        description=DESCRIPTION,
+        docs_url=None,
+        redoc_url=None,
+    )
     edge = Edge(service, tokenizer, config.server, tuple(model_names), int(time.time()))
     api_keys = config.server.api_keys
 
