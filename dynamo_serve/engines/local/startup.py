@@ -33,6 +33,7 @@ from dynamo_serve.engines.local.loader import (
     position_limit,
     resolve_device,
 )
+from dynamo_serve.engines.local.malloc import keep_freed_memory
 from dynamo_serve.engines.local.runner import ModelRunner
 from dynamo_serve.engines.local.self_check import check_pages
 from dynamo_serve.engines.local.step import pack
@@ -102,6 +103,8 @@ def _start_up(
 ) -> Ready:
     torch.set_num_threads(wishes.engine.threads or len(os.sched_getaffinity(0)))
     device = resolve_device(wishes.engine.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     progress("weights", 0.0)
     config = load_config(wishes.path)
     model = load_model(wishes.path, config, wishes.model.dtype, device, attention)

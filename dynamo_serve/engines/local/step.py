@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -38,8 +39,19 @@ class PackedStep(NamedTuple):
 
 
 def packing_order(work: Sequence[Work]) -> list[Work]:
-    """`work` with like beside like, so that attention can take neighbours in one call."""
-    return sorted(work, key=lambda w: (len(w.token_ids), w.position))
+    """`work` with like beside like, so that attention can take neighbours in one call.
+
+    Those that share their first page come together, the others by length.
+    """
+    holders = Counter(w.page_table[0] for w in work)
+    return sorted(
+        work,
+        key=lambda w: (
+            w.page_table[0] if holders[w.page_table[0]] > 1 else -1,
+            len(w.token_ids),
+            w.position,
+        ),
+    )
 
 
 def pack(work: Sequence[Work], page_size: int, device: torch.device) -> PackedStep:

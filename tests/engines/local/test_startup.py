@@ -61,11 +61,11 @@ def test_encoder_decoder_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_attention_that_reads_no_pages_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     # An attention that forgets earlier chunks stands for any state that our pages do not hold.
-    from dynamo_serve.engines.local.torch_attention import TorchAttention
+    from dynamo_serve.engines.local.grouping import Grouping
 
-    original = TorchAttention._pages
+    original = Grouping._pages
     monkeypatch.setattr(
-        TorchAttention, "_pages", lambda self, row, window: original(self, row, window)[:1] * 9
+        Grouping, "_pages", lambda self, row, window: original(self, row, window)[:1] * 9
     )
     with pytest.raises(UnsupportedModel, match=r"LlamaForCausalLM.*differ from its plain forward"):
         make_engine(checkpoint("llama")).start()

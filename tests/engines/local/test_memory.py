@@ -1,0 +1,66 @@
+"""How much memory is free, read from files that look like the kernel's."""
+
+from __future__ import annotations
+
+import os
+import resource
+from pathlib import Path
+
+import pytest
+import torch
+
+from dynamo_serve.engines.local import memory
+from dynamo_serve.engines.local.malloc import keep_freed_memory
+from dynamo_serve.engines.local.memory import cgroup_free_bytes, free_bytes, machine_free_bytes
+
+
+def test_machine_memory_is_what_the_kernel_calls_available(tmp_path: Path) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal: 900 kB\nMemFree: 10 kB\nMemAvailable:    500 kB\n")
+    assert machine_free_bytes(meminfo) == 500 * 1024
+    assert machine_free_bytes(tmp_path / "missing") > 0  # another kernel: half of all memory
+
+
+def write_cgroup(root: Path, limit: str, used: int, cache: int) -> None:
+    (root / "memory.max").write_text(limit + "\n")
+    (root / "memory.current").write_text(f"{used}\n")
+    (root / "memory.stat").write_text(f"anon 1\ninactive_file {cache}\n")
+
+
+def test_container_limit_counts_file_cache_as_free(tmp_path: Path) -> None:
+    assert cgroup_free_bytes(tmp_path) is None
+    write_cgroup(tmp_path, "1000", 700, 200)
+    assert cgroup_free_bytes(tmp_path) == 500
+    write_cgroup(tmp_path, "max", 700, 200)
+    assert cgroup_free_bytes(tmp_path) is None
+
+
+def test_the_older_layout_of_cgroups_is_read_too(tmp_path: Path) -> None:
+    (tmp_path / "memory").mkdir()
+    (tmp_path / "memory" / "memory.limit_in_bytes").write_text("1000")
+    (tmp_path / "memory" / "memory.usage_in_bytes").write_text("900")
+    (tmp_path / "memory" / "memory.stat").write_text("total_inactive_file 50\n")
+    assert cgroup_free_bytes(tmp_path) == 150
+
+
+def test_the_smaller_of_machine_and_container_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_cgroup(tmp_path, "1000", 300, 0)
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    assert free_bytes(torch.device("cpu")) == 700
+    write_cgroup(tmp_path, str(1 << 60), 300, 0)
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 0 < free_bytes(torch.device("cpu")) <= total
+
+
+def test_large_blocks_are_reused_without_faulting_in_again() -> None:
+    if not keep_freed_memory():
+        pytest.skip("not glibc")
+    size = 64 << 20
+    torch.ones(size, dtype=torch.uint8)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        torch.ones(size, dtype=torch.uint8)
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    assert faults < size // 4096  # less than one block's pages, in four blocks
