@@ -12,6 +12,12 @@ from dynamo_serve.errors import EngineStartError
 
 KNOWN_LAYER_TYPES = {"full_attention", "sliding_attention", "chunked_attention"}
 
+# What a model's code may raise when its inputs or its attention are not what it expects.
+FORWARD_FAILURES = (
+    *(TypeError, ValueError, LookupError, AttributeError, AssertionError),
+    *(NotImplementedError, RuntimeError),
+)
+
 
 class UnsupportedModel(EngineStartError):
     """The model's architecture cannot run on our pages; the message names it and says why."""
@@ -105,7 +111,9 @@ def discover_layers(
                 use_cache=False,
                 logits_to_keep=1,
             )
-    except (TypeError, ValueError, AttributeError, NotImplementedError, RuntimeError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except FORWARD_FAILURES as error:
         raise UnsupportedModel(config, f"a packed forward failed: {error}") from error
     expected = int(config.get_text_config().num_hidden_layers)
     found = len(recorder.layers)

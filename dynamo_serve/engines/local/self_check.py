@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
 
 from dynamo_serve.core.batch import Work
 from dynamo_serve.core.request import Sampling
-from dynamo_serve.engines.local.discovery import UnsupportedModel
+from dynamo_serve.engines.local.discovery import FORWARD_FAILURES, UnsupportedModel
 from dynamo_serve.engines.local.kv_cache import PoolSize
 from dynamo_serve.engines.local.runner import ModelRunner
 from dynamo_serve.engines.local.step import pack
+
+logger = logging.getLogger(__name__)
 
 MAX_WINDOW = 128  # a sliding window up to this long is crossed by the check
 # Median relative error allowed. Half precision rounds differently in every attention kernel, and
@@ -32,16 +35,23 @@ def check_pages(runner: ModelRunner, attention: str, size: PoolSize) -> float:
     prompts = [_prompt(runner, length, 1)]
     if size.num_pages > 1:
         prompts.append(_prompt(runner, max(1, length - 2), 2))
-    with torch.inference_mode():
-        ours = _paged_logits(runner, prompts, size.page_size)
-        plain = _plain_logits(runner, prompts, attention)
-    error = (ours - plain).norm(dim=-1) / plain.norm(dim=-1).clamp_min(1e-9)
-    position = torch.cat([torch.arange(len(p), device=error.device) for p in prompts])
+    try:
+        with torch.inference_mode():
+            ours = _paged_logits(runner, prompts, size.page_size)
+            plain = _plain_logits(runner, prompts, attention)
+    except torch.OutOfMemoryError:
+        raise
+    except FORWARD_FAILURES as error:
+        reason = f"a step over pages failed: {error}"
+        raise UnsupportedModel(runner.model.config, reason) from error
+    off = (ours - plain).norm(dim=-1) / plain.norm(dim=-1).clamp_min(1e-9)
+    position = torch.cat([torch.arange(len(p), device=off.device) for p in prompts])
     second = position >= _first_chunk(prompts)  # these must have found the first chunk's KV
-    worst = max(float(part.median()) for part in (error[~second], error[second]) if len(part))
+    worst = max(float(part.median()) for part in (off[~second], off[second]) if len(part))
     if not worst <= TOLERANCE[runner.model.dtype]:
         reason = f"its logits over pages differ from its plain forward (by {worst:.1e})"
         raise UnsupportedModel(runner.model.config, reason)
+    logger.info("engine: pages agree with the plain forward, relative error %.1e", worst)
     return worst
 
 

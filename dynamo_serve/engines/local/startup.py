@@ -90,6 +90,12 @@ def start_up(wishes: Wishes, progress: Callable[[str, float], None]) -> Ready:
     ALL_ATTENTION_FUNCTIONS[attention] = recorder
     try:
         return _start_up(wishes, progress, attention, recorder)
+    except torch.OutOfMemoryError as error:
+        del ALL_ATTENTION_FUNCTIONS[attention]
+        raise EngineStartError(
+            f"out of memory on {wishes.engine.device} while starting {wishes.path}; lower "
+            "cache.memory_fraction or scheduler.max_prefill_tokens, or choose a smaller model"
+        ) from error
     except BaseException:
         del ALL_ATTENTION_FUNCTIONS[attention]
         raise
@@ -116,21 +122,17 @@ def _start_up(
     longest = _longest_wished(model, wishes.model.max_model_len)
     size = _pool_size(wishes, needs, longest, activations)
     cache = KVCache(needs.layers, size, model.dtype, device)
-    paged = PagedAttention(
-        {key: (layers[key], pages) for key, pages in zip(layers, cache.layers, strict=True)},
-        backend,
-    )
+    parts = zip(layers, zip(needs.layers, cache.layers, strict=True), strict=True)
+    paged = PagedAttention(dict(parts), backend)
     ALL_ATTENTION_FUNCTIONS[attention] = paged
     runner = ModelRunner(model, paged)
-    error = check_pages(runner, attention, size)
-    logger.info("engine: pages agree with the plain forward, relative error %.1e", error)
+    check_pages(runner, attention, size)
     progress("warm-up", 1.0)
     max_model_len = min(longest, size.num_tokens)
     graphs = None
     if wishes.engine.cuda_graphs and device.type == "cuda":
-        geometry = PageGeometry(
-            size.page_size, -(-max_model_len // size.page_size), cache.scratch_page
-        )
+        width = -(-max_model_len // size.page_size)
+        geometry = PageGeometry(size.page_size, width, cache.scratch_page)
         graphs = _record(runner, backend, geometry, wishes.limits, progress)
     facts = _facts(model, backend, size) | {"cuda_graphs": graphs is not None}
     vocab_size = int(config.get_text_config().vocab_size)

@@ -15,6 +15,7 @@ from dynamo_serve.core.request import Finish, Sampling
 from dynamo_serve.engines.local import kv_cache
 from dynamo_serve.engines.local.discovery import UnsupportedModel
 from dynamo_serve.engines.local.kv_cache import size_pool
+from dynamo_serve.engines.local.loader import position_limit
 from dynamo_serve.errors import EngineStartError
 from tests.engines.local.driver import Driver, Seq, make_engine
 from tests.engines.local.zoo import checkpoint, config_of, save_random
@@ -29,6 +30,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         {"attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False},
         "",
     ),
+    "doge": ("DogeConfig", {}, "packed forward failed"),
     "lfm2": ("Lfm2Config", {"layer_types": ["conv", "full_attention"]}, "conv"),
     "qwen3_next": (
         "Qwen3NextConfig",
@@ -107,6 +109,35 @@ def test_longest_sequence_is_the_least_of_model_wish_and_pool(
 def test_wish_beyond_the_model_is_refused() -> None:
     with pytest.raises(EngineStartError, match=r"max_model_len: 257 .* 256 .*LlamaForCausalLM"):
         make_engine(checkpoint("llama"), max_model_len=257).start()
+
+
+LONG_ROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10_000.0,
+    "short_factor": [1.0] * 4,
+    "long_factor": [2.0] * 4,
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "limit", "reason"),
+    [
+        ("LlamaConfig", {}, 256, "max_position_embeddings"),
+        ("GPT2Config", {"max_position_embeddings": 64}, 64, "max_position_embeddings"),
+        (
+            "Phi3Config",
+            {"rope_parameters": LONG_ROPE, "original_max_position_embeddings": 128},
+            128,
+            "rotary scaling",
+        ),
+        ("Llama4TextConfig", {"attention_chunk_size": 32}, 32, "attention_chunk_size"),
+    ],
+)
+def test_a_model_is_served_as_far_as_its_answers_are_exact(
+    kind: str, changes: dict[str, Any], limit: int, reason: str
+) -> None:
+    found = position_limit(config_of(kind, changes))
+    assert found.num_tokens == limit and reason in found.reason
 
 
 @pytest.mark.parametrize("backend", ["varlen", "triton"])
