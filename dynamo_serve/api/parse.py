@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn, TypeVar
 
 from fastapi import Request
@@ -61,9 +61,11 @@ def to_object(raw: bytes) -> dict[str, Any]:
         raise InvalidRequest(f"The body is not valid JSON: {error}.") from error
     if not isinstance(value, dict):
         raise InvalidRequest(f"The body must be a JSON object, not {_json_type(value)}.")
-    # A prompt of a million ids is not worth a walk: what the walk looks for leaves traces.
-    if b"\\u" in raw or raw.count(b"[") + raw.count(b"{") > MAX_DEPTH:
-        _check_tree(value)
+    # A prompt of a million ids is not worth a walk: what the walks look for leaves traces.
+    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH:
+        _check_depth(value)
+    if b"\\u" in raw:
+        _check_characters(value)
     return value
 
 
@@ -71,39 +73,54 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def _check_tree(root: dict[str, Any]) -> None:
-    """Depth, and characters that no UTF-8 text can hold (an escape like \\ud800 on its own)."""
-    level: list[tuple[str, Any]] = [("", root)]
+def _check_depth(root: dict[str, Any]) -> None:
+    level: list[Any] = [root]
     for _ in range(MAX_DEPTH):
-        below: list[tuple[str, Any]] = []
-        for path, value in level:
-            if isinstance(value, dict):
-                for key, item in value.items():
-                    _check_string(path, key)
-                    below.append((f"{path}.{key}" if path else key, item))
-            elif isinstance(value, list):
-                # Numbers need no path of their own, and there may be a million of them.
-                below += [
-                    (f"{path}[{i}]", item)
-                    for i, item in enumerate(value)
-                    if isinstance(item, (str, list, dict))
-                ]
-            elif isinstance(value, str):
-                _check_string(path, value)
-        level = below
+        items = (
+            item for node in level for item in (node.values() if isinstance(node, dict) else node)
+        )
+        level = [item for item in items if isinstance(item, (dict, list))]
         if not level:
             return
     raise InvalidRequest(f"The JSON is nested deeper than {MAX_DEPTH} levels.")
 
 
-def _check_string(path: str, text: str) -> None:
+def _check_characters(root: dict[str, Any]) -> None:
+    """Refuse characters that no UTF-8 text can hold (an escape like \\ud800 on its own)."""
+    if (broken := _half_character(root)) is not None:
+        steps, position = broken
+        path = _path(steps)
+        raise InvalidRequest(
+            f"{path or 'A key'} holds half a surrogate pair at character {position}.",
+            param=path or None,
+        )
+
+
+def _half_character(node: Any) -> tuple[tuple[int | str, ...], int] | None:
+    """Steps to the first text or object that has one, and the position in it."""
+    if isinstance(node, str):
+        position = _first_half(node)
+        return None if position is None else ((), position)
+    if isinstance(node, dict):
+        for key in node:
+            if (position := _first_half(key)) is not None:
+                return (), position
+        items: Iterable[tuple[int | str, Any]] = node.items()
+    else:
+        items = enumerate(node) if isinstance(node, list) else ()
+    # The path is put together on the way back: one for every node would be body size squared.
+    for step, item in items:
+        if (found := _half_character(item)) is not None:
+            return (step, *found[0]), found[1]
+    return None
+
+
+def _first_half(text: str) -> int | None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise InvalidRequest(
-            f"{path or 'A key'} holds half a surrogate pair at character {error.start}.",
-            param=path or None,
-        ) from error
+        return error.start
+    return None
 
 
 def to_model(model: type[T], body: Mapping[str, Any], on_unknown: str) -> T:
@@ -145,7 +162,7 @@ def _path(loc: tuple[int | str, ...]) -> str:
         if isinstance(step, int):
             path += f"[{step}]"
         elif not step.startswith("#"):
-            path += f".{step}" if path else step
+            path += f".{step[:SHOWN]}" if path else step[:SHOWN]
     return path
 
 

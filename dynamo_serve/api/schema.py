@@ -41,12 +41,13 @@ Stop = Annotated[
     | Annotated[list[StopString], Field(max_length=MAX_STOPS), Tag("#several")],
     Discriminator(_one_or_several),
 ]
-Ids = list[int]
+# One fault is told; collecting a million of them would take gigabytes.
+Ids = Annotated[list[int], Field(fail_fast=True)]
 PromptField = Annotated[
     Annotated[str, Tag("#one")]
-    | Annotated[list[str], Field(min_length=1), Tag("#several")]
+    | Annotated[list[str], Field(min_length=1, fail_fast=True), Tag("#several")]
     | Annotated[Ids, Field(min_length=1), Tag("#ids")]
-    | Annotated[list[Annotated[Ids, Field(min_length=1)]], Tag("#lists")],
+    | Annotated[list[Annotated[Ids, Field(min_length=1)]], Field(fail_fast=True), Tag("#lists")],
     Discriminator(_kind),
 ]
 
@@ -75,7 +76,9 @@ class Generation(Model):
         1.0, ge=0, le=2, description="0 always takes the likeliest token. Not taken from the model."
     )
     top_p: float = Field(1.0, gt=0, le=1, description="Sample from this much probability mass.")
-    top_k: int = Field(0, ge=-1, description="Sample from so many tokens; 0 or -1 from all.")
+    top_k: int = Field(
+        0, ge=-1, description="Sample from so many tokens; 0 or -1 from all."
+    )
     min_p: float = Field(
         0.0, ge=0, le=1, description="Least probability, as a share of the likeliest token's."
     )
@@ -113,7 +116,8 @@ class Message(Model):
     )
     content: (
         Annotated[
-            Annotated[str, Tag("#one")] | Annotated[list[Part], Tag("#several")],
+            Annotated[str, Tag("#one")]
+            | Annotated[list[Part], Field(fail_fast=True), Tag("#several")],
             Discriminator(_one_or_several),
         ]
         | None
@@ -122,7 +126,9 @@ class Message(Model):
 
 
 class ChatRequest(Generation):
-    messages: list[Message] = Field(min_length=1, description="The conversation so far.")
+    messages: list[Message] = Field(
+        min_length=1, fail_fast=True, description="The conversation so far."
+    )
     max_completion_tokens: int | None = Field(
         None,
         ge=1,
@@ -156,7 +162,9 @@ class CompletionRequest(Generation):
 class TokenizeRequest(Model):
     model: str | None = Field(None, description="One of /v1/models; without it, the first.")
     prompt: str | None = Field(None, description="Text. Either this or messages.")
-    messages: list[Message] | None = Field(None, min_length=1, description="A conversation.")
+    messages: list[Message] | None = Field(
+        None, min_length=1, fail_fast=True, description="A conversation."
+    )
     add_special_tokens: bool | None = Field(
         None, description="Add BOS and the like. Default: true for prompt, false for messages."
     )
@@ -171,4 +179,4 @@ class TokenizeRequest(Model):
 
 class DetokenizeRequest(Model):
     model: str | None = Field(None, description="One of /v1/models; without it, the first.")
-    tokens: list[int] = Field(description="Token ids.")
+    tokens: Ids = Field(description="Token ids.")
