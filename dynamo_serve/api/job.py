@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from dynamo_serve.text.stream import Transcript
 from dynamo_serve.text.tokenizer import Tokenizer
 
 SEEDS = 2**63
+TOKEN_ID = re.compile(r"0|[1-9]\d{0,18}", re.ASCII)  # one spelling each, so no token has two biases
 # Of the engine's facts, those that can change a logit; the size of the pool cannot.
 DECISIVE_FACTS = (
     *("architecture", "num_parameters", "device", "dtype", "attention_backend"),
@@ -133,7 +135,7 @@ def _check(body: Body, num_prompts: int, bounds: Bounds) -> None:
             )
     check_ids(body.stop_token_ids, vocab_size, "stop_token_ids")
     for key in body.logit_bias:
-        if not (key.isascii() and key.isdecimal() and int(key) < vocab_size):
+        if not (TOKEN_ID.fullmatch(key) and int(key) < vocab_size):
             raise InvalidRequest(
                 f"'logit_bias': {key[:40]!r} is not a token id below {vocab_size}.",
                 param="logit_bias",

@@ -77,7 +77,7 @@ class Generation(Model):
     )
     top_p: float = Field(1.0, gt=0, le=1, description="Sample from this much probability mass.")
     top_k: int = Field(
-        0, ge=-1, description="Sample from so many tokens; 0 or -1 from all."
+        0, ge=-1, lt=INT64, description="Sample from so many tokens; 0 or -1 from all."
     )
     min_p: float = Field(
         0.0, ge=0, le=1, description="Least probability, as a share of the likeliest token's."
