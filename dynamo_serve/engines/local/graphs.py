@@ -78,7 +78,8 @@ class DecodeGraphs:
         sizes = graph_sizes(largest)
         pool = torch.cuda.graph_pool_handle()
         for done, size in enumerate(reversed(sizes), 1):
-            self._recordings[size] = self._record_one(size, pool)
+            with torch.inference_mode():
+                self._recordings[size] = self._record_one(size, pool)
             progress(done / len(sizes))
         self._sizes = sizes
 

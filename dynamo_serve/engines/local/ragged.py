@@ -34,13 +34,15 @@ def ragged_args(
     starts = [0]
     for row in rows:
         starts.append(starts[-1] + row.length)
-    tables = [
-        (*row.page_table[:n], *(0,) * (columns - n)) for row, n in zip(rows, used, strict=True)
-    ]
+    # Only the pages in use pass through Python: a graph's table is as wide as the longest sequence.
+    page_table = torch.zeros(len(rows), columns, dtype=torch.int32)
+    pages = [page for row, n in zip(rows, used, strict=True) for page in row.page_table[:n]]
+    in_use = torch.arange(columns) < torch.tensor(used)[:, None]
+    page_table[in_use] = torch.tensor(pages, dtype=torch.int32)
     return RaggedArgs(
         query_starts=torch.tensor(starts, dtype=torch.int32).to(device),
         kv_lengths=torch.tensor([r.kv_length for r in rows], dtype=torch.int32).to(device),
-        page_table=torch.tensor(tables, dtype=torch.int32).to(device),
+        page_table=page_table.to(device),
         max_query=max(row.length for row in rows),
         max_kv=columns * page_size if width is not None else max(row.kv_length for row in rows),
     )
