@@ -7,16 +7,20 @@ import math
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from dynamo_serve.api.render import to_json
 from dynamo_serve.errors import InvalidRequest, RequestError, Unauthorized, Unavailable
 
 logger = logging.getLogger(__name__)
 
+CLIENT_GONE = 499  # nobody reads it, but the log line has a status
+
 
 def add_fault_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestError, on_request_error)
     app.add_exception_handler(HTTPException, on_http_exception)
+    app.add_exception_handler(ClientDisconnect, on_hang_up)
     app.add_exception_handler(Exception, on_bug)
 
 
@@ -40,6 +44,11 @@ async def on_http_exception(http: Request, error: Exception) -> Response:
     fault = InvalidRequest(what.get(error.status_code, str(error.detail)))
     fault.code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, fault.code)
     return _json(fault, error.status_code, dict(error.headers or {}))
+
+
+async def on_hang_up(http: Request, error: Exception) -> Response:
+    """The client went away before its body was here, or before there was an answer."""
+    return Response(status_code=CLIENT_GONE)
 
 
 async def on_bug(http: Request, error: Exception) -> Response:

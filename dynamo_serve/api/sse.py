@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from fastapi import Request, Response
 from sse_starlette import EventSourceResponse
+from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from dynamo_serve.api.choices import Tally, Updates, fold
@@ -20,14 +21,9 @@ from dynamo_serve.text.stream import Delta
 
 logger = logging.getLogger(__name__)
 
-CLIENT_GONE = 499
 DONE = b"data: [DONE]\n\n"
 
 T = TypeVar("T")
-
-
-class ClientGone(Exception):
-    """The client hung up before there was anything to send."""
 
 
 async def respond(
@@ -37,13 +33,10 @@ async def respond(
 
     What goes wrong before the first token is raised, and so becomes a proper HTTP status.
     """
-    try:
-        if job.stream:
-            first = await until_disconnect(http, _first(updates))
-            return EventStream(frames(first, updates, job, renderer), updates, ping)
-        answers, tally = await until_disconnect(http, fold(updates, job))
-    except ClientGone:
-        return Response(status_code=CLIENT_GONE)
+    if job.stream:
+        first = await until_disconnect(http, _first(updates))
+        return EventStream(frames(first, updates, job, renderer), updates, ping)
+    answers, tally = await until_disconnect(http, fold(updates, job))
     choices = [renderer.choice(i, answer, streamed=False) for i, answer in enumerate(answers)]
     body = Envelope(job, renderer).whole(choices, tally.usage())
     return Response(to_json(body), media_type="application/json")
@@ -110,13 +103,13 @@ class EventStream(Response):
 
 
 async def until_disconnect(http: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is cancelled if the client hangs up: then `ClientGone`."""
+    """The result of `work`, which is cancelled if the client hangs up: then `ClientDisconnect`."""
     task = asyncio.create_task(work)
     watch = asyncio.create_task(_hung_up(http))
     try:
         await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise ClientGone
+            raise ClientDisconnect
         return task.result()
     finally:
         watch.cancel()

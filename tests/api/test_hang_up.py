@@ -17,6 +17,7 @@ import pytest
 from starlette.types import Message
 
 from dynamo_serve import worker
+from dynamo_serve.api.faults import CLIENT_GONE
 from dynamo_serve.api.sse import EventStream
 from dynamo_serve.core.request import Request, TokenEvent
 from dynamo_serve.engines.fake import FakeEngine
@@ -25,7 +26,7 @@ from dynamo_serve.service import Service
 from dynamo_serve.text.stream import Delta
 from dynamo_serve.text.tokenizer import Tokenizer
 from tests.api.conftest import Stubbed
-from tests.api.live import config, serving
+from tests.api.live import app_of, config, serving
 from tests.api.stub import WAIT_S, Script, StubService, begins_and_hangs, hangs
 
 CHAT = {"messages": [{"role": "user", "content": "hello"}]}
@@ -68,6 +69,33 @@ def test_a_reset_connection_is_a_hang_up_too(stubbed: Stubbed) -> None:
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     connection.close()
     assert len(cancelled(service, 1)) == 1
+
+
+def test_hanging_up_in_the_middle_of_a_body_is_no_fault_of_ours(tokenizer: Tokenizer) -> None:
+    arrives: list[Message] = [
+        {"type": "http.request", "body": b'{"prompt"', "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return arrives.pop(0)
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    path = "/v1/completions"
+    headers = [(b"content-type", b"application/json")]
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "query_string": b"",
+        "headers": headers,
+    }
+    app = app_of(StubService(hangs), tokenizer, config())
+    asyncio.run(app(scope, receive, send))
+    assert sent[0]["status"] == CLIENT_GONE
 
 
 def test_hanging_up_before_the_first_byte_is_out_cancels_too() -> None:
