@@ -154,6 +154,8 @@ def listen(server: ServerSection) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
     except OSError as error:
         raise ConfigError(f"server.host = {host!r}: {error.strerror or error}") from error
+    except UnicodeError as error:  # a label that is empty or longer than a name may have
+        raise ConfigError(f"server.host = {host!r}: this is no host name") from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)

@@ -120,7 +120,7 @@ def from_file(path: Path) -> Iterator[Given]:
         tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise ConfigError(f"{path}: cannot read this file: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: 2020-13-01
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     for name, section in _mapping(tree, str(path), "sections such as 'server:'").items():
         if not any(known.startswith(f"{name}.") for known in all_keys()):

@@ -79,7 +79,7 @@ class Key:
             return [part.strip() for part in text.split(",") if part.strip()]
         try:
             return yaml.safe_load(text)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: [2020-13-01]
             raise self._refused(text) from None
 
     def from_yaml(self, value: object) -> object:
@@ -104,8 +104,8 @@ class Key:
         return value
 
     def _allows_text(self, value: object) -> bool:
-        if not isinstance(value, str):
-            return False
+        if not isinstance(value, str) or any("\ud800" <= c <= "\udfff" for c in value):
+            return False  # half a character is what bytes that are not UTF-8 become
         return self.pattern is None or re.fullmatch(self.pattern, value) is not None
 
     def _within(self, value: float) -> bool:

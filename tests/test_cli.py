@@ -129,7 +129,7 @@ def test_a_folder_without_a_tokenizer_is_one_line(
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("host", ["no.such.host.invalid", "192.0.2.1"])
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "192.0.2.1", "a" * 70, "a..b"])
 def test_an_address_that_is_not_here_is_one_line(
     capsys: pytest.CaptureFixture[str], host: str
 ) -> None:
