@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import queue
 import signal
@@ -25,8 +26,11 @@ from dynamo_serve.core.stats import Stats
 from dynamo_serve.errors import EngineStartError
 from dynamo_serve.worker import Progress, build_engine, build_loop
 
+log = logging.getLogger(__name__)
+
 RECEIVE_BYTES = 1 << 20
 CLOSE_SECONDS = 5.0  # what a step in flight gets before the process is killed
+WORKER = ("-m", "dynamo_serve.worker")
 ENGINE_SECTIONS = ("model", "engine", "cache", "scheduler", "log")
 
 
@@ -66,24 +70,19 @@ class ProcessLink:
         self._failure: str | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._reading: asyncio.Task[None] | None = None
+        self.process: subprocess.Popen[bytes] | None = None
 
     async def start(self) -> EngineSpec:
         self._ready: asyncio.Future[EngineSpec] = asyncio.get_running_loop().create_future()
         ours, theirs = socket.socketpair()
-        with theirs:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "dynamo_serve.worker", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                env=engine_environment(self._config.engine.threads),
-                start_new_session=True,  # Ctrl-C is for the API process, which drains
-            )
         try:
+            with theirs:
+                self.process = self._spawn(theirs.fileno())
             reader, self._writer = await asyncio.open_connection(sock=ours)
             sections = {name: asdict(getattr(self._config, name)) for name in ENGINE_SECTIONS}
             self._writer.write(wire.pack("configure", sections, self._model_path))
-            self._reading = asyncio.create_task(self._read(reader))
-            return await asyncio.shield(self._ready)
+            self._reading = asyncio.create_task(self._read(reader, self.process))
+            return await self._ready
         except BaseException:
             if self._writer is None:
                 ours.close()
@@ -99,25 +98,34 @@ class ProcessLink:
         self.send(Stop())
         if self._writer:
             self._writer.close()
-        try:
-            await asyncio.to_thread(self.process.wait, CLOSE_SECONDS)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            await asyncio.to_thread(self.process.wait)
+        if self.process:
+            await exit_code(self.process)
         if self._reading:
-            await self._reading
+            await asyncio.wait([self._reading])
 
-    async def _read(self, reader: asyncio.StreamReader) -> None:
+    def _spawn(self, fd: int) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, *WORKER, str(fd)],
+            pass_fds=[fd],
+            stdin=subprocess.DEVNULL,
+            env=engine_environment(self._config.engine.threads),
+            start_new_session=True,  # Ctrl-C is for the API process, which drains
+        )
+
+    async def _read(self, reader: asyncio.StreamReader, process: subprocess.Popen[bytes]) -> None:
         frames = wire.Frames()
         try:
-            while data := await reader.read(RECEIVE_BYTES):
+            while self._failure is None and (data := await reader.read(RECEIVE_BYTES)):
                 for message in frames.feed(data):
                     self._take(message)
         except ConnectionError:
             pass  # the process is gone; what follows says how
-        code = await asyncio.to_thread(self.process.wait)
+        except Exception as error:  # with nobody reading, every request would wait for ever
+            log.exception("a message of the engine could not be taken in")
+            self._failure = f"{type(error).__name__}: {error}"
         if self._writer:
             self._writer.close()
+        code = await exit_code(process)
         reason = self._failure or describe_exit(code)
         if not self._ready.done():
             self._ready.set_exception(EngineStartError(reason))
@@ -129,9 +137,11 @@ class ProcessLink:
             case "step":
                 self._hooks.on_step(*wire.step_of(message))
             case "progress":
-                self._hooks.progress(message[1], message[2])
+                with contextlib.suppress(OSError):  # the terminal has gone: nobody misses the bar
+                    self._hooks.progress(message[1], message[2])
             case "ready":
-                self._ready.set_result(wire.spec_of(message))
+                if not self._ready.done():  # cancelled while it was loading
+                    self._ready.set_result(wire.spec_of(message))
             case "failed":
                 self._failure = message[2]
 
@@ -172,7 +182,7 @@ class ThreadLink:
             engine = build_engine(self._config, self._model_path, progress)
             try:
                 spec = engine.start()
-                self._call(self._ready.set_result, spec)
+                self._call(self._succeed, spec)
                 build_loop(
                     self._config,
                     engine,
@@ -190,10 +200,14 @@ class ThreadLink:
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(function, *arguments)
 
+    def _succeed(self, spec: EngineSpec) -> None:
+        if not self._ready.done():  # cancelled while it was loading
+            self._ready.set_result(spec)
+
     def _fail(self, error: Exception) -> None:
         if not self._ready.done():
             self._ready.set_exception(error)
-        elif not self._is_closing:
+        elif not (self._is_closing or self._ready.cancelled()):
             self._hooks.on_lost(f"{type(error).__name__}: {error}")
 
     def _receive(self, patience: float | None) -> list[Command]:
@@ -218,6 +232,15 @@ def engine_environment(threads: int) -> dict[str, str]:
     }
     path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
     return {**ours, **os.environ, "PYTHONPATH": path}
+
+
+async def exit_code(process: subprocess.Popen[bytes]) -> int:
+    """Wait for the end of a process that should end by itself; kill it if it does not."""
+    try:
+        return await asyncio.to_thread(process.wait, CLOSE_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return await asyncio.to_thread(process.wait)
 
 
 def describe_exit(code: int) -> str:
