@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import select
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +36,7 @@ Progress = Callable[[str, float], None]
 """Called with a stage ("weights", "warm-up", "graphs") and how much of it is done, 0 to 1."""
 
 RECEIVE_BYTES = 1 << 20
+ORPHAN_SECONDS = 10.0  # what the engine gets to end by itself once the API process is gone
 
 
 def build_engine(config: Config, model_path: str, progress: Progress) -> Engine:
@@ -146,12 +149,38 @@ def settings_of(message: list[object]) -> tuple[Config, str]:
     return config, model_path
 
 
+def adopt(fd: int) -> socket.socket:
+    """The inherited socket under the lowest free number, and for no child to inherit.
+
+    Its number comes from the API process, where a thousand connections may be open, and `select`
+    takes none above 1023. A child that held it too would hide this process's end from the API's.
+    """
+    sock = socket.socket(fileno=os.dup(fd))
+    os.close(fd)
+    return sock
+
+
+def end_with(sock: socket.socket) -> None:
+    """Wait until the other end is gone, and then end this process if it does not end by itself.
+
+    The loop sees a closed socket between two steps only; loading takes minutes, and a device that
+    hangs takes for ever.
+    """
+    poll = select.poll()
+    poll.register(sock, 0)  # a hang-up is reported unasked
+    poll.poll()
+    time.sleep(ORPHAN_SECONDS)
+    os._exit(1)
+
+
 def main(fd: int) -> int:
     # Signals of the terminal and of the service manager are the API process's to handle; it
     # ends this one by closing the socket.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    channel = Channel(socket.socket(fileno=fd))
+    sock = adopt(fd)
+    threading.Thread(target=end_with, args=(sock,), name="orphan", daemon=True).start()
+    channel = Channel(sock)
     try:
         config, model_path = settings_of(channel.receive_message())
         logging.basicConfig(
