@@ -132,16 +132,19 @@ class Service:
         self._restarting: asyncio.Task[None] | None = None
         self._started_at = 0.0
         self._start_seconds = 1.0
+        self._num_losses = 0
         self._num_quick_deaths = 0
         scheduler = config.scheduler
         self._max_live = scheduler.max_waiting + scheduler.max_decode_sequences
 
     async def start(self) -> None:
         """Start the engine and wait until it is ready. Raises `EngineStartError`."""
-        began = time.monotonic()
+        began, num_losses = time.monotonic(), self._num_losses
         link_class = ProcessLink if self._config.engine.process else ThreadLink
         self._link = link_class(self._config, self._model_path, self._hooks)
         self.spec: EngineSpec = await self._link.start()
+        if self._num_losses > num_losses:  # it was ready, and gone before we got to know
+            raise EngineStartError(self.lost_reason or "the engine was lost")
         self._started_at = time.monotonic()
         self._start_seconds = self._started_at - began
         if self.state in (State.STARTING, State.RESTARTING):
@@ -156,11 +159,11 @@ class Service:
         """
         self.check_ready()
         self._check_fits(request)
-        inbox = self._live[request.id] = Inbox(request)
-        self._idle.clear()
         link = self._link
         assert link, "ready without an engine"
-        link.send(Submit(request))
+        link.send(Submit(request))  # first: what cannot be sent must not count as live
+        inbox = self._live[request.id] = Inbox(request)
+        self._idle.clear()
         try:
             while True:
                 event = await inbox.take()
@@ -238,48 +241,49 @@ class Service:
         log.error("engine lost: %s; %d live requests fail", reason, len(self._live))
         self.lost_reason = reason
         self.stats = Stats()
-        self._observer.on_stats(self.stats)
-        if self.state is State.READY:
-            self.state = State.RESTARTING
+        self._num_losses += 1
         lived = time.monotonic() - self._started_at
         self._num_quick_deaths = 0 if lived > STABLE_SECONDS else self._num_quick_deaths + 1
-        self._fail_all(f"the engine was lost ({reason})", retry_after=self._retry_after())
-        if self.state is State.RESTARTING:
+        if self.state is State.READY:  # otherwise whoever is starting it deals with the loss
+            self.state = State.RESTARTING
             self._restarting = asyncio.create_task(self._restart())
+        self._fail_all(f"the engine was lost ({reason})", retry_after=self._retry_after())
+        self._observer.on_stats(self.stats)
 
     async def _restart(self) -> None:
         """Start the engine again, with growing pauses, until it lives or the service closes."""
+        await asyncio.sleep(self._backoff())
         while self.state is State.RESTARTING:
-            await asyncio.sleep(self._backoff())
             try:
                 self.num_restarts += 1
                 await self.start()
                 log.warning("engine restarted in %.1f s", self._start_seconds)
-            except (EngineStartError, OSError) as error:
+            except Exception as error:  # an end of this task would be an end of all restarts
                 self._num_quick_deaths += 1
-                self.lost_reason = str(error)
-                log.error("the engine does not start: %s", error)
+                self.lost_reason = str(error) or type(error).__name__
+                log.error("the engine does not start: %s", self.lost_reason)
+                await asyncio.sleep(self._backoff())
 
     def _backoff(self) -> float:
         """Seconds to pause before the next start: none after the first death, then 1, 2, 4, …"""
         if self._num_quick_deaths <= 1:
             return 0.0
-        return min(MAX_BACKOFF_SECONDS, 2.0 ** (self._num_quick_deaths - 2))
+        doublings = min(self._num_quick_deaths - 2, 10)  # a float overflows after a night of them
+        return min(MAX_BACKOFF_SECONDS, 2.0**doublings)
 
     def _retry_after(self) -> float:
         return math.ceil(self._backoff() + self._start_seconds)
 
     def _fail_all(self, message: str, *, retry_after: float) -> None:
-        for inbox in self._live.values():
-            self._observer.on_event(
-                inbox.request,
-                TokenEvent(inbox.request.id, finish=Finish.ERROR, error=message),
-                time.monotonic(),
-                inbox.previous,
-            )
-            inbox.fail(Unavailable(message, retry_after=retry_after))
+        failed = list(self._live.values())
         self._live.clear()
         self._idle.set()
+        for inbox in failed:
+            inbox.fail(Unavailable(message, retry_after=retry_after))
+        now = time.monotonic()
+        for inbox in failed:  # told last: whatever it does, nobody is left waiting
+            event = TokenEvent(inbox.request.id, finish=Finish.ERROR, error=message)
+            self._observer.on_event(inbox.request, event, now, inbox.previous)
 
     def _check_fits(self, request: Request) -> None:
         asked = len(request.prompt_ids) + request.max_tokens

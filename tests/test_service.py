@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 
 from dynamo_serve.config import CacheSection, Config, EngineSection, SchedulerSection
+from dynamo_serve.core.batch import Batch, SequenceOutput
+from dynamo_serve.core.engine import EngineSpec
 from dynamo_serve.core.request import Finish, Request, TokenEvent
 from dynamo_serve.core.stats import Stats
 from dynamo_serve.engines.fake import FakeEngine
 from dynamo_serve.errors import ContextTooLong, EngineFailure, EngineStartError, Unavailable
-from dynamo_serve.link import ProcessLink
+from dynamo_serve.link import Hooks, ProcessLink
 from dynamo_serve.service import Service, State
 from tests.core.traffic import VOCAB_SIZE, reference
 
@@ -81,6 +83,11 @@ async def collect(service: Service, request: Request) -> list[int]:
         return [token async for event in events for token in event.token_ids]
 
 
+def kill_engine(service: Service) -> None:
+    assert isinstance(service._link, ProcessLink) and service._link.process
+    os.kill(service._link.process.pid, signal.SIGKILL)
+
+
 async def until(condition: Callable[[], bool]) -> None:
     while not condition():
         await asyncio.sleep(0.001)
@@ -121,8 +128,7 @@ def test_a_killed_engine_fails_everybody_cleanly_and_comes_back(folder: str) -> 
             streams = [service.generate(Request(f"r{i}", (1, i), 4000)) for i in range(5)]
             for stream in streams:
                 await anext(stream)
-            assert isinstance(service._link, ProcessLink)
-            os.kill(service._link.process.pid, signal.SIGKILL)
+            kill_engine(service)
             for stream in streams:
                 with pytest.raises(Unavailable, match="SIGKILL") as caught:
                     while True:
@@ -139,11 +145,142 @@ def test_a_killed_engine_fails_everybody_cleanly_and_comes_back(folder: str) -> 
 def test_requests_are_refused_while_the_engine_is_restarting(folder: str) -> None:
     async def main() -> None:
         async with running(config_of(True), folder) as service:
-            assert isinstance(service._link, ProcessLink)
-            os.kill(service._link.process.pid, signal.SIGKILL)
+            kill_engine(service)
             await until(lambda: service.state is State.RESTARTING)
             with pytest.raises(Unavailable, match="restarted"):
                 await collect(service, Request("a", (1, 2), 4))
+
+    run(main)
+
+
+class Witless(Witness):
+    """Cannot take in what it is told."""
+
+    def on_event(
+        self, request: Request, event: TokenEvent, now: float, previous: float | None
+    ) -> None:
+        raise RuntimeError("cannot count")
+
+
+def test_an_observer_that_fails_leaves_nobody_waiting(folder: str) -> None:
+    async def main() -> None:
+        async with running(config_of(True), folder, Witless()) as service:
+            with pytest.raises(Unavailable, match="cannot count"):
+                await collect(service, Request("a", (1, 2), 4))
+            assert service.num_live == 0
+            await until(lambda: service.state is State.READY)
+
+    run(main)
+
+
+class LostAtOnce:
+    """A link whose engine is gone before anybody knows that it was ready."""
+
+    def __init__(self, config: Config, model_path: str, hooks: Hooks) -> None:
+        self.hooks = hooks
+
+    async def start(self) -> EngineSpec:
+        self.hooks.on_lost("it fell over")
+        return EngineSpec(64, 4, 64, VOCAB_SIZE)
+
+    async def close(self) -> None:
+        pass
+
+
+def test_an_engine_lost_as_soon_as_it_is_ready_has_not_started(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dynamo_serve.service.ThreadLink", LostAtOnce)
+
+    async def main() -> None:
+        with pytest.raises(EngineStartError, match="it fell over"):
+            async with running(config_of(False), folder):
+                pass
+
+    run(main)
+
+
+class Moody(FakeEngine):
+    """Starts the first and the third time; then a step fails unless it is the third engine."""
+
+    num_starts = 0
+
+    def start(self) -> EngineSpec:
+        Moody.num_starts += 1
+        if Moody.num_starts == 2:
+            raise RuntimeError("out of memory")
+        return super().start()
+
+    def step(self, batch: Batch) -> list[SequenceOutput]:
+        if Moody.num_starts == 1:
+            raise RuntimeError("no device")
+        return super().step(batch)
+
+
+def test_restarts_go_on_whatever_a_start_raises(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dynamo_serve.worker.FakeEngine", Moody)
+    monkeypatch.setattr("dynamo_serve.core.loop.MAX_FAILED_STEPS", 1)
+    monkeypatch.setattr("dynamo_serve.service.MAX_BACKOFF_SECONDS", 0.0)
+    monkeypatch.setattr(Moody, "num_starts", 0)
+
+    async def main() -> None:
+        async with running(config_of(False), folder) as service:
+            with pytest.raises(Unavailable, match="no device"):
+                await collect(service, Request("a", (1, 2), 4))
+            await until(lambda: service.state is State.READY)
+            assert (service.num_restarts, Moody.num_starts) == (2, 3)
+            request = Request("b", (1, 2), 4)
+            assert await collect(service, request) == reference(request)[0]
+
+    run(main)
+
+
+def test_a_pause_before_a_restart_has_a_limit_however_many_failed(folder: str) -> None:
+    service = Service(config_of(False), model_path=folder)
+    service.state = State.RESTARTING
+    service._num_quick_deaths = 5000
+    with pytest.raises(Unavailable) as caught:
+        service.check_ready()
+    assert caught.value.retry_after <= 60
+
+
+def test_no_engine_is_started_for_a_server_that_drains(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dynamo_serve.service.MAX_BACKOFF_SECONDS", 0.05)
+
+    async def main() -> None:
+        async with running(config_of(True), folder) as service:
+            service._num_quick_deaths = 5
+            kill_engine(service)
+            await until(lambda: service.state is State.RESTARTING)
+            await service.drain(TIMEOUT)
+            assert service._restarting
+            await service._restarting
+            assert service.num_restarts == 0
+
+    run(main)
+
+
+def test_closing_while_the_engine_restarts_ends_the_new_one_too(folder: str) -> None:
+    async def main() -> None:
+        async with running(config_of(True), folder) as service:
+            kill_engine(service)
+            await until(lambda: service.num_restarts == 1)
+        assert isinstance(service._link, ProcessLink)
+        assert service._link.process is None or service._link.process.returncode is not None
+
+    run(main)
+
+
+def test_a_request_that_cannot_be_sent_is_not_live(folder: str) -> None:
+    async def main() -> None:
+        async with running(config_of(True), folder) as service:
+            with pytest.raises(OverflowError):
+                await collect(service, Request("a", (2**63,), 4))
+            assert service.num_live == 0
 
     run(main)
 
