@@ -50,7 +50,8 @@ def run(options: Options, source: TextIO | None = None, out: TextIO | None = Non
     source, out = source or sys.stdin, out or sys.stdout
     # Reading has no limit: the first token of a long prompt may take minutes, and Ctrl-C works.
     timeout = httpx.Timeout(10.0, read=None)
-    headers = {"Authorization": f"Bearer {options.api_key}"} if options.api_key else {}
+    key = (options.api_key or "").encode(errors="surrogateescape")  # as the bytes that were given
+    headers = {b"Authorization": b"Bearer " + key} if key else {}
     try:
         client = httpx.Client(base_url=options.base, headers=headers, timeout=timeout)
     except httpx.InvalidURL as error:
@@ -106,7 +107,7 @@ class Conversation:
             with self._client.stream("POST", "chat/completions", json=body) as response:
                 _check(response)
                 yield from _pieces(response)
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, UnicodeError) as error:
             raise _unreachable(self._client, error) from error
 
 
@@ -117,19 +118,28 @@ def _pieces(response: httpx.Response) -> Iterator[str]:
         data = line.removeprefix("data:").strip()
         if data == "[DONE]":
             return
-        chunk = json.loads(data)
-        if "error" in chunk:
-            raise ChatError(_message(chunk) or data)
-        for choice in chunk.get("choices", ()):
-            if piece := choice.get("delta", {}).get("content"):
-                yield piece
+        if piece := _piece(data):
+            yield piece
     raise ChatError("the server closed the stream before the answer was complete")
+
+
+def _piece(data: str) -> str:
+    """The text in one event. Raises `ChatError` for an error in it, or for anything else."""
+    try:
+        chunk = json.loads(data)
+        if chunk.get("error"):
+            raise ChatError(_message(chunk) or data)
+        deltas = [choice["delta"] for choice in chunk.get("choices") or ()]
+        text = "".join([delta.get("content") or "" for delta in deltas])
+        return text.encode(errors="replace").decode()  # half a character can't be sent back
+    except (ValueError, RecursionError, TypeError, AttributeError, KeyError):
+        raise ChatError(f"this is not how a chat endpoint answers: {data[:80]}") from None
 
 
 def _first_model(client: httpx.Client) -> str:
     try:
         response = client.get("models")
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, UnicodeError) as error:  # UnicodeError: what is no host name
         raise _unreachable(client, error) from error
     _check(response)
     try:
@@ -157,7 +167,7 @@ def _message(body: Any) -> str | None:
     return str(error) if error else None
 
 
-def _unreachable(client: httpx.Client, error: httpx.HTTPError) -> ChatError:
+def _unreachable(client: httpx.Client, error: Exception) -> ChatError:
     why = str(error) or type(error).__name__
     return ChatError(
         f"no answer from {client.base_url} ({why}); start a server with 'dynamo-serve serve', "

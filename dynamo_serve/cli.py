@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import io
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -19,6 +21,7 @@ FLAGS = {
 }
 USAGE_ERROR = 2
 INTERRUPTED = 130
+OUTPUT_CLOSED = 141  # as a shell reports SIGPIPE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,11 +29,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     try:
         code: int = arguments.run(arguments)
+        sys.stdout.flush()
     except DynamoServeError as error:
         print(f"dynamo-serve: {error}", file=sys.stderr)
         return USAGE_ERROR
     except KeyboardInterrupt:
         return INTERRUPTED
+    except BrokenPipeError:  # whoever read our output has enough of it: `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the flush at exit fails as well
+        return OUTPUT_CLOSED
     return code
 
 
@@ -130,8 +137,13 @@ def _check(arguments: argparse.Namespace) -> int:
 def _chat(arguments: argparse.Namespace) -> int:
     from dynamo_serve import chat
 
-    if arguments.temperature is not None and arguments.temperature < 0:
-        raise ConfigError(f"--temperature {arguments.temperature:g}: allowed: 0 or more")
+    heat = arguments.temperature
+    if heat is not None and not 0 <= heat < math.inf:
+        raise ConfigError(f"--temperature {heat:g}: allowed: 0 or more")
+    for stream in (sys.stdin, sys.stdout):
+        # A byte that is no text, or a character the terminal lacks, ends no conversation.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     return chat.run(
         chat.Options(
             url=arguments.url,

@@ -163,6 +163,46 @@ def test_a_stream_that_breaks_off_is_an_error(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        "{",
+        "5",
+        "null",
+        "[]",
+        "[" * 100_000,
+        "1" * 5000,
+        '{"choices": ["a"]}',
+        '{"choices": [{}]}',
+        '{"choices": [{"delta": null}]}',
+        '{"choices": [{"delta": {"content": 5}}]}',
+    ],
+)
+def test_an_event_that_is_no_chat_is_an_error_and_no_crash(
+    endpoint: Endpoint, capsys: pytest.CaptureFixture[str], data: str
+) -> None:
+    endpoint.tail = f"data: {data}\n\n"
+    assert piped(endpoint, "hi\n")[0] == 1
+    assert "not how a chat endpoint answers" in capsys.readouterr().err
+
+
+def test_empty_choices_and_half_a_character_do_no_harm(endpoint: Endpoint) -> None:
+    endpoint.pieces = ["a", "\ud800"]
+    endpoint.tail = 'data: {"error": null, "choices": null}\n\ndata: [DONE]\n\n'
+    assert piped(endpoint, "hi\nho\n") == (0, "a?\na?\n")
+    assert endpoint.asked[1]["messages"][1]["content"] == "a?"
+
+
+def test_a_key_is_sent_as_the_bytes_it_was_given_as(endpoint: Endpoint) -> None:
+    assert piped(endpoint, "hi\n", api_key="s\u00e9same")[0] == 0
+    assert endpoint.keys == ["Bearer s\u00e9same".encode().decode("latin-1")]
+
+
+def test_a_name_that_is_no_host_is_one_clear_line() -> None:
+    with pytest.raises(ChatError, match="no answer from"):
+        chat.run(Options(url="http://" + "a" * 70), io.StringIO("hi\n"), io.StringIO())
+
+
 def test_no_server_is_one_clear_line() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import signal
 import socket
@@ -136,6 +137,26 @@ def test_an_address_that_is_not_here_is_one_line(
     code, _, err = run(capsys, "serve", "--host", host, "--port", "0")
     assert code == 2
     assert f"server.host = '{host}'" in err
+
+
+@pytest.mark.parametrize("heat", ["-1", "nan", "inf"])
+def test_a_temperature_that_is_none_is_one_line(
+    capsys: pytest.CaptureFixture[str], heat: str
+) -> None:
+    code, _, err = run(capsys, "chat", "--temperature", heat)
+    assert code == 2
+    assert err == f"dynamo-serve: --temperature {heat}: allowed: 0 or more\n"
+
+
+def test_a_reader_that_has_enough_ends_the_command_quietly() -> None:
+    command = [sys.executable, "-m", "dynamo_serve.cli", "check-config", "--print"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        command, stdout=writing, stderr=subprocess.PIPE, timeout=PATIENCE_S, check=False
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (cli.OUTPUT_CLOSED, b"")
 
 
 def test_chat_without_a_server_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
