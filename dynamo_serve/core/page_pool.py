@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
 from dynamo_serve.core.prefix_index import PrefixIndex, page_key, root_key
@@ -27,7 +28,8 @@ class PagePool:
         self._ref_counts = [0] * num_pages
         self._keys: list[bytes | None] = [None] * num_pages
         self._blank = list(range(num_pages - 1, -1, -1))  # a stack
-        self._cached: dict[int, None] = {}  # an ordered set, next to be evicted first
+        # An ordered set, next to be evicted first; a dict would pass over every one gone before.
+        self._cached: OrderedDict[int, None] = OrderedDict()
 
     @property
     def num_free(self) -> int:
@@ -121,8 +123,7 @@ class PagePool:
         assert len(self.index.pages) == sum(key is not None for key in self._keys), "stale index"
 
     def _evict(self) -> int:
-        page_id = next(iter(self._cached))
-        del self._cached[page_id]
+        page_id, _ = self._cached.popitem(last=False)
         key = self._keys[page_id]
         assert key is not None
         del self.index.pages[key]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from dynamo_serve.core.page_pool import PagePool
@@ -128,3 +130,19 @@ def test_check_notices_damage(damage) -> None:  # type: ignore[no-untyped-def]
     damage(pool, table)
     with pytest.raises(AssertionError):
         pool.check([table])
+
+
+def seconds_to_evict(num_pages: int) -> float:
+    """Seconds per page to evict all of a pool that is full of cached pages."""
+    pool = PagePool(num_pages, 1)
+    pool.release(store(pool, list(range(num_pages))))
+    table: list[int] = []
+    began = time.perf_counter()
+    assert pool.grow(table, num_pages)
+    return (time.perf_counter() - began) / num_pages
+
+
+def test_evicting_a_page_costs_the_same_in_a_large_pool() -> None:
+    small = min(seconds_to_evict(1000) for _ in range(3))
+    large = min(seconds_to_evict(32_000) for _ in range(3))
+    assert large < 6 * small
