@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from dynamo_serve import wire
 from dynamo_serve.config import (
@@ -92,8 +93,12 @@ class Channel:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._frames = wire.Frames()
+        self._early: list[list[Any]] = []  # what came together with the settings
 
     def receive(self, patience: float | None) -> list[Command]:
+        if self._early:
+            early, self._early = self._early, []
+            return [wire.command_of(message) for message in early]
         ready, _, _ = select.select([self._sock], [], [], patience)
         if not ready:
             return []
@@ -108,8 +113,9 @@ class Channel:
             data = self._sock.recv(RECEIVE_BYTES)
             if not data:
                 raise EOFError("the API process is gone")
-            for message in self._frames.feed(data):
-                return message
+            if messages := self._frames.feed(data):
+                first, *self._early = messages
+                return first
 
     def publish(self, events: list[TokenEvent], stats: Stats) -> None:
         self._sock.sendall(wire.pack_step(events, stats))

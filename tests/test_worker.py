@@ -16,9 +16,10 @@ import pytest
 
 from dynamo_serve import wire
 from dynamo_serve.config import CacheSection, Config, EngineSection
-from dynamo_serve.core.loop import Submit
+from dynamo_serve.core.loop import Command, Stop, Submit
 from dynamo_serve.core.request import Request
 from dynamo_serve.link import ENGINE_SECTIONS
+from dynamo_serve.worker import Channel, settings_of
 from tests.core.traffic import VOCAB_SIZE
 
 CONFIG = Config(engine=EngineSection(kind="fake"), cache=CacheSection(page_size=4, num_pages=64))
@@ -110,3 +111,14 @@ def test_the_socket_may_have_any_number(folder: str) -> None:
         assert kinds[0] == "ready"
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_what_comes_with_the_settings_is_not_lost() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        commands: list[Command] = [Submit(Request("a", (1, 2), 4)), Stop()]
+        ours.sendall(configure("here") + b"".join(map(wire.pack_command, commands)))
+        channel = Channel(theirs)
+        assert settings_of(channel.receive_message())[1] == "here"
+        assert channel.receive(PATIENCE) == commands
+        assert channel.receive(0.0) == []
