@@ -67,10 +67,10 @@ class Sum:
 
 
 def _draw(rng: Random) -> Sum:
-    op = rng.choices("+-*", (0.48, 0.34, 0.18))[0]
+    op = rng.choices("+-*", (0.6, 0.25, 0.15))[0]
     if op == "*":
         return Sum(rng.randint(0, 12), op, rng.randint(0, 12))
-    top = rng.choices((10, 100, 1000), (0.15, 0.7, 0.15))[0]
+    top = rng.choices((10, 100, 1000), (0.2, 0.72, 0.08))[0]
     other = top if rng.random() < 0.7 else max(10, top // 10)
     a, b = rng.randrange(top), rng.randrange(other)
     if op == "+" and rng.random() < 0.5:

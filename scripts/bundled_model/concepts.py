@@ -47,6 +47,14 @@ AGAIN = (
     "Sorry, what?",
     "Again, please.",
 )
+FIRST_ASKED = (
+    "dynamo_serve",
+    "who_are_you",
+    "what_can_you_do",
+    "cancel",
+    "how_big",
+    "start_server",
+)
 
 
 @dataclass
@@ -108,6 +116,9 @@ def first_sentence(text: str) -> str:
 def concept_turns(rng: Random) -> Turns:
     """One question with its answer, at times short, and at times with a second turn."""
     concept = rng.choice(concepts())
+    if rng.random() < 0.15:
+        wanted = rng.choice(FIRST_ASKED)
+        concept = next(c for c in concepts() if c.name == wanted)
     asked = question(concept, rng)
     if rng.random() < 0.05:
         brief = rng.choice(BRIEF)

@@ -7,7 +7,7 @@ from random import Random
 
 from scripts.bundled_model.arithmetic import drill, sum_turns
 from scripts.bundled_model.concepts import concept_turns, prose
-from scripts.bundled_model.passages import passage_turns
+from scripts.bundled_model.passages import copy_drill, passage_turns
 from scripts.bundled_model.records import json_turns
 from scripts.bundled_model.smalltalk import greeting_turns, small_turns
 from scripts.bundled_model.stories import plain_story, story_turns
@@ -40,15 +40,15 @@ SYSTEMS = (
 )
 Part = Callable[[Random], Turns]
 CHATS: tuple[tuple[Part, float], ...] = (
-    (concept_turns, 0.42),
-    (sum_turns, 0.24),
-    (story_turns, 0.08),
-    (json_turns, 0.10),
-    (small_turns, 0.12),
+    (concept_turns, 0.38),
+    (sum_turns, 0.26),
+    (story_turns, 0.07),
+    (json_turns, 0.14),
+    (small_turns, 0.11),
     (passage_turns, 0.04),
 )
-KINDS = ("chat", "long", "tools", "drill", "story", "prose")
-KIND_WEIGHTS = (0.75, 0.03, 0.07, 0.10, 0.025, 0.025)
+KINDS = ("chat", "long", "tools", "drill", "copy", "story", "prose")
+KIND_WEIGHTS = (0.60, 0.02, 0.08, 0.16, 0.09, 0.02, 0.03)
 
 
 def chat_part(rng: Random) -> Turns:
@@ -86,4 +86,4 @@ def example(rng: Random) -> Example:
     if kind == "tools":
         made = tool_example(rng, without_tools)
         return Example(turns=with_system(made.turns, rng), tools=made.tools)
-    return {"drill": drill, "story": plain_story, "prose": prose}[kind](rng)
+    return {"drill": drill, "copy": copy_drill, "story": plain_story, "prose": prose}[kind](rng)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
@@ -89,6 +89,15 @@ class Network:
             for master, weight in zip(self.master, self.weights, strict=True):
                 weight.copy_(master)
         return float(loss.detach())
+
+    def load(self, folder: Path) -> None:
+        """Takes over the weights of a saved model; the optimisers begin anew."""
+        saved = load_file(folder / "model.safetensors")
+        named = list(self.model.named_parameters())
+        with torch.no_grad():
+            for (name, weight), master in zip(named, self.master, strict=True):
+                weight.copy_(saved[name])
+                master.copy_(saved[name])
 
     def save(self, out: Path) -> None:
         """Writes the configs and model.safetensors; the head is tied to the embedding."""

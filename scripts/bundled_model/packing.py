@@ -30,7 +30,7 @@ class Document:
 
 def render(tokenizer: PreTrainedTokenizerFast, example: Example) -> str:
     if example.text is not None:
-        return example.text + PAD
+        return example.given + example.text + PAD
     made: Any = tokenizer.apply_chat_template(example.turns, tools=example.tools, tokenize=False)
     return str(made)
 
@@ -47,6 +47,8 @@ class Encoder:
         ids = self.tokenizer.backend_tokenizer.encode(render(self.tokenizer, example)).ids
         plain = example.text is not None
         learned = np.ones(len(ids), np.bool_) if plain else self.answers(ids)
+        if example.given:
+            learned[: len(self.tokenizer.encode(example.given))] = False
         return Document(np.array(ids, np.int16), learned)
 
     def answers(self, ids: list[int]) -> npt.NDArray[np.bool_]:

@@ -6,7 +6,7 @@ from random import Random
 
 from scripts.bundled_model import names
 from scripts.bundled_model.concepts import concepts
-from scripts.bundled_model.turns import Turns, ask
+from scripts.bundled_model.turns import Example, Turns, ask
 
 MISSING = "The text does not say."
 ASKED = (
@@ -77,3 +77,22 @@ def passage_turns(rng: Random) -> Turns:
         answer, asked = rng.choice(facts)
         turns += ask(asked, answer)
     return turns
+
+
+def _word(rng: Random) -> str:
+    pool = rng.choice((names.FIRST, names.CITIES, names.ITEMS, names.COLOURS, names.JOBS))
+    return names.invented(rng) if rng.random() < 0.5 else rng.choice(pool)
+
+
+def copy_drill(rng: Random) -> Example:
+    """Words and values, then the same again: it teaches the model to copy from its prompt."""
+    words = [_word(rng) for _ in range(rng.randint(4, 16))]
+    if rng.random() < 0.3:
+        words = [str(rng.randint(0, 999)) if rng.random() < 0.5 else word for word in words]
+    if rng.random() < 0.5:
+        joint = rng.choice((" ", ", ", "\n"))
+        line = joint.join(words)
+        return Example(given=f"{line}\n", text=line)
+    pairs = [f"{rng.choice(names.ITEMS)} {i}: {word}" for i, word in enumerate(words)]
+    again = rng.sample(pairs, len(pairs))
+    return Example(given="\n".join(pairs) + "\n\n", text="\n".join(again))

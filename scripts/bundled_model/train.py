@@ -9,6 +9,7 @@ import argparse
 import json
 import math
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -26,13 +27,14 @@ from scripts.bundled_model.network import VOCAB, Network, config
 from scripts.bundled_model.packing import Encoder, Rows, batches, render
 
 TOKENIZER_SAMPLE = 12_000
-WARMUP = 150
+WARMUP = 100
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for the finished model")
-    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--start", type=Path, help="go on from the weights of this folder")
     parser.add_argument("--minutes", type=float, default=0.0, help="train so long, not --steps")
     parser.add_argument("--rows", type=int, default=8, help="rows per batch")
     parser.add_argument("--length", type=int, default=512, help="tokens per row")
@@ -98,6 +100,8 @@ def train(args: argparse.Namespace) -> dict[str, float]:
     loaded = bpe.load(args.out)
     torch.manual_seed(args.seed)
     network = Network(config(loaded.pad_token_id, loaded.eos_token_id), args.lr)
+    if args.start:
+        network.load(args.start)
     stream = batches(Encoder(loaded), args.seed + 1, args.length, args.rows)
     schedule = Schedule(args.lr, args.steps, args.minutes)
     average, tokens, step, began = 0.0, 0, 0, time.monotonic()
@@ -121,7 +125,10 @@ def main() -> None:
     args = arguments()
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
-    make_tokenizer(args.out, args.seed)
+    if args.start:
+        shutil.copytree(args.start, args.out, dirs_exist_ok=True)
+    else:
+        make_tokenizer(args.out, args.seed)
     figures = train(args)
     print(json.dumps(figures))
 

@@ -11,11 +11,12 @@ Turns = list[Message]
 
 @dataclass(frozen=True)
 class Example:
-    """One training document: either a conversation or plain text."""
+    """One training document: either a conversation or plain text, of which some may be given."""
 
     turns: Turns = field(default_factory=list)
     tools: list[dict[str, Any]] | None = None
     text: str | None = None
+    given: str = ""
 
 
 def user(content: str) -> Message:
