@@ -26,6 +26,7 @@ OUTPUT_CLOSED = 141  # as a shell reports SIGPIPE
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is 2 for a fault of the caller's, said in one line."""
+    open_standard_streams()
     arguments = parser().parse_args(argv)
     try:
         code: int = arguments.run(arguments)
@@ -39,6 +40,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the flush at exit fails as well
         return OUTPUT_CLOSED
     return code
+
+
+def open_standard_streams() -> None:
+    """Whoever closed one of them must not find a socket of ours under its number."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, so this one
+    sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
 
 
 def parser() -> argparse.ArgumentParser:

@@ -91,8 +91,7 @@ class Run:
         try:
             await self._first_of(starting, stopped, answering)
             if not self._stop.is_set():
-                sys.stdout.write(self._what_next(names))
-                sys.stdout.flush()
+                tell(self._what_next(names))
                 await self._first_of(stopped, answering)
             await self._drain()
         finally:
@@ -132,6 +131,16 @@ class Run:
     def _what_next(self, names: tuple[str, ...]) -> str:
         host, port = self._listener.getsockname()[:2]
         return what_next(base_url(host, port), names, self._service, bool(self._server.api_keys))
+
+
+def tell(text: str) -> None:
+    """Write to standard output; that it is full or closed is no reason to stop serving."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        log.warning("cannot write to standard output: %s", error.strerror)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is still in its buffer
 
 
 def configure_logging(section: LogSection) -> None:

@@ -159,6 +159,31 @@ def test_a_reader_that_has_enough_ends_the_command_quietly() -> None:
     assert (done.returncode, done.stderr) == (cli.OUTPUT_CLOSED, b"")
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_closed_standard_stream_is_not_taken_for_another_file(closed: str) -> None:
+    program = "import os; from dynamo_serve import cli; code = cli.main(['version'])\n"
+    program += "raise SystemExit(code or (0 if os.open(os.devnull, 0) > 2 else 3))"
+    command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, timeout=PATIENCE_S, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only Linux has one")
+def test_a_full_standard_output_stops_no_server() -> None:
+    program = "from dynamo_serve.cli_serve import tell; tell('Try:'); tell('this')"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+    assert done.returncode == 0
+    assert "cannot write to standard output: No space left" in done.stderr
+
+
 def test_chat_without_a_server_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
