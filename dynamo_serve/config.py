@@ -83,7 +83,7 @@ class EngineSection:
         "auto", "Attention backend; auto takes the best one the device and torch offer."
     )
     cuda_graphs: bool = setting(True, "Capture decode batches in CUDA graphs (CUDA only).")
-    threads: int = setting(0, "CPU compute threads; 0 takes all cores.", low=0)
+    threads: int = setting(0, "CPU compute threads; 0 takes all cores.", low=0, high=1024)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,10 @@ class CacheSection:
 class SchedulerSection:
     max_prefill_tokens: int = setting(512, "Prompt tokens in one prefill step.", low=1)
     max_queue_delay_ms: float = setting(
-        3.0, "Merge window for arrivals; only waited while nothing else could run.", low=0
+        3.0,
+        "Merge window for arrivals; only waited while nothing else could run.",
+        low=0,
+        high=60_000,
     )
     max_decode_sequences: int = setting(64, "Live sequences.", low=1)
     max_waiting: int = setting(10_000, "Requests that may wait; beyond it 503.", low=1)
