@@ -130,7 +130,10 @@ class ProcessLink:
         if not self._ready.done():
             self._ready.set_exception(EngineStartError(reason))
         elif not self._is_closing:
-            self._hooks.on_lost(reason)
+            try:
+                self._hooks.on_lost(reason)
+            except Exception:  # said now: of a task that failed, asyncio tells when it is collected
+                log.exception("the loss of the engine could not be taken in")
 
     def _take(self, message: list[Any]) -> None:
         match message[0]:

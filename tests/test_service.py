@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import signal
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dynamo_serve.config import CacheSection, Config, EngineSection, SchedulerSection
-from dynamo_serve.core.batch import Batch, SequenceOutput
+from dynamo_serve.core.batch import Batch, Phase, SequenceOutput
 from dynamo_serve.core.engine import EngineSpec
 from dynamo_serve.core.request import Finish, Request, TokenEvent
 from dynamo_serve.core.stats import Stats
@@ -163,12 +166,18 @@ class Witless(Witness):
 
 
 def test_an_observer_that_fails_leaves_nobody_waiting(folder: str) -> None:
+    stray: list[dict[str, Any]] = []
+
     async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: stray.append(context))
         async with running(config_of(True), folder, Witless()) as service:
-            with pytest.raises(Unavailable, match="cannot count"):
+            with pytest.raises(Unavailable, match="cannot count") as caught:
                 await collect(service, Request("a", (1, 2), 4))
             assert service.num_live == 0
             await until(lambda: service.state is State.READY)
+            del caught
+            gc.collect()  # a task that failed unheard would be reported now
+        assert stray == []
 
     run(main)
 
@@ -357,7 +366,19 @@ def test_draining_lets_the_running_finish_and_refuses_the_new(folder: str) -> No
     run(main)
 
 
-def test_a_drain_that_takes_too_long_is_given_up(folder: str) -> None:
+def test_a_drain_that_takes_too_long_is_given_up(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = threading.Event()
+
+    class Held(FakeEngine):
+        def step(self, batch: Batch) -> list[SequenceOutput]:
+            if batch.phase is Phase.DECODE:
+                gate.wait(TIMEOUT)
+            return super().step(batch)
+
+    monkeypatch.setattr("dynamo_serve.worker.FakeEngine", Held)
+
     async def main() -> None:
         async with (
             running(config_of(False), folder) as service,
@@ -366,6 +387,7 @@ def test_a_drain_that_takes_too_long_is_given_up(folder: str) -> None:
             await anext(events)
             await service.drain(0.01)
             assert service.num_live == 1
+            gate.set()
 
     run(main)
 
