@@ -6,6 +6,7 @@ import logging
 import re
 import secrets
 import time
+from urllib.parse import quote
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -50,7 +51,7 @@ class RequestId:
                 logger.info(
                     "%s %s %d %.1f ms %s",
                     scope["method"],
-                    scope["path"],
+                    quote(scope["path"]),  # decoded, it may hold a line break and a forged line
                     status,
                     milliseconds,
                     request_id,

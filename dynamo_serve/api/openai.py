@@ -26,7 +26,7 @@ def openai_routes(edge: Edge) -> APIRouter:
         body = await edge.body(http, ChatRequest)
         model = edge.model_name(body.model)
         edge.service.check_ready()
-        text = render_messages(body.messages, edge.tokenizer, body.chat_template_kwargs)
+        text = await render_messages(body.messages, edge.tokenizer, body.chat_template_kwargs)
         ids = await edge.tokenizer.encode_async(text)
         job = _job(edge, http, body, [ids], model)
         updates = run(job, edge.service, edge.tokenizer)

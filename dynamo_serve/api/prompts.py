@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,14 +10,30 @@ from dynamo_serve.api.schema import CompletionRequest, Message, Part
 from dynamo_serve.errors import InvalidRequest, UnsupportedField
 from dynamo_serve.text.tokenizer import Tokenizer
 
+INLINE_MESSAGES = 64  # rendering more than so many could hold up every other stream
 
-def render_messages(
+
+async def render_messages(
     messages: Sequence[Message],
     tokenizer: Tokenizer,
     arguments: Mapping[str, Any],
     add_generation_prompt: bool = True,
 ) -> str:
-    """The prompt text of a conversation. Raises `InvalidRequest` and `UnsupportedField`."""
+    """The prompt text of a conversation, rendered on a thread if it is long.
+
+    Raises `InvalidRequest` and `UnsupportedField`.
+    """
+    if len(messages) <= INLINE_MESSAGES:
+        return _render(messages, tokenizer, arguments, add_generation_prompt)
+    return await asyncio.to_thread(_render, messages, tokenizer, arguments, add_generation_prompt)
+
+
+def _render(
+    messages: Sequence[Message],
+    tokenizer: Tokenizer,
+    arguments: Mapping[str, Any],
+    add_generation_prompt: bool,
+) -> str:
     for name in arguments:
         if name in tokenizer.template_parameters:
             raise UnsupportedField(

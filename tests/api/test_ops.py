@@ -8,8 +8,12 @@ import pytest
 
 from dynamo_serve import __version__
 from dynamo_serve.api.job import fingerprint
+from dynamo_serve.api.prompts import INLINE_MESSAGES
+from dynamo_serve.config import LogSection
 from dynamo_serve.core.engine import EngineSpec
 from dynamo_serve.text.tokenizer import Tokenizer
+from tests.api.live import config, serving
+from tests.api.stub import StubService, hangs
 
 
 @pytest.fixture
@@ -38,6 +42,32 @@ def test_messages_are_tokenized_as_a_chat_sees_them(
     assert answer["count"] == chat["usage"]["prompt_tokens"]
     bare = http.post("/tokenize", json={"messages": messages, "add_generation_prompt": False})
     assert tokenizer.decode(bare.json()["tokens"]) == "<|im_start|>user\nhello<|im_end|>\n"
+
+
+def test_a_long_conversation_is_rendered_like_a_short_one(
+    http: httpx.Client, tokenizer: Tokenizer
+) -> None:
+    """It is rendered on a thread, from which a refusal comes back too."""
+    messages = [{"role": "user", "content": str(i)} for i in range(INLINE_MESSAGES + 1)]
+    answer = http.post("/tokenize", json={"messages": messages})
+    shown = "".join(f"<|im_start|>user\n{m['content']}<|im_end|>\n" for m in messages)
+    assert tokenizer.decode(answer.json()["tokens"]) == shown + "<|im_start|>assistant\n"
+    messages.append({"role": "user", "content": "refuse me"})
+    assert http.post("/tokenize", json={"messages": messages}).status_code == 400
+
+
+def test_a_line_break_in_a_path_is_not_one_in_the_log(
+    tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = replace(config(), log=LogSection(requests=True))
+    service = StubService(hangs)
+    with (
+        caplog.at_level("INFO", logger="dynamo_serve.api.middleware"),
+        serving(service, tokenizer, settings) as base,
+    ):
+        httpx.get(base + "/a%0Ab%20c")
+    (line,) = [m for m in caplog.messages if "404" in m]
+    assert line.startswith("GET /a%0Ab%20c 404 ")
 
 
 def test_the_server_tells_facts_and_limits(http: httpx.Client) -> None:
