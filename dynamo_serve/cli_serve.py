@@ -215,8 +215,10 @@ def load_tokenizer(path: str) -> Tokenizer:
     """The model's tokenizer. Raises `ConfigError` if there is none to be had."""
     try:
         return Tokenizer.load(path)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the library stumbles over a broken file in any way there is
         why = str(error).strip().partition("\n")[0]
+        if not isinstance(error, (OSError, ValueError)):
+            why = f"{type(error).__name__}: {why}"  # as in KeyError: 'added_tokens'
         raise ConfigError(f"model.path = {path!r}: no tokenizer: {why}") from error
 
 

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,7 +20,7 @@ from typing import NamedTuple
 import httpx
 import pytest
 
-from dynamo_serve import __version__, chat, cli
+from dynamo_serve import __version__, bundled, chat, cli
 from dynamo_serve.cli_progress import Progress
 
 PATIENCE_S = 60.0
@@ -127,6 +128,29 @@ def test_a_folder_without_a_tokenizer_is_one_line(
     code, _, err = run(capsys, "serve", "--model", str(tmp_path), "--port", "0")
     assert code == 2
     assert "no tokenizer" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("tokenizer.json", "{"),
+        ("tokenizer.json", '{"a": 1}'),
+        ("tokenizer_config.json", "[]"),
+        ("generation_config.json", "[1]"),
+        ("config.json", "[]"),
+    ],
+)
+def test_a_broken_tokenizer_is_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, file: str, text: str
+) -> None:
+    for source in bundled.path().iterdir():
+        if source.suffix in (".json", ".jinja"):
+            shutil.copy(source, tmp_path)
+    (tmp_path / file).write_text(text)
+    code, _, err = run(capsys, "serve", "--model", str(tmp_path), "--port", "0")
+    assert code == 2
+    assert "no tokenizer: " in err
     assert err.count("\n") == 1
 
 
