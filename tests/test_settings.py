@@ -68,7 +68,7 @@ def test_every_key_can_be_set_from_the_environment_by_its_printed_default() -> N
         ("server.port=", "server.port = '': not allowed"),
         ("cache.memory_fraction=nan", "allowed: a number from 0 to 0.98"),
         ("cache.memory_fraction=0.99", "allowed: a number from 0 to 0.98"),
-        ("scheduler.max_queue_delay_ms=inf", "allowed: a number of at least 0"),
+        ("server.drain_timeout_s=inf", "allowed: a number of at least 0"),
         ("engine.process=maybe", "allowed: true, false"),
         ("engine.kind=vllm", "engine.kind = 'vllm': not allowed; allowed: local, fake"),
         ("engine.device=tpu", "allowed: text matching auto|cpu|cuda"),
