@@ -76,6 +76,7 @@ TABLE: list[tuple[str, dict[str, Any], str, str]] = [
     (CHAT, {**user(), "top_k": 2**63}, "top_k", "less than"),
     (CHAT, {**user(), "min_p": 1.5}, "min_p", "1"),
     (CHAT, {**user(), "repetition_penalty": 0}, "repetition_penalty", "0"),
+    (CHAT, {**user(), "repetition_penalty": 5e-324}, "repetition_penalty", "equal to 0.01"),
     (CHAT, {**user(), "presence_penalty": 2.5}, "presence_penalty", "2"),
     (CHAT, {**user(), "frequency_penalty": -3}, "frequency_penalty", "-2"),
     (CHAT, {**user(), "seed": 2**63}, "seed", "less than"),
