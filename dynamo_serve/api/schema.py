@@ -83,7 +83,10 @@ class Generation(Model):
         0.0, ge=0, le=1, description="Least probability, as a share of the likeliest token's."
     )
     repetition_penalty: float = Field(
-        1.0, ge=0.01, le=10, description="Over 1: tokens of the prompt and the answer are less likely."
+        1.0,
+        ge=0.01,
+        le=10,
+        description="Over 1: tokens of the prompt and the answer are less likely.",
     )
     presence_penalty: float = Field(
         0.0, ge=-2, le=2, description="Taken off the logit of tokens that the answer has."
