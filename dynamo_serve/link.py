@@ -230,7 +230,7 @@ def engine_environment(threads: int) -> dict[str, str]:
     ours = {
         "OMP_NUM_THREADS": str(threads or len(os.sched_getaffinity(0))),
         # Threads that spin at a barrier take the core the API process needs: bench/LOG.md.
-        "GOMP_SPINCOUNT": "1000",
+        "GOMP_SPINCOUNT": "10000",
         "TOKENIZERS_PARALLELISM": "false",
     }
     path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
