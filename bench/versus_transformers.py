@@ -46,6 +46,7 @@ def command_of(server: str, args: argparse.Namespace, port: int) -> list[str]:
         settings = ["model.dtype=bfloat16", "cache.num_pages=2400", *args.set]
         sets = [word for setting in settings for word in ("--set", setting)]
         return [sys.executable, "-m", "dynamo_serve.cli", "serve", "--model", str(args.model),
+                "--served-model-name", str(args.model),
                 "--port", str(port), *sets]  # fmt: skip
     return [str(args.transformers), "serve", str(args.model), "--continuous-batching",
             "--device", "cpu", "--dtype", "bfloat16", "--attn-implementation", "sdpa",
