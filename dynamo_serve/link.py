@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -30,7 +31,8 @@ log = logging.getLogger(__name__)
 
 RECEIVE_BYTES = 1 << 20
 CLOSE_SECONDS = 5.0  # what a step in flight gets before the process is killed
-WORKER = ("-m", "dynamo_serve.worker")
+# -P: what lies in the working directory is not for us to import.
+WORKER = ("-P", "-m", "dynamo_serve.worker")
 ENGINE_SECTIONS = ("model", "engine", "cache", "scheduler", "log")
 
 
@@ -67,6 +69,7 @@ class ProcessLink:
         self._model_path = model_path
         self._hooks = hooks
         self._is_closing = False
+        self._is_up = False
         self._failure: str | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._reading: asyncio.Task[None] | None = None
@@ -82,7 +85,9 @@ class ProcessLink:
             sections = {name: asdict(getattr(self._config, name)) for name in ENGINE_SECTIONS}
             self._writer.write(wire.pack("configure", sections, self._model_path))
             self._reading = asyncio.create_task(self._read(reader, self.process))
-            return await self._ready
+            spec = await self._ready
+            self._is_up = True
+            return spec
         except BaseException:
             if self._writer is None:
                 ours.close()
@@ -99,6 +104,8 @@ class ProcessLink:
         if self._writer:
             self._writer.close()
         if self.process:
+            if not self._is_up:  # still loading: nothing is in flight
+                self.process.kill()
             await exit_code(self.process)
         if self._reading:
             await asyncio.wait([self._reading])
@@ -227,6 +234,8 @@ class ThreadLink:
 def engine_environment(threads: int) -> dict[str, str]:
     """The engine process's environment; what the operator set stands."""
     package_root = str(Path(__file__).parents[1])
+    if package_root == sysconfig.get_path("purelib"):
+        package_root = ""  # installed: it is found without our help
     ours = {
         "OMP_NUM_THREADS": str(threads or len(os.sched_getaffinity(0))),
         # Threads that spin at a barrier take the core the API process needs: bench/LOG.md.
@@ -234,7 +243,7 @@ def engine_environment(threads: int) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
     }
     path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
-    return {**ours, **os.environ, "PYTHONPATH": path}
+    return {**ours, **os.environ, **({"PYTHONPATH": path} if path else {})}
 
 
 async def exit_code(process: subprocess.Popen[bytes]) -> int:

@@ -147,6 +147,7 @@ class Service:
             raise EngineStartError(self.lost_reason or "the engine was lost")
         self._started_at = time.monotonic()
         self._start_seconds = self._started_at - began
+        self._tell(Stats(pages_free=self.spec.num_pages))
         if self.state in (State.STARTING, State.RESTARTING):
             self.state = State.READY
 
@@ -222,8 +223,7 @@ class Service:
 
     def _on_step(self, events: list[TokenEvent], stats: Stats) -> None:
         now = time.monotonic()
-        self.stats = stats
-        self._observer.on_stats(stats)
+        self._tell(stats)
         for event in events:
             inbox = self._live.get(event.request_id)
             if inbox is None:
@@ -240,7 +240,6 @@ class Service:
     def _on_lost(self, reason: str) -> None:
         log.error("engine lost: %s; %d live requests fail", reason, len(self._live))
         self.lost_reason = reason
-        self.stats = Stats()
         self._num_losses += 1
         lived = time.monotonic() - self._started_at
         self._num_quick_deaths = 0 if lived > STABLE_SECONDS else self._num_quick_deaths + 1
@@ -248,15 +247,19 @@ class Service:
             self.state = State.RESTARTING
             self._restarting = asyncio.create_task(self._restart())
         self._fail_all(f"the engine was lost ({reason})", retry_after=self._retry_after())
-        self._observer.on_stats(self.stats)
+        self._tell(Stats())
+
+    def _tell(self, stats: Stats) -> None:
+        self.stats = stats
+        self._observer.on_stats(stats)
 
     async def _restart(self) -> None:
         """Start the engine again, with growing pauses, until it lives or the service closes."""
         await asyncio.sleep(self._backoff())
         while self.state is State.RESTARTING:
             try:
-                self.num_restarts += 1
                 await self.start()
+                self.num_restarts += 1
                 log.warning("engine restarted in %.1f s", self._start_seconds)
             except Exception as error:  # an end of this task would be an end of all restarts
                 self._num_quick_deaths += 1

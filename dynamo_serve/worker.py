@@ -64,6 +64,9 @@ def build_fake(config: Config, model_path: str) -> Engine:
         facts = json.loads((Path(model_path) / "config.json").read_text())
     except OSError as error:
         raise EngineStartError(f"the fake engine needs {model_path}/config.json: {error}") from None
+    if not {"vocab_size", "max_position_embeddings"} <= facts.keys():
+        wanted = "vocab_size and max_position_embeddings"
+        raise EngineStartError(f"the fake engine needs {wanted} in {model_path}/config.json")
     max_model_len = config.model.max_model_len or facts["max_position_embeddings"]
     num_pages = config.cache.num_pages or 64 * -(-max_model_len // config.cache.page_size)
     return FakeEngine(

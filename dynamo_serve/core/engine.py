@@ -31,7 +31,11 @@ class Engine(Protocol):
         ...
 
     def step(self, batch: Batch) -> list[SequenceOutput]:
-        """Run any subset of `batch`; 0..n tokens for each sequence that ran."""
+        """Run all of `batch`, writing the KV of every token in it.
+
+        Returns 0..n tokens for any subset of the sequences whose work samples: one that is not
+        mentioned has none yet. Raising fails the whole batch.
+        """
         ...
 
     def drop(self, seq_ids: Iterable[str]) -> None:

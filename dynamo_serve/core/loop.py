@@ -14,6 +14,7 @@ from dynamo_serve.core.stats import Stats, StepStats
 
 log = logging.getLogger(__name__)
 
+IDLE_SECONDS = 0.1  # without work, before the books are read: a large pool takes a while
 MAX_FAILED_STEPS = 3  # in a row; then the engine is beyond helping itself
 
 
@@ -66,8 +67,11 @@ class Loop:
 
     def turn(self) -> None:
         events: list[TokenEvent] = []
-        for command in self.inbox(self._patience()):
+        commands = self.inbox(self._patience())
+        for command in commands:
             events += self._obey(command)
+        if not commands:
+            self._check_if_idle()
         batch = None if self._is_stopped else self.scheduler.schedule(self.clock())
         self._forget()
         step = None
@@ -85,10 +89,13 @@ class Loop:
         wake_at = self.scheduler.wake_at()
         if wake_at is not None:
             return max(0.0, wake_at - self.clock())
-        if not self._is_checked:  # gone idle: the books must balance
+        return None if self._is_checked else IDLE_SECONDS
+
+    def _check_if_idle(self) -> None:
+        """Nobody waits for us: the time to see whether the books balance."""
+        if self.scheduler.is_idle and not self._is_checked:
             self.scheduler.check()
             self._is_checked = True
-        return None
 
     def _obey(self, command: Command) -> list[TokenEvent]:
         match command:

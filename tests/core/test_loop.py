@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dynamo_serve.core.loop import Cancel, Command, Loop, Stop, Submit
+from dynamo_serve.core.loop import IDLE_SECONDS, Cancel, Command, Loop, Stop, Submit
 from dynamo_serve.core.page_pool import PagePool
 from dynamo_serve.core.request import Request, TokenEvent
 from dynamo_serve.core.scheduler import Limits, Scheduler
@@ -43,9 +43,9 @@ def ask(name: str, max_tokens: int = 2) -> Submit:
 
 def test_the_inbox_waits_for_ever_when_idle_and_not_at_all_when_busy() -> None:
     stage = Stage([], [ask("a")])
-    for _ in range(4):
+    for _ in range(5):
         stage.loop.turn()
-    assert stage.patience == [None, None, 0.0, None]
+    assert stage.patience == [None, None, 0.0, IDLE_SECONDS, None]
 
 
 def test_the_inbox_waits_as_long_as_the_merge_window_is_open() -> None:
@@ -85,3 +85,11 @@ def test_the_books_are_read_when_the_loop_goes_idle() -> None:
     stage.scheduler.pool._blank.pop()
     with pytest.raises(AssertionError, match="lost"):
         stage.loop.turn()
+
+
+def test_the_books_are_not_read_while_somebody_may_be_waiting() -> None:
+    stage = Stage([ask("a", 1)], [ask("b", 1)])
+    stage.loop.turn()
+    stage.scheduler.pool._blank.pop()
+    stage.loop.turn()
+    assert [e.request_id for events, _ in stage.published for e in events] == ["a", "b"]

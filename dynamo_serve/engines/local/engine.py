@@ -48,8 +48,8 @@ class LocalEngine:
         """Load, check, warm up. Raises `EngineStartError` with the remedy."""
         assert self._ready is None, "started twice"
         self._ready = start_up(self._wishes, self._progress)
-        for key, value in self._ready.spec.facts.items():
-            logger.info("engine: %s = %s", key, value)
+        facts = self._ready.spec.facts
+        logger.info(", ".join(f"{key} {value}" for key, value in facts.items()))
         return self._ready.spec
 
     def step(self, batch: Batch) -> list[SequenceOutput]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
@@ -63,24 +63,41 @@ def load_model(
     # A progress bar that nobody reads would tear the log; the engine reports progress itself.
     transformers_logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, loading = AutoModelForCausalLM.from_pretrained(
             path,
             config=config,
             dtype=DTYPES.get(dtype, "auto"),
             attn_implementation=attention,
             local_files_only=Path(path).is_dir(),
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # whatever a broken file raises; there is one remedy for all
         if "AutoModelForCausalLM" in str(error):
             raise UnsupportedModel(config, "it is not a causal language model") from error
         # Older model code looks its attention class up by name, or knows three names only.
         if "attn_implementation" in str(error) or error.args[:1] == (attention,):
             reason = "its attention does not go through AttentionInterface"
             raise UnsupportedModel(config, reason) from error
-        raise EngineStartError(f"model.path: cannot load {path!r}: {error}") from error
+        kind = type(error).__name__
+        raise EngineStartError(f"model.path: cannot load {path!r}: {kind}: {error}") from error
+    check_complete(path, loading)
     if model.config._attn_implementation != attention:
         raise UnsupportedModel(config, "its attention does not go through AttentionInterface")
     return model.to(device).eval().requires_grad_(False)
+
+
+def check_complete(path: str, loading: dict[str, Any]) -> None:
+    """Transformers fills what a checkpoint lacks with random numbers: nobody wants these served."""
+    for what, names in (
+        ("lacks", sorted(loading.get("missing_keys", ()))),
+        ("has another shape than config.json says for", loading.get("mismatched_keys", ())),
+    ):
+        if names:
+            shown = ", ".join(map(str, list(names)[:3]))
+            raise EngineStartError(
+                f"model.path: the checkpoint in {path!r} {what} {len(names)} tensors of the model "
+                f"({shown}, …); is config.json the one that belongs to it?"
+            )
 
 
 def position_limit(config: PreTrainedConfig) -> PositionLimit:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from dynamo_serve.config import CacheSection
@@ -155,6 +159,34 @@ def test_missing_device_is_refused(device: str) -> None:
 def test_missing_model_is_refused_without_asking_the_hub(tmp_path: Path) -> None:
     with pytest.raises(EngineStartError, match=r"model\.path"):
         make_engine(str(tmp_path)).start()
+
+
+def cut_short(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+
+def lose_a_tensor(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.0.mlp.up_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def change_a_width(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["intermediate_size"] *= 2
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("damage", [cut_short, lose_a_tensor, change_a_width])
+def test_a_checkpoint_that_is_not_whole_is_refused(
+    damage: Callable[[Path], None], tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint("llama"), folder)
+    damage(folder)
+    with pytest.raises(EngineStartError, match=r"model\.path"):
+        make_engine(str(folder)).start()
 
 
 def test_pool_that_holds_no_page_is_refused_with_the_remedy(
