@@ -92,16 +92,23 @@ def _sample_cut(probs: torch.Tensor, draws: torch.Tensor, rows: Sequence[Row]) -
     ]
     top_k, top_p = torch.tensor(settings, dtype=torch.float64, device=probs.device).T
     total = probs.sum(dim=-1, dtype=torch.float64)
-    values, ids = probs.topk(min(CANDIDATES, vocab_size), dim=-1)
+    values, ids = _ties_by_id(*probs.topk(min(CANDIDATES, vocab_size), dim=-1))
     kept, enough = _keep(values, total, top_k, top_p)
     enough |= (top_k == vocab_size) & (kept[:, -1] == 0)
     tokens = ids.gather(1, _invert(kept, draws)[:, None])[:, 0]
     rest = (~enough).nonzero()[:, 0]
     if len(rest):
-        values, ids = probs[rest].sort(dim=-1, descending=True)
+        values, ids = probs[rest].sort(dim=-1, descending=True, stable=True)
         kept, _ = _keep(values, total[rest], top_k[rest], top_p[rest])
         tokens[rest] = ids.gather(1, _invert(kept, draws[rest])[:, None])[:, 0]
     return tokens
+
+
+def _ties_by_id(values: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both [n, m], sorted by value, the lower id first among equals: as a greedy row picks."""
+    ids, order = ids.sort(dim=-1)
+    values, order = values.gather(1, order).sort(dim=-1, descending=True, stable=True)
+    return values, ids.gather(1, order)
 
 
 def _keep(
@@ -139,13 +146,25 @@ def _report(
         return []
     chosen = torch.tensor([[tokens[i]] for i in wants], device=logprobs.device)
     own: list[float] = logprobs.gather(1, chosen)[:, 0].tolist()
-    asked = [rows[i].sampling.logprobs or 0 for i in wants]
-    values, ids = logprobs.topk(min(max(asked), logprobs.shape[1]), dim=-1)
     tops = [
-        tuple(zip(i[:count], v[:count], strict=True))
-        for i, v, count in zip(ids.tolist(), values.tolist(), asked, strict=True)
+        _likeliest(row, rows[i].sampling.logprobs or 0)
+        for i, row in zip(wants, logprobs, strict=True)
     ]
     return [
         TokenLogprob(tokens[i], logprob, top)
         for i, logprob, top in zip(wants, own, tops, strict=True)
     ]
+
+
+def _likeliest(logprobs: torch.Tensor, count: int) -> tuple[tuple[int, float], ...]:
+    """The `count` largest of `logprobs` [vocab], the lower id first among equals.
+
+    Half precision has many equals. topk alone would choose among them by its own k, and so by
+    what the other rows of a batch asked for.
+    """
+    if count == 0:
+        return ()
+    least = logprobs.topk(min(count, len(logprobs))).values[-1]
+    ids = (logprobs >= least).nonzero()[:, 0]
+    values, order = logprobs[ids].sort(descending=True, stable=True)
+    return tuple(zip(ids[order][:count].tolist(), values[:count].tolist(), strict=True))

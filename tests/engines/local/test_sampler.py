@@ -177,6 +177,27 @@ def test_half_precision_logits_are_accepted() -> None:
     assert [c.token_id for c in choose(logits, rows)] == logits.argmax(-1).tolist()
 
 
+@pytest.mark.parametrize("vocab_size", [40, 1500])
+def test_among_equal_logits_the_lower_id_comes_first(vocab_size: int) -> None:
+    # Half precision makes equals common; each filter that leaves one token agrees with greedy.
+    logits = (random_logits(1, vocab_size)[0] / 12).round().bfloat16().repeat(4, 1)
+    rows = [
+        Row(Sampling(temperature=0.0, logprobs=2), 1),
+        Row(Sampling(top_k=1, logprobs=3), 1),
+        Row(Sampling(top_p=1e-9, logprobs=20), 1),
+        Row(Sampling(top_p=1e-9, top_k=vocab_size - 1), 1),
+    ]
+    found = choose(logits.clone(), rows)
+    likeliest = (logits[0] == logits[0].max()).nonzero()[:, 0].tolist()
+    assert len(likeliest) > 3
+    assert [choice.token_id for choice in found] == [likeliest[0]] * 4
+    for choice, row in zip(found[:3], rows, strict=False):
+        assert choice.logprob is not None
+        count = row.sampling.logprobs or 0
+        assert [t for t, _ in choice.logprob.top][: len(likeliest)] == likeliest[:count]
+        assert choose(logits[:1].clone(), [row]) == [choice]
+
+
 def test_draws_are_uniform_over_positions_and_over_seeds() -> None:
     for numbers in (
         [uniform(123, position) for position in range(20_000)],
