@@ -45,8 +45,12 @@ def resolve_device(wish: str) -> torch.device:
 def load_config(path: str) -> PreTrainedConfig:
     """The model's settings; checked for what we cannot run. Raises `EngineStartError`."""
     try:
-        config = AutoConfig.from_pretrained(path, local_files_only=Path(path).is_dir())
-    except (OSError, ValueError, KeyError) as error:
+        config = AutoConfig.from_pretrained(
+            path,
+            local_files_only=Path(path).is_dir(),
+            trust_remote_code=False,  # None would ask on the terminal, and run it on a yes
+        )
+    except Exception as error:  # whatever a settings class makes of a bad value
         raise EngineStartError(f"model.path: no usable model at {path!r}: {error}") from error
     check_config(config)
     return config
@@ -69,6 +73,7 @@ def load_model(
             dtype=DTYPES.get(dtype, "auto"),
             attn_implementation=attention,
             local_files_only=Path(path).is_dir(),
+            trust_remote_code=False,
             output_loading_info=True,
         )
     except Exception as error:  # whatever a broken file raises; there is one remedy for all
@@ -81,6 +86,11 @@ def load_model(
         kind = type(error).__name__
         raise EngineStartError(f"model.path: cannot load {path!r}: {kind}: {error}") from error
     check_complete(path, loading)
+    if model.dtype not in DTYPES.values():
+        raise EngineStartError(
+            f"model.dtype: the checkpoint in {path!r} is in {model.dtype}, which is not served; "
+            f"choose one of {', '.join(DTYPES)}"
+        )
     if model.config._attn_implementation != attention:
         raise UnsupportedModel(config, "its attention does not go through AttentionInterface")
     return model.to(device).eval().requires_grad_(False)

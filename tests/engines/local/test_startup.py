@@ -189,6 +189,40 @@ def test_a_checkpoint_that_is_not_whole_is_refused(
         make_engine(str(folder)).start()
 
 
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"hidden_size": "wide"}, "hidden_size"),
+        ({"num_attention_heads": 0}, "zero"),
+        ({"dtype": "float3"}, "float3"),
+        (
+            {"model_type": "mine", "auto_map": {"AutoConfig": "code.C"}},
+            "custom code",
+        ),
+    ],
+)
+def test_settings_that_make_no_model_are_refused_without_a_question(
+    changes: dict[str, Any], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    questions: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda text="": questions.append(text) or "n")
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint("llama"), folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(EngineStartError, match=rf"model\.path: .*{reason}"):
+        make_engine(str(folder)).start()
+    assert questions == []
+
+
+def test_a_checkpoint_in_another_dtype_is_refused_and_may_be_converted() -> None:
+    with pytest.raises(EngineStartError, match=r"model\.dtype: .*float64.*choose one of float32"):
+        make_engine(checkpoint("llama", "float64")).start()
+    engine = make_engine(checkpoint("llama", "float64"), dtype="float32")
+    assert engine.start().facts["dtype"] == "float32"
+    engine.close()
+
+
 def test_pool_that_holds_no_page_is_refused_with_the_remedy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
