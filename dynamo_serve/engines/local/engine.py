@@ -76,6 +76,7 @@ class LocalEngine:
         if self._ready is not None:
             self._ready.close()
             self._ready = None
+            self._histories = Histories()
 
     def _output(self, work: Work, choice: Choice) -> SequenceOutput:
         if choice.token_id is None:

@@ -107,10 +107,8 @@ def _start_up(
     attention: str,
     recorder: LayerRecorder,
 ) -> Ready:
-    torch.set_num_threads(wishes.engine.threads or len(os.sched_getaffinity(0)))
     device = resolve_device(wishes.engine.device)
-    if device.type == "cpu":
-        keep_freed_memory()
+    use(device, wishes.engine.threads)
     progress("weights", 0.0)
     config = load_config(wishes.path)
     model = load_model(wishes.path, config, wishes.model.dtype, device, attention)
@@ -128,7 +126,7 @@ def _start_up(
     runner = ModelRunner(model, paged)
     check_pages(runner, attention, size)
     progress("warm-up", 1.0)
-    max_model_len = min(longest, size.num_tokens)
+    max_model_len = _longest_served(longest, wishes.model.max_model_len, size)
     graphs = None
     if wishes.engine.cuda_graphs and device.type == "cuda":
         width = -(-max_model_len // size.page_size)
@@ -138,6 +136,19 @@ def _start_up(
     vocab_size = int(config.get_text_config().vocab_size)
     spec = EngineSpec(max_model_len, size.page_size, size.num_pages, vocab_size, facts)
     return Ready(spec, cache, runner, graphs, attention)
+
+
+def use(device: torch.device, threads: int) -> None:
+    """Set what torch keeps for this process or thread; 0 `threads` takes all cores."""
+    if not threads:
+        can_ask = hasattr(os, "sched_getaffinity")  # Linux can; the cores we may use, not all
+        threads = len(os.sched_getaffinity(0)) if can_ask else os.cpu_count() or 1
+    torch.set_num_threads(threads)
+    if device.type == "cpu":
+        keep_freed_memory()
+    elif device.index is not None:
+        # Graphs and Triton kernels go to the current device, wherever their tensors are.
+        torch.cuda.set_device(device)
 
 
 def _examine(
@@ -164,6 +175,16 @@ def _longest_wished(model: PreTrainedModel, wish: int) -> int:
             f"{architecture(model.config)} is good for ({limit.reason})"
         )
     return wish or limit.num_tokens
+
+
+def _longest_served(longest: int, wish: int, size: PoolSize) -> int:
+    if wish > size.num_tokens:
+        logger.warning(
+            "engine: model.max_model_len: %d was asked for, the KV pool holds %d tokens; raise "
+            "cache.num_pages or cache.memory_fraction",
+            *(wish, size.num_tokens),
+        )
+    return min(longest, size.num_tokens)
 
 
 def _pool_size(wishes: Wishes, needs: BackendNeeds, longest: int, activations: int) -> PoolSize:
