@@ -43,6 +43,26 @@ def test_the_older_layout_of_cgroups_is_read_too(tmp_path: Path) -> None:
     assert cgroup_free_bytes(tmp_path) == 150
 
 
+def test_the_tightest_limit_around_our_own_group_counts(tmp_path: Path) -> None:
+    membership = tmp_path / "membership"
+    membership.write_text("9:name=systemd:/\n4:cpu,memory:/jobs/one\n0::/a/b\n")
+    root = tmp_path / "cgroup"
+    (root / "a" / "b").mkdir(parents=True)
+    write_cgroup(root / "a", "1000", 300, 0)
+    write_cgroup(root / "a" / "b", "max", 100, 0)
+    assert cgroup_free_bytes(root, membership) == 700
+    write_cgroup(root / "a" / "b", "500", 100, 0)
+    assert cgroup_free_bytes(root, membership) == 400
+    older = root / "memory" / "jobs" / "one"
+    older.mkdir(parents=True)
+    (older / "memory.limit_in_bytes").write_text("900")
+    (older / "memory.usage_in_bytes").write_text("650")
+    (older / "memory.stat").write_text("total_inactive_file 50\n")
+    assert cgroup_free_bytes(root, membership) == 300
+    membership.write_text("0::/not/mounted/here\n")
+    assert cgroup_free_bytes(root, membership) is None
+
+
 def test_the_smaller_of_machine_and_container_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
