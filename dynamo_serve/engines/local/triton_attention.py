@@ -20,6 +20,10 @@ from dynamo_serve.engines.local.trial import try_backend
 
 MAX_HEAD_DIM = 256
 MIN_DIM = 16  # the smallest side of a matrix product in the language
+MAX_ROWS = 64
+# Compiled for compute capability 8.6, which has 99 KiB of shared memory for a program, 64 rows of
+# 128 float32 took 112 KiB, and of 256 half-precision numbers 68 KiB.
+FLOAT32_BLOCK = 4096
 
 
 class TritonAttention:
@@ -43,7 +47,8 @@ class TritonAttention:
         query = heads.query.contiguous()
         out = query.new_empty(len(query), layer.num_heads, layer.value_dim)
         group = layer.num_heads // layer.num_kv_heads
-        rows = min(64, max(MIN_DIM, _power_of_two(self.args.max_query * group)))
+        wanted = _power_of_two(self.args.max_query * group)
+        rows = max(MIN_DIM, min(wanted, most_rows(layer.key_dim, query.dtype)))
         grid = (
             len(self.args.kv_lengths),
             -(-self.args.max_query * group // rows),
@@ -83,6 +88,13 @@ def build(needs: BackendNeeds) -> TritonAttention:
     try_backend(backend, needs)
     backend.args = None
     return backend
+
+
+def most_rows(key_dim: int, dtype: torch.dtype) -> int:
+    """Query rows of one program whose products fit the shared memory of small GPUs."""
+    if dtype.itemsize < torch.float32.itemsize:
+        return MAX_ROWS
+    return max(MIN_DIM, min(MAX_ROWS, FLOAT32_BLOCK // _power_of_two(key_dim)))
 
 
 def _power_of_two(number: int) -> int:

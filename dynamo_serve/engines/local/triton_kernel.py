@@ -14,7 +14,8 @@ HIDDEN = tl.constexpr(-1.0e30)  # a score nobody sees; not -inf, whose differenc
 
 
 # fmt: off
-@triton.jit  # type: ignore[untyped-decorator]
+# Not compiled anew for page tables of another width.
+@triton.jit(do_not_specialize=["width"])  # type: ignore[untyped-decorator]
 def paged_attention(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917
     out, query, keys, values, sinks, query_starts, kv_lengths, page_table, width, scale,
     PAGE_SIZE: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr,

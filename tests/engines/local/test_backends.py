@@ -12,7 +12,7 @@ import torch
 
 from dynamo_serve.core.batch import Work
 from dynamo_serve.core.request import Sampling
-from dynamo_serve.engines.local import varlen_attention
+from dynamo_serve.engines.local import triton_attention, varlen_attention
 from dynamo_serve.engines.local.attention import BackendNeeds, BackendUnavailable, LayerSpec
 from dynamo_serve.engines.local.backends import BUILDERS, choose_backend
 from dynamo_serve.engines.local.ragged import ragged_args
@@ -76,6 +76,36 @@ def test_trial_finds_a_kernel_that_ignores_the_window() -> None:
     try_backend(VarlenAttention(deaf, 4, CPU), needs._replace(layers=[PLAIN]))
     with pytest.raises(BackendUnavailable, match="off by"):
         try_backend(VarlenAttention(deaf, 4, CPU), needs)
+
+
+@pytest.mark.parametrize("page_size", [1, 16, 1024])
+def test_trial_covers_decodes_alone_and_chunks_longer_than_a_block(page_size: int) -> None:
+    longest: list[int] = []
+
+    def noting(*args: Any, **kwargs: Any) -> None:
+        longest.append(args[6])
+        emulated_varlen(*args, **kwargs)
+
+    layer = LayerSpec(1, 1, 4, 4, 0.5)
+    needs = BackendNeeds([layer], page_size, torch.float32, CPU)
+    try_backend(VarlenAttention(noting, page_size, CPU), needs)
+    assert min(longest) == 1 and max(longest) > triton_attention.MAX_ROWS
+
+
+@pytest.mark.parametrize(
+    ("key_dim", "dtype", "rows"),
+    [
+        (128, torch.bfloat16, 64),
+        (256, torch.float16, 64),
+        (64, torch.float32, 64),
+        (96, torch.float32, 32),
+        (256, torch.float32, 16),
+    ],
+)
+def test_a_kernel_takes_fewer_rows_where_they_are_wide(
+    key_dim: int, dtype: torch.dtype, rows: int
+) -> None:
+    assert triton_attention.most_rows(key_dim, dtype) == rows
 
 
 def test_trial_reports_what_a_kernel_raises() -> None:
