@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
@@ -63,8 +63,7 @@ class LocalEngine:
             for w in sampling
         ]
         with torch.inference_mode():
-            logits = self._ready.run(work)
-            choices = choose(logits, rows) if rows else []
+            choices = self._choose(work, rows)
         return [self._output(w, choice) for w, choice in zip(sampling, choices, strict=True)]
 
     def drop(self, seq_ids: Iterable[str]) -> None:
@@ -77,6 +76,17 @@ class LocalEngine:
             self._ready.close()
             self._ready = None
             self._histories = Histories()
+
+    def _choose(self, work: Sequence[Work], rows: Sequence[Row]) -> list[Choice]:
+        assert self._ready is not None
+        logits = self._ready.run(work)
+        choices = choose(logits, rows) if rows else []
+        if len(work) == 1 or all(choice.token_id is not None for choice in choices):
+            return choices
+        # Rows attended in one call see each other's values times zero, and NaN times zero is NaN:
+        # alone, only those at fault fail. What the others wrote in this step is written again.
+        alone = [self._ready.run([w]).clone() for w in work]
+        return choose(torch.cat(alone), rows)
 
     def _output(self, work: Work, choice: Choice) -> SequenceOutput:
         if choice.token_id is None:

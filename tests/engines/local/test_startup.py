@@ -11,8 +11,7 @@ import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from dynamo_serve.config import CacheSection
-from dynamo_serve.core.batch import Batch, Phase
-from dynamo_serve.core.request import Finish, Sampling
+from dynamo_serve.core.request import Sampling
 from dynamo_serve.engines.local import kv_cache, startup
 from dynamo_serve.engines.local.discovery import UnsupportedModel
 from dynamo_serve.engines.local.kv_cache import size_pool
@@ -233,23 +232,3 @@ def test_a_numbered_gpu_becomes_the_current_one(monkeypatch: pytest.MonkeyPatch)
     for name in ("cpu", "cuda", "cuda:1"):
         startup.use(torch.device(name), threads=2)
     assert chosen == [torch.device("cuda:1")]
-
-
-def test_sequence_with_broken_logits_ends_alone_and_leaves_no_trace() -> None:
-    engine = make_engine(checkpoint("llama"))
-    engine.start()
-    assert engine._ready is not None
-    driver = Driver(engine, 4, 96)
-    good, bad = Seq("good", (5, 6, 7)), Seq("bad", (8, 9, 10))
-    driver.step([(good, 3), (bad, 3)])
-    for pages in engine._ready.cache.layers:
-        pages.keys[bad.pages[0]] = float("nan")
-    outputs = {
-        o.seq_id: o
-        for o in engine.step(Batch(Phase.DECODE, (driver.work(good, 1), driver.work(bad, 1))))
-    }
-    assert outputs["good"].finish is None and len(outputs["good"].token_ids) == 1
-    assert outputs["bad"].finish is Finish.ERROR and outputs["bad"].token_ids == ()
-    assert "not finite" in (outputs["bad"].error or "")
-    assert all(torch.isfinite(t).all() for pages in engine._ready.cache.layers for t in pages)
-    engine.close()
