@@ -10,7 +10,7 @@ import torch
 from dynamo_serve.config import CacheSection, EngineSection, ModelSection
 from dynamo_serve.core.batch import Batch, SequenceOutput, Work
 from dynamo_serve.core.engine import EngineSpec
-from dynamo_serve.core.request import Finish
+from dynamo_serve.core.request import Finish, Sampling
 from dynamo_serve.engines.local.history import Histories
 from dynamo_serve.engines.local.logit_edits import Row
 from dynamo_serve.engines.local.sampler import Choice, choose
@@ -18,6 +18,8 @@ from dynamo_serve.engines.local.startup import Limits, Ready, Wishes, start_up
 from dynamo_serve.engines.local.step import packing_order
 
 logger = logging.getLogger(__name__)
+
+UNSEEN = Sampling(temperature=0.0)  # for a token that is picked and thrown away
 
 
 class LocalEngine:
@@ -53,18 +55,23 @@ class LocalEngine:
         return self._ready.spec
 
     def step(self, batch: Batch) -> list[SequenceOutput]:
-        """Run all of `batch`; one token for each work that samples."""
+        """Run all of `batch`: a token for each work that samples, an error for any that failed."""
         assert self._ready is not None, "not started"
         work = packing_order(batch.work)
         histories = {w.seq_id: self._histories.see(w) for w in work}
-        sampling = [w for w in work if w.samples]
         rows = [
             Row(w.sampling, w.position + len(w.token_ids), w.banned_ids, histories[w.seq_id])
-            for w in sampling
+            if w.samples
+            else Row(UNSEEN, w.position)
+            for w in work
         ]
+        # A chunk that samples nothing is looked at too: its pages are shared as soon as it has run,
+        # and must not be when they hold NaN.
+        looked_at = [w._replace(samples=True) for w in work]
         with torch.inference_mode():
-            choices = self._choose(work, rows)
-        return [self._output(w, choice) for w, choice in zip(sampling, choices, strict=True)]
+            choices = self._choose(looked_at, rows)
+        outputs = [self._output(w, choice) for w, choice in zip(work, choices, strict=True)]
+        return [out for w, out in zip(work, outputs, strict=True) if w.samples or out.finish]
 
     def drop(self, seq_ids: Iterable[str]) -> None:
         """Forget what the penalties knew of these sequences; their pages are the scheduler's."""
@@ -80,7 +87,7 @@ class LocalEngine:
     def _choose(self, work: Sequence[Work], rows: Sequence[Row]) -> list[Choice]:
         assert self._ready is not None
         logits = self._ready.run(work)
-        choices = choose(logits, rows) if rows else []
+        choices = choose(logits, rows)
         if len(work) == 1 or all(choice.token_id is not None for choice in choices):
             return choices
         # Rows attended in one call see each other's values times zero, and NaN times zero is NaN:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 
 from dynamo_serve.core.batch import Batch, Phase
-from dynamo_serve.core.request import Finish, Sampling
+from dynamo_serve.core.page_pool import PagePool
+from dynamo_serve.core.request import Finish, Request, Sampling
+from dynamo_serve.core.scheduler import Limits, Scheduler
 from tests.engines.local.driver import Driver, Seq, make_engine
 from tests.engines.local.zoo import checkpoint
 
@@ -28,6 +30,31 @@ def test_sequence_with_broken_logits_ends_alone_and_leaves_no_trace() -> None:
     assert "not finite" in (outputs["bad"].error or "")
     assert all(torch.isfinite(t).all() for pages in engine._ready.cache.layers for t in pages)
     engine.close()
+
+
+def test_broken_pages_are_not_shared_with_the_next_request() -> None:
+    engine = make_engine(checkpoint("llama"))
+    engine.start()
+    assert engine._ready is not None
+    embedding = engine._ready.runner.model.get_input_embeddings().weight
+    with torch.no_grad():
+        embedding[99] = float("inf")  # stands for an overflow in half precision
+    scheduler = Scheduler(PagePool(96, 4), Limits(max_prefill_tokens=8))
+    finishes = []
+    for name in ("first", "again"):
+        scheduler.add(Request(name, (99, *range(1, 24)), 3, Sampling(temperature=0.0)))
+        for now in range(1, 20):
+            batch = scheduler.schedule(float(now))
+            engine.drop(scheduler.dropped)
+            scheduler.dropped.clear()
+            if batch is None:
+                break
+            events = scheduler.update(batch, engine.step(batch), float(now))
+            finishes += [event.finish for event in events]
+        scheduler.check()
+    engine.close()
+    assert finishes == [Finish.ERROR, Finish.ERROR]
+    assert scheduler.stats().prefix_hit_tokens_total == 0
 
 
 def test_siblings_of_a_broken_sequence_go_on_as_if_it_had_never_been() -> None:
