@@ -94,10 +94,11 @@ def check_config(config: PreTrainedConfig) -> None:
 
 
 def discover_layers(
-    model: PreTrainedModel, recorder: LayerRecorder, num_tokens: int
+    model: PreTrainedModel, recorder: LayerRecorder, num_tokens: int, position_limit: int
 ) -> dict[int, LayerSpec]:
     """Run `num_tokens` once; the spec of every attention layer by module id, in order.
 
+    A step may be longer than any one sequence, so positions start anew at `position_limit`.
     `recorder` must be the attention that `model` uses. Raises `UnsupportedModel`.
     """
     config = model.config
@@ -107,7 +108,7 @@ def discover_layers(
         with torch.inference_mode():
             model(
                 input_ids=ids,
-                position_ids=torch.arange(num_tokens, device=device)[None],
+                position_ids=torch.arange(num_tokens, device=device)[None] % position_limit,
                 use_cache=False,
                 logits_to_keep=1,
             )

@@ -155,12 +155,12 @@ def _examine(
     model: PreTrainedModel, recorder: LayerRecorder, limits: Limits
 ) -> tuple[dict[int, LayerSpec], int]:
     """The attention layers by module id, and the bytes of activations that a step may need."""
-    device = model.device
+    device, longest = model.device, position_limit(model.config).num_tokens
     if device.type != "cuda":
-        return discover_layers(model, recorder, 2), 0
+        return discover_layers(model, recorder, 2, longest), 0
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    layers = discover_layers(model, recorder, limits.max_prefill_tokens)
+    layers = discover_layers(model, recorder, limits.max_prefill_tokens, longest)
     activations = torch.cuda.max_memory_allocated(device) - before
     vocab_size = model.config.get_text_config().vocab_size
     sampling = 6 * 4 * vocab_size * limits.max_decode_sequences  # float copies while it chooses

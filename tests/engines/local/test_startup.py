@@ -13,9 +13,13 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from dynamo_serve.config import CacheSection
 from dynamo_serve.core.request import Sampling
 from dynamo_serve.engines.local import kv_cache, startup
-from dynamo_serve.engines.local.discovery import UnsupportedModel
+from dynamo_serve.engines.local.discovery import (
+    LayerRecorder,
+    UnsupportedModel,
+    discover_layers,
+)
 from dynamo_serve.engines.local.kv_cache import size_pool
-from dynamo_serve.engines.local.loader import position_limit
+from dynamo_serve.engines.local.loader import load_config, load_model, position_limit
 from dynamo_serve.errors import EngineStartError
 from tests.engines.local.driver import Driver, Seq, make_engine
 from tests.engines.local.zoo import checkpoint, config_of, save_random
@@ -71,6 +75,19 @@ def test_attention_that_reads_no_pages_is_found_out(monkeypatch: pytest.MonkeyPa
     )
     with pytest.raises(UnsupportedModel, match=r"LlamaForCausalLM.*differ from its plain forward"):
         make_engine(checkpoint("llama")).start()
+
+
+def test_a_step_longer_than_any_sequence_is_examined_within_the_positions() -> None:
+    # On CUDA, where this is done to see the activations, a position too high kills the device.
+    recorder = LayerRecorder()
+    name = "test_recorder"
+    ALL_ATTENTION_FUNCTIONS[name] = recorder
+    try:
+        path = checkpoint("gpt2")
+        model = load_model(path, load_config(path), "auto", torch.device("cpu"), name)
+        assert len(discover_layers(model, recorder, 300, 256)) == 2
+    finally:
+        del ALL_ATTENTION_FUNCTIONS[name]
 
 
 def test_spec_says_what_was_got() -> None:
