@@ -1,6 +1,7 @@
 """Messages between the API process and the engine process: msgpack arrays, framed.
 
-To the engine     ["submit", request] · ["cancel", id] · ["stop"]
+To the engine     ["submit", request] · ["cancel", id] · ["tenancy", tenancy]
+                  · ["inspect", ticket, what, id] · ["stop"]
 From the engine   ["progress", stage, fraction] · ["ready", spec] · ["step", events, stats]
                   · ["failed", kind, message]
 """
@@ -15,9 +16,10 @@ from typing import Any
 import msgpack
 
 from dynamo_serve.core.engine import EngineSpec
-from dynamo_serve.core.loop import Cancel, Command, Stop, Submit
+from dynamo_serve.core.loop import Cancel, Command, Configure, Inspect, Stop, Submit
 from dynamo_serve.core.request import (
     Finish,
+    Refusal,
     Request,
     Sampling,
     Summary,
@@ -25,6 +27,7 @@ from dynamo_serve.core.request import (
     TokenLogprob,
 )
 from dynamo_serve.core.stats import Stats, StepStats
+from dynamo_serve.core.tenant import Tenancy
 
 HEADER = struct.Struct("<I")
 PLAIN_FIELDS = 2  # an event that is only a request id and tokens: nearly all of them
@@ -70,6 +73,10 @@ def pack_command(command: Command) -> bytes:
             return pack("submit", _request_fields(request))
         case Cancel(request_id):
             return pack("cancel", request_id)
+        case Configure(tenancy):
+            return pack("tenancy", asdict(tenancy))
+        case Inspect():
+            return pack("inspect", *command)
         case Stop():
             return pack("stop")
 
@@ -80,6 +87,10 @@ def command_of(message: list[Any]) -> Command:
             return Submit(_request_of(*message[1]))
         case "cancel":
             return Cancel(message[1])
+        case "tenancy":
+            return Configure(Tenancy.of(message[1]))
+        case "inspect":
+            return Inspect(*message[1:])
         case "stop":
             return Stop()
     raise AssertionError(f"unknown command {message[0]!r}")
@@ -117,6 +128,9 @@ def _request_fields(request: Request) -> tuple[Any, ...]:
         request.tenant,
         request.salt,
         request.arrival,
+        request.deadline,
+        request.class_name,
+        request.priority,
     )
 
 
@@ -136,10 +150,10 @@ def _request_of(
 
 
 def _event_fields(event: TokenEvent) -> tuple[Any, ...]:
-    if event.finish is None:
+    if event.finish is None and event.refusal is None:
         is_plain = event.cached_tokens is None and not event.logprobs
         return event[: PLAIN_FIELDS if is_plain else OPEN_FIELDS]
-    return (*event[:4], event.finish.value, *event[5:])
+    return (*event[:4], event.finish and event.finish.value, *event[5:])
 
 
 def _event_of(fields: tuple[Any, ...]) -> TokenEvent:
@@ -149,5 +163,6 @@ def _event_of(fields: tuple[Any, ...]) -> TokenEvent:
             logprobs=tuple(TokenLogprob(*lp) for lp in event.logprobs),
             finish=event.finish and Finish(event.finish),
             summary=event.summary and Summary(*event.summary),
+            refusal=event.refusal and Refusal(*event.refusal),
         )
     return event

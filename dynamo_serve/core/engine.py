@@ -34,7 +34,8 @@ class Engine(Protocol):
         """Run all of `batch`, writing the KV of every token in it.
 
         Returns 0..n tokens for any subset of the sequences whose work samples: one that is not
-        mentioned has none yet. Raising fails the whole batch.
+        mentioned has none yet. Work that does not sample may be answered, too, with
+        `Finish.ERROR`. Raising fails the whole batch.
         """
         ...
 

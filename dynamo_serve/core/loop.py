@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from dynamo_serve.core import views
 from dynamo_serve.core.batch import Batch, SequenceOutput
 from dynamo_serve.core.engine import Engine
 from dynamo_serve.core.request import Finish, Request, TokenEvent
 from dynamo_serve.core.scheduler import Scheduler
 from dynamo_serve.core.stats import Stats, StepStats
+from dynamo_serve.core.tenant import Tenancy
 
 log = logging.getLogger(__name__)
 
@@ -26,17 +28,34 @@ class Cancel(NamedTuple):
     request_id: str
 
 
+class Configure(NamedTuple):
+    """Other tenants, classes and quotas from now on; nothing live is dropped."""
+
+    tenancy: Tenancy
+
+
+class Inspect(NamedTuple):
+    """A question to the scheduler: `what` is "request", "state" or "costs"; see `core.views`."""
+
+    ticket: int
+    what: str
+    id: str = ""
+
+
 class Stop(NamedTuple):
     """End the loop after this turn; whatever is live is abandoned."""
 
 
-Command = Submit | Cancel | Stop
+Command = Submit | Cancel | Configure | Inspect | Stop
 
 Inbox = Callable[[float | None], list[Command]]
 """Everything that has arrived; waits at most so many seconds for the first (None: for ever)."""
 
 Publish = Callable[[list[TokenEvent], Stats], None]
 """Called at most once per turn, however many requests got a token."""
+
+Reply = Callable[[int, Any], None]
+"""Called with the ticket of an `Inspect` and its answer: plain lists, dicts, texts and numbers."""
 
 
 class Loop:
@@ -50,11 +69,13 @@ class Loop:
         inbox: Inbox,
         publish: Publish,
         clock: Callable[[], float],
+        reply: Reply = lambda ticket, answer: None,
     ) -> None:
         self.scheduler = scheduler
         self.engine = engine
         self.inbox = inbox
         self.publish = publish
+        self.reply = reply
         self.clock = clock
         self._num_failed = 0
         self._is_stopped = False
@@ -100,10 +121,14 @@ class Loop:
     def _obey(self, command: Command) -> list[TokenEvent]:
         match command:
             case Submit(request):
-                self.scheduler.add(request)
                 self._is_checked = False
+                return self.scheduler.add(request, self.clock())
             case Cancel(request_id):
                 return self.scheduler.cancel(request_id, self.clock())
+            case Configure(tenancy):
+                self.scheduler.configure(tenancy)
+            case Inspect(ticket, what, id):
+                self.reply(ticket, views.answer(self.scheduler, what, id, self.clock()))
             case Stop():
                 self._is_stopped = True
         return []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from math import inf
 from typing import NamedTuple
 
 
@@ -51,7 +52,10 @@ class Request:
 
     `stop_ids` end the sequence and count as its last token; they are forbidden before
     `min_tokens`. `salt` is the first link of the prefix hash chain: requests with different salts
-    never share a page. `arrival` is a reading of the monotonic clock, in seconds.
+    never share a page. `arrival` and `deadline` are readings of the monotonic clock, in seconds.
+
+    `class_name` None means the class of the tenant. `priority` 0 is the tenant's own; a higher
+    one puts the request behind those of the same tenant.
     """
 
     id: str
@@ -63,6 +67,9 @@ class Request:
     tenant: str = "default"
     salt: str = ""
     arrival: float = 0.0
+    deadline: float = inf
+    class_name: str | None = None
+    priority: int = 0
 
 
 class TokenLogprob(NamedTuple):
@@ -81,6 +88,25 @@ class Summary(NamedTuple):
     decode_seconds: float
     cached_tokens: int
     num_preemptions: int
+    stall_seconds: float = 0.0  # without pages after a preemption; part of the other times
+    device_seconds: float = 0.0  # its share of the steps it was in
+    page_seconds: float = 0.0
+
+
+class Refusal(NamedTuple):
+    """Why a request was shed instead of queued: it never had a finish, because it never began.
+
+    `reason` is a code (`journal.Reason`). `is_own` tells whether the tenant's own limit or share
+    is at fault (HTTP 429) or the server's (503). Times are in seconds from now.
+    """
+
+    reason: str
+    message: str
+    is_own: bool
+    retry_after: float
+    limit: float | None = None
+    predicted_wait: float | None = None
+    queue_position: int | None = None
 
 
 class TokenEvent(NamedTuple):
@@ -89,6 +115,7 @@ class TokenEvent(NamedTuple):
     `token_ids` includes the stop token when one ended the request; `stop_id` then names it.
     `logprobs` is empty or as long as `token_ids`. `cached_tokens` comes with the first token: how
     much of the prompt was found in the prefix cache. `summary` and `error` come with `finish`.
+    `refusal` comes alone, instead of everything else.
     """
 
     request_id: str
@@ -100,3 +127,4 @@ class TokenEvent(NamedTuple):
     summary: Summary | None = None
     error: str | None = None
     artifact: bytes | None = None
+    refusal: Refusal | None = None

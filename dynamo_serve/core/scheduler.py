@@ -13,6 +13,7 @@ from dynamo_serve.core.page_pool import PagePool
 from dynamo_serve.core.request import Finish, Request, TokenEvent, TokenLogprob
 from dynamo_serve.core.sequence import Sequence
 from dynamo_serve.core.stats import Stats, StepStats
+from dynamo_serve.core.tenant import Tenancy
 
 SCAN_LIMIT = 64  # waiting sequences looked at in one step, so that a long queue costs nothing
 
@@ -29,7 +30,8 @@ class Limits:
 class Scheduler:
     """Decides what the next step runs. Prefill and decode are separate, by name and by batch."""
 
-    def __init__(self, pool: PagePool, limits: Limits) -> None:
+    def __init__(self, pool: PagePool, limits: Limits, tenancy: Tenancy | None = None) -> None:
+        self.tenancy = tenancy or Tenancy()
         self.pool = pool
         self.limits = limits
         self.waiting: OrderedDict[str, Sequence] = OrderedDict()
@@ -42,13 +44,19 @@ class Scheduler:
 
     # ── the four verbs of the loop ───────────────────────────────────────────
 
-    def add(self, request: Request) -> None:
-        """Queue a request; the edge has made sure that it fits the pool."""
+    def configure(self, tenancy: Tenancy) -> None:
+        """Other tenants, classes and quotas from now on, also for what is live."""
+        self.tenancy = tenancy
+
+    def add(self, request: Request, now: float) -> list[TokenEvent]:
+        """Queue a request, or shed it: then the one event carries the refusal. The edge has made
+        sure that it fits the pool."""
         assert request.id not in self.waiting and request.id not in self.running, request.id
         longest = len(request.prompt_ids) + request.max_tokens
         assert request.prompt_ids and request.max_tokens > 0, request.id
         assert self.pool.pages_for(longest) <= self.pool.num_pages, f"{request.id} can never fit"
         self.waiting[request.id] = Sequence.of(request)
+        return []
 
     def cancel(self, request_id: str, now: float) -> list[TokenEvent]:
         """End a request; its pages are free when this returns. Cancelling twice is no error."""

@@ -88,7 +88,7 @@ class Trace:
 
     def add(self, name: str, prompt: tuple[int, ...], max_tokens: int) -> None:
         request = Request(name, prompt, max_tokens, arrival=self.now_ms / 1000)
-        self.scheduler.add(request)
+        self.scheduler.add(request, request.arrival)
 
     def step(self) -> None:
         """One step of 10 ms; every sequence that is to yield a token yields one."""

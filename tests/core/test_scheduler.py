@@ -160,7 +160,7 @@ def test_a_cancelled_request_frees_its_pages() -> None:
 def test_a_cancel_that_lands_while_its_step_is_in_flight_wins() -> None:
     harness, engine = harness_of()
     scheduler = harness.scheduler
-    scheduler.add(ask("d", (1, 2)))
+    scheduler.add(ask("d", (1, 2)), 0.0)
     batch = scheduler.schedule(0.0)
     assert batch is not None
     [cancelled] = scheduler.cancel("d", 0.0)

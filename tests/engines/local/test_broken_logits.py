@@ -42,7 +42,7 @@ def test_broken_pages_are_not_shared_with_the_next_request() -> None:
     scheduler = Scheduler(PagePool(96, 4), Limits(max_prefill_tokens=8))
     finishes = []
     for name in ("first", "again"):
-        scheduler.add(Request(name, (99, *range(1, 24)), 3, Sampling(temperature=0.0)))
+        scheduler.add(Request(name, (99, *range(1, 24)), 3, Sampling(temperature=0.0)), 0.0)
         for now in range(1, 20):
             batch = scheduler.schedule(float(now))
             engine.drop(scheduler.dropped)

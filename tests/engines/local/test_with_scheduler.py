@@ -26,7 +26,7 @@ def run(
     tokens: dict[str, tuple[int, ...]] = {request.id: () for request in requests}
     finished: list[str] = []
     for request in requests:
-        scheduler.add(request)
+        scheduler.add(request, 0.0)
     for now in range(1, MAX_STEPS):  # from 1: whatever arrived at 0 has been waited for
         batch = scheduler.schedule(float(now))
         engine.drop(scheduler.dropped)

@@ -1,0 +1,92 @@
+"""What the scheduler decided, and why: a ring of entries."""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import Enum
+from typing import NamedTuple
+
+
+class Kind(Enum):
+    """What was decided."""
+
+    ADMIT = "admit"
+    DEFER = "defer"  # it waits, from now on for this reason
+    CHUNK = "chunk"
+    PREEMPT = "preempt"
+    EVICT = "evict"
+    SHED = "shed"
+    DEGRADE = "degrade"
+    FINISH = "finish"
+
+
+class Reason(Enum):
+    """Why. The comment says what the numbers of an entry tell."""
+
+    # admit
+    TURN = "turn"  # cached_tokens, pages, waited_s
+    # defer: what a waiting request waits for
+    STEP = "step"  # the running step has to end first
+    MERGE_WINDOW = "merge_window"  # others may join within the delay
+    SLOTS = "slots"  # max_decode_sequences, or as many as the ITL target allows
+    PAGES = "pages"  # pages missing
+    FAIR_SHARE = "fair_share"  # another tenant is further below its share
+    ORDER = "order"  # earlier or tighter requests of the same tenant
+    QUOTA_LIVE = "quota_live"  # the tenant's live_sequences
+    QUOTA_PAGES = "quota_pages"  # the tenant's pages_burst
+    PREFIX = "prefix"  # a running sequence is computing its prefix
+    # chunk: what cut it (tokens, predicted_s)
+    WHOLE = "whole"  # nothing: the prompt's end
+    TOKEN_CAP = "token_cap"  # max_prefill_tokens
+    ITL_TARGET = "itl_target"  # the tightest running sequence
+    SHARED = "shared"  # other prompts got their part
+    # preempt
+    OVER_SHARE = "over_share"  # makes room for a tenant further below its share
+    GUARANTEE = "guarantee"  # makes room for pages that were guaranteed to somebody
+    OUT_OF_PAGES = "out_of_pages"  # a running sequence had to grow
+    # shed
+    REQUESTS_PER_MINUTE = "requests_per_minute"
+    TOKENS_PER_MINUTE = "tokens_per_minute"
+    QUEUE_LENGTH = "queue_length"
+    TOO_LARGE = "too_large"  # more pages than the tenant may ever have
+    QUEUE_FULL = "queue_full"
+    TTFT_TARGET = "ttft_target"
+    DEADLINE = "deadline"
+    # finish: the values of request.Finish
+
+
+class Entry(NamedTuple):
+    """One decision. `at` is a reading of the scheduler's clock; `reason` the value of a `Reason`
+    or, of a finish, of a `Finish`; `numbers` are what it was decided on."""
+
+    at: float
+    kind: Kind
+    reason: str
+    request_id: str
+    tenant: str
+    numbers: dict[str, float]
+
+
+class Journal:
+    """The last `size` decisions."""
+
+    def __init__(self, size: int = 10_000) -> None:
+        self.entries: deque[Entry] = deque(maxlen=size)
+        self.counts: dict[tuple[str, str], int] = {}
+
+    def note(
+        self,
+        at: float,
+        kind: Kind,
+        reason: str,
+        request_id: str = "",
+        tenant: str = "",
+        **numbers: float,
+    ) -> None:
+        self.entries.append(Entry(at, kind, reason, request_id, tenant, numbers))
+        key = (kind.value, reason)
+        self.counts[key] = self.counts.get(key, 0) + 1
+
+    def of(self, request_id: str) -> list[Entry]:
+        """What is still known of one request, oldest first."""
+        return [entry for entry in self.entries if entry.request_id == request_id]
