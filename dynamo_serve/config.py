@@ -109,6 +109,12 @@ class SchedulerSection:
         high=60_000,
     )
     max_decode_sequences: int = setting(64, "Live sequences.", low=1)
+    mix_phases: bool = setting(
+        True, "Prompt chunks and decoding in one step; false: steps of either kind in turn."
+    )
+    fit_chunks: bool = setting(
+        True, "Size prompt chunks so that running streams keep their class's ITL target."
+    )
     max_waiting: int = setting(10_000, "Requests that may wait; beyond it 503.", low=1)
 
 

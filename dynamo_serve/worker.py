@@ -85,6 +85,9 @@ def build_loop(
         max_prefill_tokens=config.scheduler.max_prefill_tokens,
         max_decode_sequences=config.scheduler.max_decode_sequences,
         max_queue_delay=config.scheduler.max_queue_delay_ms / 1000,
+        max_waiting=config.scheduler.max_waiting,
+        mix_phases=config.scheduler.mix_phases,
+        fit_chunks=config.scheduler.fit_chunks,
     )
     scheduler = Scheduler(pool, limits)
     return Loop(scheduler, engine, inbox=inbox, publish=publish, clock=time.monotonic)

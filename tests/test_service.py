@@ -53,7 +53,7 @@ def folder(tmp_path: Path) -> str:
     return str(tmp_path)
 
 
-def config_of(process: bool, **scheduler: int) -> Config:
+def config_of(process: bool, **scheduler: Any) -> Config:
     return Config(
         engine=EngineSection(kind="fake", process=process),
         cache=CacheSection(page_size=4, num_pages=2048),

@@ -9,8 +9,11 @@ from dynamo_serve.core.request import Finish, Sampling, TokenLogprob
 
 
 class Phase(Enum):
+    """A sequence is in prefill or in decode; a batch may also hold both, where that is allowed."""
+
     PREFILL = "prefill"
     DECODE = "decode"
+    MIXED = "mixed"
 
 
 class Work(NamedTuple):

@@ -93,6 +93,7 @@ class Loop:
             events += self._obey(command)
         if not commands:
             self._check_if_idle()
+        events += self.scheduler.expire(self.clock())
         batch = None if self._is_stopped else self.scheduler.schedule(self.clock())
         self._forget()
         step = None
@@ -134,9 +135,8 @@ class Loop:
         return []
 
     def _forget(self) -> None:
-        if self.scheduler.dropped:
-            self.engine.drop(self.scheduler.dropped)
-            self.scheduler.dropped = []
+        if dropped := self.scheduler.take_dropped():
+            self.engine.drop(dropped)
 
     def _step(self, batch: Batch) -> tuple[list[TokenEvent], StepStats]:
         began = self.clock()
@@ -153,5 +153,12 @@ class Loop:
                 for w in batch.work
             ]
         now = self.clock()
-        step = StepStats(batch.phase.value, now - began, batch.num_tokens, len(batch.work))
+        plan = self.scheduler.step
+        step = StepStats(
+            phase=batch.phase.value,
+            seconds=now - began,
+            num_tokens=batch.num_tokens,
+            num_sequences=len(batch.work),
+            predicted_seconds=plan.predicted_seconds if plan else None,
+        )
         return self.scheduler.update(batch, outputs, now), step

@@ -25,6 +25,7 @@ class PagePool:
         self.page_size = page_size
         self.prefix_sharing = prefix_sharing
         self.index = PrefixIndex()
+        self.num_evicted = 0
         self._ref_counts = [0] * num_pages
         self._keys: list[bytes | None] = [None] * num_pages
         self._blank = list(range(num_pages - 1, -1, -1))  # a stack
@@ -128,4 +129,5 @@ class PagePool:
         assert key is not None
         del self.index.pages[key]
         self._keys[page_id] = None
+        self.num_evicted += 1
         return page_id

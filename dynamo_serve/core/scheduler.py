@@ -1,52 +1,73 @@
-"""Admit, chunk, decode, preempt, finish: how sequences move. Who and why is in `policy`."""
+"""What the next step runs, and what the last one brought. Who and why is in `policy`."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass
-from itertools import islice
+from heapq import heappop, heappush
+from math import inf
+from typing import NamedTuple
 
 from dynamo_serve.core import policy
+from dynamo_serve.core.admission import Admission
 from dynamo_serve.core.batch import Batch, Phase, SequenceOutput, Work
+from dynamo_serve.core.intake import Intake, Limits
+from dynamo_serve.core.journal import Journal, Kind, Reason
+from dynamo_serve.core.lifecycle import Lifecycle
 from dynamo_serve.core.page_pool import PagePool
-from dynamo_serve.core.request import Finish, Request, TokenEvent, TokenLogprob
+from dynamo_serve.core.preemption import shape_of
+from dynamo_serve.core.request import Finish, Request, TokenEvent
 from dynamo_serve.core.sequence import Sequence
+from dynamo_serve.core.shares import Shares
 from dynamo_serve.core.stats import Stats, StepStats
+from dynamo_serve.core.step_cost import Item, StepCost, StepShape
 from dynamo_serve.core.tenant import Tenancy
 
-SCAN_LIMIT = 64  # waiting sequences looked at in one step, so that a long queue costs nothing
+__all__ = ["Limits", "Scheduler"]
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """The caps of a step: `max_queue_delay` in seconds, the others in tokens and sequences."""
+class Step(NamedTuple):
+    """The step in flight, as the cost model sees it."""
 
-    max_prefill_tokens: int = 512
-    max_decode_sequences: int = 64
-    max_queue_delay: float = 0.003
+    items: tuple[tuple[Sequence, Item], ...]
+    shape: StepShape
+    began: float
+    predicted_seconds: float
 
 
 class Scheduler:
-    """Decides what the next step runs. Prefill and decode are separate, by name and by batch."""
+    """Decides what the next step runs. Prefill and decode have caps of their own."""
 
-    def __init__(self, pool: PagePool, limits: Limits, tenancy: Tenancy | None = None) -> None:
-        self.tenancy = tenancy or Tenancy()
+    def __init__(
+        self,
+        pool: PagePool,
+        limits: Limits,
+        tenancy: Tenancy | None = None,
+        *,
+        cost: StepCost | None = None,
+    ) -> None:
         self.pool = pool
         self.limits = limits
-        self.waiting: OrderedDict[str, Sequence] = OrderedDict()
-        self.running: dict[str, Sequence] = {}  # in order of admission
-        self.dropped: list[str] = []  # for the engine to forget
+        self.tenancy = tenancy or Tenancy()
+        self.cost = cost or StepCost()
+        self.journal = Journal()
+        self.shares = Shares(self.tenancy)
+        self.life = Lifecycle(pool, self.shares, self.journal)
+        self.intake = Intake(self.life, limits, self.cost)
+        self.admission = Admission(self.life, self.intake)
+        self.waiting = self.life.waiting
+        self.running = self.life.running
+        self.step: Step | None = None
         self._last = Phase.DECODE
-        self._totals = dict.fromkeys(
-            ("prefix_asked", "prefix_hit", "preemptions", "prompt", "output"), 0
-        )
+        self._deadlines: list[tuple[float, str]] = []  # a heap; ids may be gone already
+        self._num_added = 0
+        self._charged_at = -inf  # until when the pages held are paid for
 
-    # ── the four verbs of the loop ───────────────────────────────────────────
+    # ── the verbs of the loop ────────────────────────────────────────────────
 
     def configure(self, tenancy: Tenancy) -> None:
-        """Other tenants, classes and quotas from now on, also for what is live."""
+        """Other tenants, classes and quotas from now on; what is live keeps its class."""
         self.tenancy = tenancy
+        self.shares.configure(tenancy)
 
     def add(self, request: Request, now: float) -> list[TokenEvent]:
         """Queue a request, or shed it: then the one event carries the refusal. The edge has made
@@ -55,22 +76,38 @@ class Scheduler:
         longest = len(request.prompt_ids) + request.max_tokens
         assert request.prompt_ids and request.max_tokens > 0, request.id
         assert self.pool.pages_for(longest) <= self.pool.num_pages, f"{request.id} can never fit"
-        self.waiting[request.id] = Sequence.of(request)
+        promise = self.tenancy.class_of(request.tenant, request.class_name)
+        seq = Sequence.of(request, promise, self._num_added)
+        self._num_added += 1
+        refusal = self.admission.refuse(seq, now)
+        if refusal is not None:
+            return [TokenEvent(request.id, refusal=refusal)]
+        self.life.enqueue(seq, now)
+        if request.deadline < inf:
+            heappush(self._deadlines, (request.deadline, request.id))
         return []
 
     def cancel(self, request_id: str, now: float) -> list[TokenEvent]:
         """End a request; its pages are free when this returns. Cancelling twice is no error."""
         seq = self.running.get(request_id) or self.waiting.get(request_id)
-        return [self._finish(seq, Finish.CANCELLED, now)] if seq else []
+        return [self.life.finish(seq, Finish.CANCELLED, now)] if seq else []
+
+    def expire(self, now: float) -> list[TokenEvent]:
+        """End every request whose deadline has passed."""
+        events: list[TokenEvent] = []
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, request_id = heappop(self._deadlines)
+            seq = self.running.get(request_id) or self.waiting.get(request_id)
+            if seq is not None:
+                events.append(self.life.finish(seq, Finish.DEADLINE, now))
+        return events
 
     def schedule(self, now: float) -> Batch | None:
         """The plan for the next step, or None if nothing can run (yet: see `wake_at`)."""
-        for phase in policy.phase_order(self._last):
-            batch = self._prefill(now) if phase is Phase.PREFILL else self._decode()
-            if batch:
-                self._last = phase
-                return batch
-        return None
+        if not self.running:
+            self._charged_at = now
+        batch = self._mixed(now) if self.limits.mix_phases else self._alternate(now)
+        return batch
 
     def update(
         self, batch: Batch, outputs: Iterable[SequenceOutput], now: float
@@ -78,6 +115,7 @@ class Scheduler:
         """Take in what a step produced; a sequence that was to yield a token and is not mentioned
         simply has none yet."""
         produced = {out.seq_id: out for out in outputs}
+        self._account(produced, now)
         events: list[TokenEvent] = []
         for work in batch.work:
             seq = self.running.get(work.seq_id)
@@ -86,7 +124,7 @@ class Scheduler:
             out = produced.get(work.seq_id)
             if out is None:
                 out = SequenceOutput(work.seq_id)
-            event = self._accept(seq, work, out, now)
+            event = self.life.accept(seq, work, out, now)
             if event is not None:
                 events.append(event)
         return events
@@ -97,12 +135,17 @@ class Scheduler:
         """When a merge window ends that is all there is to wait for; None if there is none."""
         return None if self.running or not self.waiting else self._merge_until()
 
+    def take_dropped(self) -> list[str]:
+        """Sequences for the engine to forget; asking twice gives nothing."""
+        dropped, self.life.dropped = self.life.dropped, []
+        return dropped
+
     @property
     def is_idle(self) -> bool:
         return not self.running and not self.waiting
 
     def stats(self, step: StepStats | None = None) -> Stats:
-        totals = self._totals
+        totals = self.life.totals
         return Stats(
             num_waiting=len(self.waiting),
             num_running=len(self.running),
@@ -118,191 +161,112 @@ class Scheduler:
         )
 
     def check(self) -> None:
-        """Raise AssertionError if pages, claims or phases are inconsistent."""
-        self.pool.check(seq.page_table for seq in self.running.values())
-        self.pool.index.check(set(self.running))
-        for seq in self.waiting.values():
-            assert not seq.page_table and seq.phase is Phase.PREFILL, f"{seq.id} waits with pages"
-        for seq in self.running.values():
-            assert seq.num_pending > 0, f"{seq.id} has nothing to run"
-            assert seq.phase is Phase.PREFILL or seq.num_pending == 1, f"{seq.id}: bad decode"
-            assert seq.num_sealed <= len(seq.page_table), f"{seq.id} sealed what it does not hold"
+        """Raise AssertionError if pages, claims, queues or phases are inconsistent."""
+        self.life.check()
 
-    # ── prefill ──────────────────────────────────────────────────────────────
+    # ── the plan ─────────────────────────────────────────────────────────────
 
-    def _prefill(self, now: float) -> Batch | None:
+    def _mixed(self, now: float) -> Batch | None:
+        """Every decoding sequence, and as much of the prompts as fits beside them."""
+        decoding = self._grown(now)
+        prompts = self._chunks(decoding, shape_of(decoding), now)
+        # Admitting may have preempted somebody.
+        decoding = [seq for seq in decoding if seq.id in self.running]
+        return self._batch(decoding, prompts, now)
+
+    def _alternate(self, now: float) -> Batch | None:
+        for phase in policy.phase_order(self._last):
+            if phase is Phase.PREFILL:
+                batch = self._batch([], self._chunks(self._in(Phase.DECODE), StepShape(), now), now)
+            else:
+                batch = self._batch(self._grown(now), [], now)
+            if batch:
+                self._last = phase
+                return batch
+        return None
+
+    def _in(self, phase: Phase) -> list[Sequence]:
+        return [seq for seq in self.running.values() if seq.phase is phase]
+
+    def _grown(self, now: float) -> list[Sequence]:
+        """The decoding sequences, each with room for its newest token; whoever has to go to make
+        that room has gone."""
+        for seq in self._in(Phase.DECODE):
+            while seq.id in self.running and not self.life.grow(seq, now):
+                self.intake.take_stock()
+                victim = self.intake.preemption.victim(now)
+                self.life.preempt(victim, Reason.OUT_OF_PAGES, now)
+        return self._in(Phase.DECODE)
+
+    def _chunks(
+        self, decoding: list[Sequence], base: StepShape, now: float
+    ) -> list[tuple[Sequence, int]]:
+        """Prompts for this step, each with its number of tokens."""
         if not self.running and (not self.waiting or now < self._merge_until()):
-            return None
-        work: list[Work] = []
-        budget = self.limits.max_prefill_tokens
-        for seq in self._running_in(Phase.PREFILL):
-            budget = self._take(seq, budget, work)
-        for seq in list(islice(self.waiting.values(), SCAN_LIMIT)):
-            if budget <= 0 or len(self.running) >= self.limits.max_decode_sequences:
-                break
-            if self._awaits_prefix(seq):
-                continue
-            if not self._admit(seq, now):
-                break  # no room yet: it keeps its place at the head of the queue
-            budget = self._take(seq, budget, work)
-        return Batch(Phase.PREFILL, tuple(work)) if work else None
+            return []
+        if not self.waiting and len(decoding) == len(self.running):
+            return []
+        budget, limit = self.intake.budget(decoding, base, now)
+        chosen = self.intake.choose(budget, limit, now)
+        parts = policy.split([seq.num_pending for seq in chosen], budget)
+        chunks = [(seq, part) for seq, part in zip(chosen, parts, strict=True) if part]
+        for seq, part in chunks:
+            self._note_chunk(seq, part, limit, len(chunks), now)
+        return chunks
+
+    def _note_chunk(
+        self, seq: Sequence, part: int, limit: Reason, num_chunks: int, now: float
+    ) -> None:
+        reason = Reason.SHARED if num_chunks > 1 else limit
+        if part == seq.num_pending:
+            reason = Reason.WHOLE
+        request = seq.request
+        self.journal.note(
+            *(now, Kind.CHUNK, reason.value, seq.id, request.tenant),
+            tokens=part,
+            position=seq.num_computed,
+        )
 
     def _merge_until(self) -> float:
         return policy.merge_until(
-            self.waiting.values(),
+            self.waiting,
             delay=self.limits.max_queue_delay,
             tokens=self.limits.max_prefill_tokens,
             sequences=self.limits.max_decode_sequences,
         )
 
-    def _awaits_prefix(self, seq: Sequence) -> bool:
-        """Whether the next page it lacks is being computed right now by a running sequence.
-
-        Computing a page twice is never faster than waiting for it: the maker is running, ahead
-        of `seq` in the order of admission, and its claim falls when it ends or is preempted.
-        """
-        keys = self._reusable_keys(seq)
-        matched = len(self.pool.index.match(keys))
-        return matched < len(keys) and self.pool.index.maker(keys[matched]) is not None
-
-    def _reusable_keys(self, seq: Sequence) -> list[bytes]:
-        # The last token is always run: its logits pick the next one.
-        end = seq.num_tokens - 1
-        self.pool.extend_keys(seq.page_keys, seq.tokens, seq.request.salt, end)
-        return seq.page_keys[: end // self.pool.page_size]
-
-    def _admit(self, seq: Sequence, now: float) -> bool:
-        """waiting → running, with pages for all its tokens; False if there is no room."""
-        keys = self._reusable_keys(seq)
-        # A page for each running sequence that can still grow stays free: admitting one more is
-        # no reason to preempt another a few tokens later.
-        reserve = sum(len(s.page_table) < self._most_pages(s) for s in self.running.values())
-        if not self.pool.has_room(keys, seq.num_tokens, reserve):
-            return False
-        seq.page_table = self.pool.attach(keys)
-        seq.num_sealed = len(seq.page_table)
-        seq.num_computed = seq.num_unseen = seq.num_sealed * self.pool.page_size
-        has_grown = self.pool.grow(seq.page_table, seq.num_tokens)
-        assert has_grown, "has_room promised it"
-        self.pool.index.claim(keys[seq.num_sealed :], seq.id)
-        if seq.admitted_at is None:  # counted once: a preempted sequence finds its own pages
-            seq.admitted_at = now
-            seq.cached_tokens = seq.num_computed
-            self._totals["prefix_asked"] += seq.num_tokens
-            self._totals["prefix_hit"] += seq.num_computed
-            self._totals["prompt"] += seq.num_tokens
-        del self.waiting[seq.id]
-        self.running[seq.id] = seq
-        return True
-
-    def _most_pages(self, seq: Sequence) -> int:
-        return self.pool.pages_for(seq.prompt_len + seq.request.max_tokens)
-
-    # ── decode ───────────────────────────────────────────────────────────────
-
-    def _decode(self) -> Batch | None:
-        for seq in self._running_in(Phase.DECODE):
-            while seq.id in self.running and not self.pool.grow(seq.page_table, seq.num_tokens):
-                self._preempt(policy.victim(list(self.running.values())))
+    def _batch(
+        self, decoding: list[Sequence], prompts: list[tuple[Sequence, int]], now: float
+    ) -> Batch | None:
+        items: list[tuple[Sequence, Item]] = [
+            *((seq, (1, seq.num_computed, False)) for seq in decoding),
+            *((seq, (count, seq.num_computed, True)) for seq, count in prompts),
+        ]
+        if not items:
+            return None
         work: list[Work] = []
-        for seq in self._running_in(Phase.DECODE):
-            self._take(seq, 1, work)
-        return Batch(Phase.DECODE, tuple(work)) if work else None
+        for seq, (count, _, _) in items:
+            work.append(seq.work(count))
+            seq.num_unseen = 0
+        shape = StepShape.of(item for _, item in items)
+        self.step = Step(tuple(items), shape, now, self.cost.predict(shape))
+        phase = Phase.DECODE if not prompts else Phase.MIXED if decoding else Phase.PREFILL
+        return Batch(phase, tuple(work))
 
-    def _preempt(self, seq: Sequence) -> None:
-        """running → waiting, ahead of all others; the pages go back, the tokens survive."""
-        self._leave(seq)
-        seq.phase = Phase.PREFILL
-        seq.num_preemptions += 1
-        self._totals["preemptions"] += 1
-        del self.running[seq.id]
-        self.waiting[seq.id] = seq
-        self.waiting.move_to_end(seq.id, last=False)
+    # ── the bill ─────────────────────────────────────────────────────────────
 
-    def _running_in(self, phase: Phase) -> list[Sequence]:
-        return [seq for seq in self.running.values() if seq.phase is phase]
-
-    def _take(self, seq: Sequence, budget: int, work: list[Work]) -> int:
-        """Add the sequence's share to `work`; what is left of the budget."""
-        count = min(seq.num_pending, budget)
-        if count <= 0:
-            return budget
-        work.append(seq.work(count))
-        seq.num_unseen = 0
-        return budget - count
-
-    def _accept(
-        self, seq: Sequence, work: Work, out: SequenceOutput, now: float
-    ) -> TokenEvent | None:
-        if out.finish is Finish.ERROR:  # what it left in its pages must not be published
-            return self._finish(seq, Finish.ERROR, now, out._replace(token_ids=()))
-        tokens, finish, stop_id = self._append(seq, out)
-        cached_tokens = None
-        if tokens and seq.first_token_at is None:
-            seq.first_token_at, cached_tokens = now, seq.cached_tokens
-        # The newest token is always pending: its KV is written by the next step.
-        if work.samples:
-            seq.phase, seq.num_computed = Phase.DECODE, seq.num_tokens - 1
-        else:
-            seq.num_computed = work.position + len(work.token_ids)
-        self._seal(seq)
-        if finish:
-            last = self._finish(seq, finish, now, out._replace(token_ids=tokens), stop_id)
-            return last._replace(cached_tokens=cached_tokens)
-        return TokenEvent(seq.id, tokens, out.logprobs, cached_tokens) if tokens else None
-
-    def _append(
-        self, seq: Sequence, out: SequenceOutput
-    ) -> tuple[tuple[int, ...], Finish | None, int | None]:
-        """Add the produced tokens up to the first that ends the sequence."""
-        request = seq.request
-        for i, token in enumerate(out.token_ids, start=1):
-            seq.tokens.append(token)
-            self._totals["output"] += 1
-            if token in request.stop_ids and seq.num_outputs > request.min_tokens:
-                return out.token_ids[:i], Finish.STOP, token
-            if seq.num_outputs >= request.max_tokens:
-                return out.token_ids[:i], Finish.LENGTH, None
-        return out.token_ids, out.finish, None
-
-    def _seal(self, seq: Sequence) -> None:
-        full = seq.num_computed // self.pool.page_size
-        if full <= seq.num_sealed:
+    def _account(self, produced: dict[str, SequenceOutput], now: float) -> None:
+        """Learn from the step that ended, and divide its cost among those that were in it."""
+        running = list(self.running.values())
+        held = now - self._charged_at
+        self.shares.charge_pages(running, self.pool.num_used, self.pool.num_pages, held)
+        self._charged_at = now
+        step = self.step
+        assert step is not None, "an update without a plan"
+        seconds = now - step.began
+        if seconds <= 0.0:
             return
-        self.pool.extend_keys(seq.page_keys, seq.tokens, seq.request.salt, seq.num_computed)
-        for i in range(seq.num_sealed, min(full, len(seq.page_keys))):
-            self.pool.seal(seq.page_table[i], seq.page_keys[i])
-        self.pool.index.unclaim(seq.page_keys[seq.num_sealed : full], seq.id)
-        seq.num_sealed = full
-
-    def _leave(self, seq: Sequence) -> None:
-        """Give up pages and claims; the engine is told to forget the sequence."""
-        self.pool.index.unclaim(seq.page_keys[seq.num_sealed :], seq.id)
-        self.pool.release(seq.page_table)
-        seq.num_computed = seq.num_sealed = seq.num_unseen = 0
-        self.dropped.append(seq.id)
-
-    def _finish(
-        self,
-        seq: Sequence,
-        finish: Finish,
-        now: float,
-        out: SequenceOutput | None = None,
-        stop_id: int | None = None,
-    ) -> TokenEvent:
-        """The one way out: every sequence leaves through here, whatever the reason."""
-        if self.running.pop(seq.id, None) is None:
-            del self.waiting[seq.id]
-        self._leave(seq)
-        tokens: tuple[int, ...] = out.token_ids if out else ()
-        logprobs: tuple[TokenLogprob, ...] = out.logprobs[: len(tokens)] if out else ()
-        return TokenEvent(
-            request_id=seq.id,
-            token_ids=tokens,
-            logprobs=logprobs,
-            finish=finish,
-            stop_id=stop_id,
-            summary=seq.summary(now),
-            error=out.error if out else None,
-            artifact=out.artifact if out else None,
-        )
+        if not any(out.finish is Finish.ERROR for out in produced.values()):
+            self.cost.observe(step.shape, seconds)
+        parts = self.cost.shares([item for _, item in step.items])
+        self.shares.charge_step(step.items, parts, seconds)

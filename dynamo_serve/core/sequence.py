@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from dynamo_serve.core.batch import Phase, Work
+from dynamo_serve.core.journal import Reason
 from dynamo_serve.core.request import Request, Summary
+from dynamo_serve.core.tenant import Class
 
+AGING_SECONDS = 30.0  # a request without a target is treated as if this were one
+PRIORITY_SECONDS = 10.0  # how far one step of lower priority moves a request back
 NONE_BANNED: frozenset[int] = frozenset()
 
 
@@ -23,6 +27,9 @@ class Sequence:
 
     request: Request
     tokens: list[int]
+    promise: Class
+    ordinal: int  # how many requests came before
+    due: float  # when its first token should be there; orders the queue of its tenant
     phase: Phase = Phase.PREFILL
     num_computed: int = 0
     page_table: list[int] = field(default_factory=list)
@@ -33,10 +40,20 @@ class Sequence:
     cached_tokens: int = 0  # head found in the prefix cache when first admitted
     admitted_at: float | None = None  # first time
     first_token_at: float | None = None
+    last_token_at: float | None = None
+    waits_for: str = Reason.STEP.value  # while it has no place in the batch
+    waits_since: float = 0.0
+    waits: dict[str, float] = field(default_factory=dict)  # seconds by reason
+    preempted_at: float | None = None
+    stall_seconds: float = 0.0
+    device_seconds: float = 0.0
+    page_seconds: float = 0.0
 
     @classmethod
-    def of(cls, request: Request) -> Sequence:
-        return cls(request, list(request.prompt_ids))
+    def of(cls, request: Request, promise: Class, ordinal: int = 0) -> Sequence:
+        seconds = min(promise.ttft, AGING_SECONDS) + request.priority * PRIORITY_SECONDS
+        due = request.arrival + seconds
+        return cls(request, list(request.prompt_ids), promise, ordinal, due)
 
     @property
     def id(self) -> str:
@@ -58,6 +75,13 @@ class Sequence:
     def num_pending(self) -> int:
         """Tokens the model has still to read; exactly 1 in the decode phase."""
         return len(self.tokens) - self.num_computed
+
+    def wait_for(self, reason: str, now: float) -> bool:
+        """Put down what it has waited for until now; whether the reason is a new one."""
+        self.waits[self.waits_for] = self.waits.get(self.waits_for, 0.0) + now - self.waits_since
+        is_new = reason != self.waits_for
+        self.waits_for, self.waits_since = reason, now
+        return is_new
 
     def work(self, count: int) -> Work:
         """The next `count` pending tokens as a share of a step."""
@@ -83,4 +107,7 @@ class Sequence:
             decode_seconds=max(0.0, now - first),
             cached_tokens=self.cached_tokens,
             num_preemptions=self.num_preemptions,
+            stall_seconds=self.stall_seconds,
+            device_seconds=self.device_seconds,
+            page_seconds=self.page_seconds,
         )

@@ -6,12 +6,13 @@ from typing import NamedTuple
 
 
 class StepStats(NamedTuple):
-    """One engine step: `phase` is "prefill" or "decode", `seconds` its duration."""
+    """One engine step: `phase` is "prefill", "decode" or "mixed", `seconds` its duration."""
 
     phase: str
     seconds: float
     num_tokens: int
     num_sequences: int
+    predicted_seconds: float | None = None  # what the cost model said before
 
 
 class Stats(NamedTuple):

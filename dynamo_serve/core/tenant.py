@@ -21,7 +21,7 @@ class Class:
     rank: int = 1
     ttft: float = inf
     itl: float = inf
-    max_queue_delay: float = 0.003
+    max_queue_delay: float | None = None  # of the merge window; None: what the server's is
     deadline: float = inf
     sheds_late: bool = False
 
@@ -53,7 +53,7 @@ class Tenant:
 
 
 CLASSES = {
-    "interactive": Class("interactive", 0, ttft=1.0, itl=0.15, deadline=inf, sheds_late=True),
+    "interactive": Class("interactive", 0, ttft=1.0, itl=0.15, sheds_late=True),
     "standard": Class("standard", 1, ttft=5.0, itl=0.3),
     "batch": Class("batch", 2, max_queue_delay=0.02),
 }

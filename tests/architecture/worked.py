@@ -114,7 +114,7 @@ class Trace:
         return line.rstrip()
 
     def _groups(self) -> tuple[list[str], list[str]]:
-        return list(self.scheduler.running), list(self.scheduler.waiting)
+        return list(self.scheduler.running), [seq.id for seq in self.scheduler.waiting]
 
     def until_idle(self) -> str:
         for _ in range(100):

@@ -10,45 +10,47 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SUITE = ("test_random_traffic.py", "test_scheduler.py", "test_page_pool.py", "traffic.py")
+BOOKS = ("test_page_pool.py", "test_scheduler.py", "test_random_traffic.py")
+PROMISES = ("test_promises.py", "test_tenant_traffic.py")
+HELPERS = ("traffic.py", "playing.py")
 
-MUTANTS = {
+BROKEN_BOOKS = {
     "reuse every token, leaving none to run": (
-        "scheduler.py",
+        "lifecycle.py",
         "end = seq.num_tokens - 1",
         "end = seq.num_tokens",
     ),
     "publish pages that are not written yet": (
-        "scheduler.py",
+        "lifecycle.py",
         "full = seq.num_computed // self.pool.page_size",
         "full = seq.num_tokens // self.pool.page_size",
     ),
-    "forget to give pages back": ("scheduler.py", "self.pool.release(seq.page_table)", "pass"),
+    "forget to give pages back": ("lifecycle.py", "self.pool.release(seq.page_table)", "pass"),
     "keep the phase of a preempted sequence": (
-        "scheduler.py",
+        "lifecycle.py",
         "        seq.phase = Phase.PREFILL\n",
         "",
     ),
     "lose the preempted sequence": (
-        "scheduler.py",
-        "        self.waiting[seq.id] = seq\n        self.waiting.move_to_end",
-        "        self.waiting.pop",
+        "lifecycle.py",
+        "        del self.running[seq.id]\n        self.waiting.add(seq)\n",
+        "        del self.running[seq.id]\n",
     ),
-    "never withdraw a claim": ("scheduler.py", "self.pool.index.unclaim(", "tuple(("),
+    "never withdraw a claim": ("lifecycle.py", "self.pool.index.unclaim(", "tuple(("),
     "finish one token late": (
-        "scheduler.py",
+        "lifecycle.py",
         "seq.num_outputs >= request.max_tokens",
         "seq.num_outputs > request.max_tokens",
     ),
     "count the prefix again after a preemption": (
-        "scheduler.py",
+        "lifecycle.py",
         "if seq.admitted_at is None:",
         "if True:",
     ),
     "let somebody overtake the head of the queue": (
-        "scheduler.py",
-        "break  # no room yet",
-        "continue  # no room yet",
+        "intake.py",
+        "blocked = Reason.FAIR_SHARE\n                    break",
+        "self._pass_by(queues, name)\n                    continue",
     ),
     "hash a page without what is before it": (
         "prefix_index.py",
@@ -70,10 +72,57 @@ MUTANTS = {
     "evict the head of a chain first": ("page_pool.py", "in reversed(page_table)", "in page_table"),
     "cover one page too few": ("page_pool.py", "-(-num_tokens //", "(num_tokens //"),
 }
+BROKEN_PROMISES = {
+    "let a share grow with what was missed": (
+        "shares.py",
+        "max([account.virtual_time, *([min(others)] if others else [])])",
+        "account.virtual_time",
+    ),
+    "charge everybody alike": ("shares.py", "cost / account.tenant.weight", "cost"),
+    "do not charge for pages": ("shares.py", "self._add(account, part / total)", "pass"),
+    "serve who has had most": (
+        "policy.py",
+        "(accounts[name].lead, name)",
+        "(-accounts[name].lead, name)",
+    ),
+    "give a long prompt the whole step": ("policy.py", "-(-left // 2)", "left"),
+    "size no chunk by the targets": ("intake.py", "left == inf", "True"),
+    "let the batch outgrow the targets": ("intake.py", "policy.DECODE_PART * itl", "2 * itl"),
+    "one more than the quota": (
+        "intake.py",
+        "account.live >= quota.live_sequences",
+        "account.live > quota.live_sequences",
+    ),
+    "lend guaranteed pages for good": ("preemption.py", "<= guaranteed", "< 0"),
+    "never take a place back": (
+        "preemption.py",
+        "return self._preempt_one(self._over_share(seq, short), Reason.OVER_SHARE, now)",
+        "return False",
+    ),
+    "let a deadline pass": ("scheduler.py", "self._deadlines[0][0] <= now", "False"),
+    "admit what will be late": ("admission.py", "policy.SAFETY * target)", "9e9)"),
+    "keep no place for who was told to come back": (
+        "bookings.py",
+        "total += booking.seconds",
+        "pass",
+    ),
+    "never refill a quota": (
+        "shares.py",
+        "self.level + (now - self.updated)",
+        "self.level + 0 * (now - self.updated)",
+    ),
+}
 
 
-def run_suite(folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/core"]
+MUTANTS = {
+    **{name: (BOOKS, mutant) for name, mutant in BROKEN_BOOKS.items()},
+    **{name: (PROMISES, mutant) for name, mutant in BROKEN_PROMISES.items()},
+}
+
+
+def run_suite(folder: Path, suite: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+    files = [f"tests/core/{name}" for name in suite]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files]
     return subprocess.run(
         command, cwd=folder, capture_output=True, text=True, timeout=120, check=False
     )
@@ -90,22 +139,22 @@ def copy(tmp_path: Path) -> Path:
     suite.mkdir(parents=True)
     for file in (package, package / "engines", suite.parent, suite):
         (file / "__init__.py").touch()
-    for name in SUITE:
+    for name in (*BOOKS, *PROMISES, *HELPERS):
         shutil.copy(ROOT / "tests" / "core" / name, suite)
     return tmp_path
 
 
 def test_the_unchanged_core_passes(copy: Path) -> None:
-    result = run_suite(copy)
+    result = run_suite(copy, BOOKS + PROMISES)
     assert result.returncode == 0, result.stdout
 
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_mutant_is_noticed(name: str, copy: Path) -> None:
-    file, old, new = MUTANTS[name]
+    suite, (file, old, new) = MUTANTS[name]
     path = copy / "dynamo_serve" / "core" / file
     source = path.read_text()
     assert old in source, "the mutation no longer applies: bring it up to date"
     path.write_text(source.replace(old, new))
-    result = run_suite(copy)
+    result = run_suite(copy, suite)
     assert result.returncode == 1, f"nobody noticed: {name}\n{result.stdout}"

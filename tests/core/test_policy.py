@@ -6,13 +6,14 @@ from dynamo_serve.core import policy
 from dynamo_serve.core.batch import Phase
 from dynamo_serve.core.request import Request
 from dynamo_serve.core.sequence import Sequence
+from dynamo_serve.core.tenant import Class
 
 NOW = float("-inf")
 
 
 def waiting(*requests: tuple[int, float]) -> list[Sequence]:
     return [
-        Sequence.of(Request(f"r{i}", (1,) * length, 5, arrival=arrival))
+        Sequence.of(Request(f"r{i}", (1,) * length, 5, arrival=arrival), Class("any"))
         for i, (length, arrival) in enumerate(requests)
     ]
 

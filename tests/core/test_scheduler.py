@@ -94,7 +94,7 @@ def test_whoever_waits_for_a_prefix_does_not_hold_up_others() -> None:
     harness, engine = harness_of(Limits(max_prefill_tokens=8, max_queue_delay=0.0))
     prompt = tuple(range(1, 22))
     harness.commands = [Submit(ask(n, p)) for n, p in (("a", prompt), ("b", prompt), ("c", (7, 7)))]
-    for _ in range(6):
+    for _ in range(10):
         harness.turn()
     order = [w.seq_id for b in engine.batches if b.phase is Phase.PREFILL for w in b.work]
     assert order.index("c") < order.index("b")

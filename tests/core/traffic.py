@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
+from dynamo_serve.core.batch import Batch, SequenceOutput, Work
 from dynamo_serve.core.engine import Engine
 from dynamo_serve.core.loop import Cancel, Command, Loop, Submit
 from dynamo_serve.core.page_pool import PagePool
-from dynamo_serve.core.request import Finish, Request, TokenEvent
+from dynamo_serve.core.request import Finish, Refusal, Request, TokenEvent
 from dynamo_serve.core.scheduler import Limits, Scheduler
 from dynamo_serve.core.stats import Stats
+from dynamo_serve.core.tenant import Tenancy
 from dynamo_serve.engines.fake import FakeEngine, next_token
 
 VOCAB_SIZE = 23
@@ -24,12 +26,13 @@ class Harness:
     engine: Engine
     limits: Limits = field(default_factory=Limits)
     prefix_sharing: bool = True
+    tenancy: Tenancy = field(default_factory=Tenancy)
     now: float = 0.0
 
     def __post_init__(self) -> None:
         spec = self.engine.start()
         pool = PagePool(spec.num_pages, spec.page_size, prefix_sharing=self.prefix_sharing)
-        self.scheduler = Scheduler(pool, self.limits)
+        self.scheduler = Scheduler(pool, self.limits, self.tenancy)
         self.commands: list[Command] = []
         self.events: list[TokenEvent] = []
         self.published: list[Stats] = []
@@ -70,8 +73,31 @@ class Harness:
     def tokens_of(self, request_id: str) -> list[int]:
         return [t for e in self.events if e.request_id == request_id for t in e.token_ids]
 
+    def refusal_of(self, request_id: str) -> Refusal | None:
+        events = [e for e in self.events if e.request_id == request_id]
+        return events[0].refusal if events else None
+
     def finish_of(self, request_id: str) -> list[TokenEvent]:
         return [e for e in self.events if e.request_id == request_id and e.finish]
+
+
+class TimedEngine(FakeEngine):
+    """Steps take virtual time. The default is a small model on two cores, in seconds."""
+
+    harness: Harness
+    fixed, per_prompt_token, per_sequence = 0.08, 0.0008, 0.003
+
+    def step(self, batch: Batch) -> list[SequenceOutput]:
+        prompt = sum(len(w.token_ids) for w in batch.work if not is_decode(w))
+        decoding = sum(map(is_decode, batch.work))
+        self.harness.now += (
+            self.fixed + self.per_prompt_token * prompt + self.per_sequence * decoding
+        )
+        return super().step(batch)
+
+
+def is_decode(work: Work) -> bool:
+    return len(work.token_ids) == 1 and work.position >= work.prompt_len
 
 
 def reference(request: Request, vocab_size: int = VOCAB_SIZE) -> tuple[list[int], Finish]:

@@ -45,8 +45,7 @@ def test_broken_pages_are_not_shared_with_the_next_request() -> None:
         scheduler.add(Request(name, (99, *range(1, 24)), 3, Sampling(temperature=0.0)), 0.0)
         for now in range(1, 20):
             batch = scheduler.schedule(float(now))
-            engine.drop(scheduler.dropped)
-            scheduler.dropped.clear()
+            engine.drop(scheduler.take_dropped())
             if batch is None:
                 break
             events = scheduler.update(batch, engine.step(batch), float(now))

@@ -29,8 +29,7 @@ def run(
         scheduler.add(request, 0.0)
     for now in range(1, MAX_STEPS):  # from 1: whatever arrived at 0 has been waited for
         batch = scheduler.schedule(float(now))
-        engine.drop(scheduler.dropped)
-        scheduler.dropped.clear()
+        engine.drop(scheduler.take_dropped())
         if batch is None:
             break
         for event in scheduler.update(batch, engine.step(batch), float(now)):
@@ -39,7 +38,7 @@ def run(
                 assert event.finish is Finish.LENGTH, event
                 finished.append(event.request_id)
         scheduler.check()
-    engine.drop(scheduler.dropped)
+    engine.drop(scheduler.take_dropped())
     assert sorted(finished) == sorted(tokens)
     assert len(engine._histories) == 0
     return tokens, scheduler

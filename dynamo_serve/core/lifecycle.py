@@ -1,0 +1,221 @@
+"""waiting → running → finished, and back to waiting: how a sequence moves, with its pages."""
+
+from __future__ import annotations
+
+from dynamo_serve.core.batch import Phase, SequenceOutput, Work
+from dynamo_serve.core.journal import Journal, Kind, Reason
+from dynamo_serve.core.page_pool import PagePool
+from dynamo_serve.core.request import Finish, TokenEvent, TokenLogprob
+from dynamo_serve.core.sequence import Sequence
+from dynamo_serve.core.shares import Shares
+from dynamo_serve.core.waiting import WaitingQueue
+
+
+class Lifecycle:
+    """Holds every live sequence. Each change of state is one method here, and nowhere else."""
+
+    def __init__(self, pool: PagePool, shares: Shares, journal: Journal) -> None:
+        self.pool = pool
+        self.shares = shares
+        self.journal = journal
+        self.waiting = WaitingQueue()
+        self.running: dict[str, Sequence] = {}  # in order of admission
+        self.dropped: list[str] = []  # for the engine to forget
+        self.totals = dict.fromkeys(
+            ("prefix_asked", "prefix_hit", "preemptions", "prompt", "output"), 0
+        )
+
+    @property
+    def busy(self) -> list[str]:
+        """Tenants that have something running or waiting."""
+        running = {seq.request.tenant for seq in self.running.values()}
+        return sorted(running.union(self.waiting.tenants))
+
+    # ── waiting → running ────────────────────────────────────────────────────
+
+    def enqueue(self, seq: Sequence, now: float) -> None:
+        """Begin: the request waits."""
+        tenant = seq.request.tenant
+        busy = self.busy
+        if tenant not in busy:
+            self.shares.wake(tenant, busy)
+        self.shares.account(tenant).num_requests += 1
+        seq.waits_since = seq.request.arrival
+        self.waiting.add(seq)
+
+    def defer(self, seq: Sequence, reason: Reason, now: float, **numbers: float) -> None:
+        """It goes on waiting; noted when the reason is a new one."""
+        if seq.waits_for != reason.value and seq.wait_for(reason.value, now):
+            self.journal.note(now, Kind.DEFER, reason.value, seq.id, seq.request.tenant, **numbers)
+
+    def reusable_keys(self, seq: Sequence) -> list[bytes]:
+        """Keys of the pages that it need not compute itself, if somebody has them."""
+        # The last token is always run: its logits pick the next one.
+        end = seq.num_tokens - 1
+        self.pool.extend_keys(seq.page_keys, seq.tokens, seq.request.salt, end)
+        return seq.page_keys[: end // self.pool.page_size]
+
+    def admit(self, seq: Sequence, now: float) -> None:
+        """waiting → running, with pages for all its tokens; there must be room."""
+        keys = self.reusable_keys(seq)
+        seq.page_table = self.pool.attach(keys)
+        seq.num_sealed = len(seq.page_table)
+        seq.num_computed = seq.num_unseen = seq.num_sealed * self.pool.page_size
+        has_grown = self.grow(seq, now)
+        assert has_grown, "has_room promised it"
+        self.pool.index.claim(keys[seq.num_sealed :], seq.id)
+        if seq.admitted_at is None:  # counted once: a preempted sequence finds its own pages
+            seq.admitted_at = now
+            seq.cached_tokens = seq.num_computed
+            self.totals["prefix_asked"] += seq.num_tokens
+            self.totals["prefix_hit"] += seq.num_computed
+            self.totals["prompt"] += seq.num_tokens
+            self.shares.account(seq.request.tenant).saved_tokens += seq.num_computed
+        if seq.preempted_at is not None:
+            seq.stall_seconds += now - seq.preempted_at
+            seq.preempted_at = None
+        self.waiting.remove(seq)
+        self.running[seq.id] = seq
+        waited = now - seq.request.arrival
+        seq.wait_for(Reason.TURN.value, now)
+        self.journal.note(
+            *(now, Kind.ADMIT, Reason.TURN.value, seq.id, seq.request.tenant),
+            cached_tokens=seq.num_computed,
+            pages=len(seq.page_table),
+            waited_s=waited,
+        )
+
+    def grow(self, seq: Sequence, now: float) -> bool:
+        """Pages for all its tokens; False, and nothing done, without room."""
+        before = self.pool.num_evicted
+        has_grown = self.pool.grow(seq.page_table, seq.num_tokens)
+        if evicted := self.pool.num_evicted - before:
+            self.journal.note(
+                *(now, Kind.EVICT, Reason.PAGES.value, seq.id, seq.request.tenant), pages=evicted
+            )
+        return has_grown
+
+    # ── running → waiting ────────────────────────────────────────────────────
+
+    def preempt(self, seq: Sequence, reason: Reason, now: float) -> None:
+        """Back to where it waited before; the pages go back, the tokens survive."""
+        self.journal.note(
+            *(now, Kind.PREEMPT, reason.value, seq.id, seq.request.tenant),
+            pages=len(seq.page_table),
+            output_tokens=seq.num_outputs,
+        )
+        self._leave(seq)
+        seq.phase = Phase.PREFILL
+        seq.num_preemptions += 1
+        seq.preempted_at = now
+        seq.waits_for, seq.waits_since = reason.value, now
+        self.totals["preemptions"] += 1
+        del self.running[seq.id]
+        self.waiting.add(seq)
+
+    # ── running → finished ───────────────────────────────────────────────────
+
+    def accept(
+        self, seq: Sequence, work: Work, out: SequenceOutput, now: float
+    ) -> TokenEvent | None:
+        """Take in what a step produced for one sequence."""
+        if out.finish is Finish.ERROR:  # what it left in its pages must not be published
+            return self.finish(seq, Finish.ERROR, now, out._replace(token_ids=()))
+        tokens, finish, stop_id = self._append(seq, out)
+        cached_tokens = None
+        if tokens:
+            if seq.first_token_at is None:
+                seq.first_token_at, cached_tokens = now, seq.cached_tokens
+            seq.last_token_at = now
+        # The newest token is always pending: its KV is written by the next step.
+        if work.samples:
+            seq.phase, seq.num_computed = Phase.DECODE, seq.num_tokens - 1
+        else:
+            seq.num_computed = work.position + len(work.token_ids)
+        self._seal(seq)
+        if finish:
+            last = self.finish(seq, finish, now, out._replace(token_ids=tokens), stop_id)
+            return last._replace(cached_tokens=cached_tokens)
+        return TokenEvent(seq.id, tokens, out.logprobs, cached_tokens) if tokens else None
+
+    def _append(
+        self, seq: Sequence, out: SequenceOutput
+    ) -> tuple[tuple[int, ...], Finish | None, int | None]:
+        """Add the produced tokens up to the first that ends the sequence."""
+        request = seq.request
+        account = self.shares.account(request.tenant)
+        for i, token in enumerate(out.token_ids, start=1):
+            seq.tokens.append(token)
+            self.totals["output"] += 1
+            account.output_tokens += 1
+            account.tokens.level -= 1
+            if token in request.stop_ids and seq.num_outputs > request.min_tokens:
+                return out.token_ids[:i], Finish.STOP, token
+            if seq.num_outputs >= request.max_tokens:
+                return out.token_ids[:i], Finish.LENGTH, None
+        return out.token_ids, out.finish, None
+
+    def _seal(self, seq: Sequence) -> None:
+        full = seq.num_computed // self.pool.page_size
+        if full <= seq.num_sealed:
+            return
+        self.pool.extend_keys(seq.page_keys, seq.tokens, seq.request.salt, seq.num_computed)
+        for i in range(seq.num_sealed, min(full, len(seq.page_keys))):
+            self.pool.seal(seq.page_table[i], seq.page_keys[i])
+        self.pool.index.unclaim(seq.page_keys[seq.num_sealed : full], seq.id)
+        seq.num_sealed = full
+
+    def _leave(self, seq: Sequence) -> None:
+        """Give up pages and claims; the engine is told to forget the sequence."""
+        self.pool.index.unclaim(seq.page_keys[seq.num_sealed :], seq.id)
+        self.pool.release(seq.page_table)
+        seq.num_computed = seq.num_sealed = seq.num_unseen = 0
+        self.dropped.append(seq.id)
+
+    def finish(
+        self,
+        seq: Sequence,
+        finish: Finish,
+        now: float,
+        out: SequenceOutput | None = None,
+        stop_id: int | None = None,
+    ) -> TokenEvent:
+        """The one way out: every sequence leaves through here, whatever the reason."""
+        if self.running.pop(seq.id, None) is None:
+            self.waiting.remove(seq)
+            seq.wait_for(finish.value, now)
+            if seq.preempted_at is not None:
+                seq.stall_seconds += now - seq.preempted_at
+        self._leave(seq)
+        if finish in (Finish.STOP, Finish.LENGTH):
+            self.shares.learn_ratio(seq)
+        self.journal.note(
+            *(now, Kind.FINISH, finish.value, seq.id, seq.request.tenant),
+            output_tokens=seq.num_outputs,
+            device_seconds=seq.device_seconds,
+        )
+        tokens: tuple[int, ...] = out.token_ids if out else ()
+        logprobs: tuple[TokenLogprob, ...] = out.logprobs[: len(tokens)] if out else ()
+        return TokenEvent(
+            request_id=seq.id,
+            token_ids=tokens,
+            logprobs=logprobs,
+            finish=finish,
+            stop_id=stop_id,
+            summary=seq.summary(now),
+            error=out.error if out else None,
+            artifact=out.artifact if out else None,
+        )
+
+    def check(self) -> None:
+        """Raise AssertionError if pages, claims or phases are inconsistent."""
+        self.pool.check(seq.page_table for seq in self.running.values())
+        self.pool.index.check(set(self.running))
+        self.waiting.check()
+        for seq in self.waiting:
+            assert not seq.page_table and seq.phase is Phase.PREFILL, f"{seq.id} waits with pages"
+            assert seq.id not in self.running, f"{seq.id} waits and runs"
+        for seq in self.running.values():
+            assert seq.num_pending > 0, f"{seq.id} has nothing to run"
+            assert seq.phase is Phase.PREFILL or seq.num_pending == 1, f"{seq.id}: bad decode"
+            assert seq.num_sealed <= len(seq.page_table), f"{seq.id} sealed what it does not hold"

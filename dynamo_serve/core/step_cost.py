@@ -1,0 +1,266 @@
+"""How long a step takes, learned from the steps themselves; sizes chunks and shares out costs.
+
+    seconds = pace · (fixed + pairs + sequences + reads + curve(tokens)), each with its price
+
+`curve` is piecewise linear in the tokens of the step, with jumps where matrix kernels take another
+tile: flat where reading the weights takes the time and steep where computing does, or any other
+way round. No price is below zero, so more work
+is never predicted to be faster. `pace` is how busy the machine is at the moment.
+
+Sources. Exponentially weighted recursive least squares: S. Haykin, "Adaptive Filter Theory"; here
+in its information form, solved by coordinate descent, which keeps prices at zero or above:
+V. Franc, V. Hlaváč, M. Navara, "Sequential coordinate-wise algorithm for the non-negative least
+squares problem", CAIP 2005. What a step does not exercise is not forgotten: R. Kulhavý,
+"Restricted exponential forgetting in real-time identification", Automatica 23, 1987. Surprises
+count up to a bound: P. J. Huber, "Robust estimation of a location parameter", 1964. A token costs
+what the tokens of its step cost on average: R. J. Aumann, L. S. Shapley, "Values of Non-Atomic
+Games", 1974.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Iterable, Sequence
+from itertools import accumulate, pairwise
+from math import exp, log
+from operator import mul
+from statistics import median
+from typing import NamedTuple
+
+Item = tuple[int, int, bool]
+"""One sequence's share of a step: (number of tokens, position of the first, is it prefill)."""
+
+TILES = (16, 32)  # tokens after which matrix kernels may take one more tile: the time jumps
+KNOTS = (0, 16, 32, 64, 128, 256, 512)  # tokens at which the curve may bend
+WIDTHS = (*(b - a for a, b in pairwise(KNOTS)), 1 << 40)
+PIECES = tuple(zip(KNOTS, WIDTHS, strict=True))
+PAIRS, SEQUENCES, READS, JUMPS = 1, 2, 3, 4  # places among the features; 0 is the fixed time
+CURVE = JUMPS + len(TILES)
+NEAR_WIDTHS = (*WIDTHS[:-1], KNOTS[-1])
+
+FORGET = 0.5 ** (1 / 800)  # once per row and per column of a product: its half life is 400 steps
+SMOOTHING = 0.5  # steps' worth of belief that neighbouring pieces of the curve are equally steep
+DAMPING = 1.0  # steps' worth of reluctance to change a price at once
+PACE_GAIN = 0.15  # of a surprise is put down to the machine being busy, or idle again
+PACE_KEPT = 0.995  # per step: what lasts for hundreds of steps becomes part of the prices
+MAX_SURPRISE = 0.3  # of log(actual / predicted); anything more counts as this much
+FIRST_SURPRISE = 1.0  # the same, until a kind is learned
+LEARNED_STEPS = 16  # of a kind, with prompt tokens or without
+FIRST_REACH = 32  # prompt tokens in a step that are risked without having seen any
+LEAST_SECONDS = 1e-6
+ERRORS_KEPT = 256  # steps that the reported error looks back on
+
+
+class StepShape(NamedTuple):
+    """What a step runs, in the numbers that its time depends on.
+
+    `prefill_context` counts pairs of a prompt token and one that it attends to; `prefill_reads`
+    and `decode_context` count the tokens whose KV the chunks and the decoding sequences read.
+    """
+
+    prefill_tokens: int = 0
+    prefill_context: float = 0.0
+    decode_sequences: int = 0
+    decode_context: int = 0
+    prefill_reads: int = 0
+
+    @classmethod
+    def of(cls, works: Iterable[Item]) -> StepShape:
+        prompt = sequences = context = reads = 0
+        pairs = 0.0
+        for count, position, is_prefill in works:
+            if is_prefill:
+                prompt += count
+                pairs += count * (position + count / 2)
+                reads += position + count
+            else:
+                sequences += 1
+                context += position + count
+        return cls(prompt, pairs, sequences, context, reads)
+
+    def with_chunk(self, count: int, position: int) -> StepShape:
+        """This step and `count` tokens of one more prompt, which stands at `position`."""
+        return self._replace(
+            prefill_tokens=self.prefill_tokens + count,
+            prefill_context=self.prefill_context + count * (position + count / 2),
+            prefill_reads=self.prefill_reads + position + count,
+        )
+
+
+def _dot(a: Sequence[float], b: Sequence[float]) -> float:
+    return float(sum(map(mul, a, b)))
+
+
+def _features(shape: StepShape, is_prefill: bool) -> list[float]:
+    prompt, pairs, sequences, context, reads = shape
+    tokens = prompt + sequences
+    # Without prompt tokens the curve is one in sequences, and has no need of a price for each.
+    apart = sequences if is_prefill else 0
+    jumps = [tokens > tile for tile in TILES]
+    curve = [min(max(tokens - knot, 0), width) for knot, width in PIECES]
+    return [1.0, pairs, apart, context + reads, *jumps, *curve]
+
+
+class _Fit:
+    """seconds = prices · features, learned; neither is ever below zero."""
+
+    def __init__(self, prior: Sequence[float]) -> None:
+        self.prices = list(prior)
+        self.count = 0
+        self._information = [[0.0] * len(prior) for _ in prior]
+        self._pull = [0.0] * len(prior)  # where the errors so far want each price to go
+
+    def __call__(self, features: Sequence[float]) -> float:
+        return max(_dot(self.prices, features), LEAST_SECONDS)
+
+    def scale(self, factor: float) -> None:
+        self.prices = [factor * price for price in self.prices]
+
+    def learn(self, features: Sequence[float], predicted: float, error: float) -> None:
+        """Take in a step that took about 1 + `error` times the `predicted` seconds.
+
+        Steps weigh the same, short or long: a row is divided by its prediction.
+        """
+        row = [x / predicted for x in features]
+        kept = [FORGET if x else 1.0 for x in row]
+        self._information = [
+            [keep * k * a + x * y for a, k, y in zip(line, kept, row, strict=True)]
+            for line, keep, x in zip(self._information, kept, row, strict=True)
+        ]
+        self._pull = [k * p + error * x for p, k, x in zip(self._pull, kept, row, strict=True)]
+        self._descend(row, predicted)
+        self.count += 1
+
+    def _descend(self, row: Sequence[float], predicted: float) -> None:
+        """One price after the other to where it explains most, the others being as they are."""
+        prices = self.prices
+        for i, line in enumerate(self._information):
+            belief, pull = line[i] + DAMPING * row[i] * row[i], self._pull[i]
+            if i >= CURVE:
+                likeness = SMOOTHING * (NEAR_WIDTHS[i - CURVE] / predicted) ** 2
+                belief += likeness
+                pull += likeness * (self._neighbours(i) - prices[i])
+            change = max(pull / belief, -prices[i]) if belief else 0.0
+            if change:
+                prices[i] += change
+                self._pull = [p - change * a for p, a in zip(self._pull, line, strict=True)]
+
+    def _neighbours(self, i: int) -> float:
+        left = self.prices[max(i - 1, CURVE)]
+        return (left + self.prices[i + 1]) / 2 if i + 1 < len(self.prices) else left
+
+
+class StepCost:
+    """Learns online what steps cost. Deterministic: equal observations, equal predictions.
+
+    The arguments are what is believed before the first observation: a fixed time, and more per
+    prompt token and per decoding sequence, in seconds. Steps with and without prompt tokens are
+    learned apart, because they run different kernels; the pace of the machine is common to both.
+    """
+
+    def __init__(
+        self, step_s: float = 0.010, token_s: float = 0.0002, sequence_s: float = 0.001
+    ) -> None:
+        unknown = [0.0] * (1 + len(TILES))  # reads and jumps
+        self._prefill = _Fit([step_s, 0.0, sequence_s, *unknown, *[token_s] * len(PIECES)])
+        self._decode = _Fit([step_s, 0.0, 0.0, *unknown, *[sequence_s] * len(PIECES)])
+        self._log_pace = 0.0
+        self._most_seen = 0  # prompt tokens in one step
+        self._errors: deque[float] = deque(maxlen=ERRORS_KEPT)
+
+    def observe(self, shape: StepShape, seconds: float) -> None:
+        """A step has run. One that took no measurable time teaches nothing."""
+        if seconds <= 0:
+            return
+        fit, features = self._fit(shape), _features(shape, bool(shape.prefill_tokens))
+        pace, expected = exp(self._log_pace), fit(features)
+        predicted = max(pace * expected, self._floor(shape))
+        self._errors.append(abs(predicted - seconds) / seconds)
+        self._most_seen = max(self._most_seen, shape.prefill_tokens)
+        if not fit.count:  # a prior knows how costs relate, but not how fast the machine is
+            for other in (self._prefill, self._decode):
+                if not other.count:
+                    other.scale(seconds / (pace * expected))
+            expected = seconds / pace
+        is_learned = fit.count >= LEARNED_STEPS
+        bound = MAX_SURPRISE if is_learned else FIRST_SURPRISE
+        surprise = max(-bound, min(bound, log(seconds / expected) - self._log_pace))
+        if is_learned:
+            self._log_pace = PACE_KEPT * self._log_pace + PACE_GAIN * surprise
+        fit.learn(features, expected, surprise)
+
+    def predict(self, shape: StepShape) -> float:
+        """Seconds that a step of this shape will take; never falls with more of anything."""
+        fit = self._fit(shape)
+        predicted = exp(self._log_pace) * fit(_features(shape, bool(shape.prefill_tokens)))
+        return max(predicted, self._floor(shape))
+
+    def largest_chunk(self, base: StepShape, position: int, budget_s: float, cap: int) -> int:
+        """How many tokens of one more prompt, at `position`, fit a step of `budget_s` seconds.
+
+        Between 0 and `cap`. The model is never trusted far beyond what it has seen: with the
+        chunk, the step has at most `reach` prompt tokens.
+        """
+        most = min(cap, self.reach - base.prefill_tokens)
+        if most < 1 or self._floor(base) > budget_s:
+            return 0
+        prices = self._prefill.prices
+        slopes, tokens = prices[CURVE:], base.prefill_tokens + base.decode_sequences
+        heights = [0.0, *accumulate(a * b for a, b in zip(slopes, WIDTHS, strict=True))]
+        features = _features(base, is_prefill=True)[:JUMPS]
+        features[READS] += position
+        rest = _dot(prices[:JUMPS], features)
+
+        def seconds(count: int) -> float:
+            piece = bisect_right(KNOTS, tokens + count) - 1
+            curve = heights[piece] + slopes[piece] * (tokens + count - KNOTS[piece])
+            curve += sum(prices[JUMPS + i] for i, tile in enumerate(TILES) if tokens + count > tile)
+            pairs = count * (position + count / 2)
+            return rest + prices[PAIRS] * pairs + prices[READS] * count + curve
+
+        return bisect_right(range(1, most + 1), budget_s / exp(self._log_pace), key=seconds)
+
+    def shares(self, works: Sequence[Item]) -> list[float]:
+        """Which part of its step's time each of `works` is to pay for; they add up to 1.
+
+        Everybody pays for their own attention, and for the rest by tokens.
+        """
+        shape = StepShape.of(works)
+        prices, features = self._fit(shape).prices, _features(shape, bool(shape.prefill_tokens))
+        common = prices[0] + _dot(prices[JUMPS:], features[JUMPS:])
+        per_token = max(common, LEAST_SECONDS) / (shape.prefill_tokens + shape.decode_sequences)
+        costs = []
+        for count, position, is_prefill in works:
+            cost = per_token * count + prices[READS] * (position + count)
+            if is_prefill:
+                cost += prices[PAIRS] * count * (position + count / 2)
+            elif shape.prefill_tokens:
+                cost += prices[SEQUENCES]
+            costs.append(cost)
+        whole = sum(costs)
+        return [cost / whole for cost in costs]
+
+    @property
+    def reach(self) -> int:
+        """Prompt tokens that a step may have: twice the most seen in one, and at least 32."""
+        return max(FIRST_REACH, 2 * self._most_seen)
+
+    def is_learned(self, shape: StepShape) -> bool:
+        """Whether steps of this kind have been seen often enough, and about as long."""
+        return self._fit(shape).count >= LEARNED_STEPS and shape.prefill_tokens <= self.reach
+
+    @property
+    def error(self) -> float:
+        """Median of |predicted - actual| / actual over the latest steps, each predicted before."""
+        return median(self._errors) if self._errors else 0.0
+
+    def _fit(self, shape: StepShape) -> _Fit:
+        return self._prefill if shape.prefill_tokens else self._decode
+
+    def _floor(self, shape: StepShape) -> float:
+        """What the decoding sequences of a step take without its prompt tokens, once known."""
+        if not shape.decode_sequences or self._decode.count < LEARNED_STEPS:
+            return 0.0
+        alone = StepShape(0, 0.0, shape.decode_sequences, shape.decode_context)
+        return exp(self._log_pace) * self._decode(_features(alone, is_prefill=False))

@@ -1,0 +1,71 @@
+"""Requests that wait for admission: a queue per tenant, the tightest target first."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterator
+from itertools import islice
+
+from dynamo_serve.core.sequence import Sequence
+
+Place = tuple[float, int]  # when it is due, and how many came before it
+
+
+def place(seq: Sequence) -> Place:
+    return (seq.due, seq.ordinal)
+
+
+class WaitingQueue:
+    """Within a tenant the order is by `due`, then by arrival; between tenants `policy` decides."""
+
+    def __init__(self) -> None:
+        self._by_id: dict[str, Sequence] = {}
+        self._by_tenant: dict[str, list[Sequence]] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def __contains__(self, seq_id: str) -> bool:
+        return seq_id in self._by_id
+
+    def __iter__(self) -> Iterator[Sequence]:
+        return iter(self._by_id.values())
+
+    def get(self, seq_id: str) -> Sequence | None:
+        return self._by_id.get(seq_id)
+
+    def add(self, seq: Sequence) -> None:
+        self._by_id[seq.id] = seq
+        insort(self._by_tenant.setdefault(seq.request.tenant, []), seq, key=place)
+
+    def remove(self, seq: Sequence) -> None:
+        queue = self._by_tenant[seq.request.tenant]
+        at = bisect_left(queue, place(seq), key=place)
+        assert queue[at] is seq, f"{seq.id} is not where it should wait"
+        del queue[at], self._by_id[seq.id]
+        if not queue:
+            del self._by_tenant[seq.request.tenant]
+
+    @property
+    def tenants(self) -> list[str]:
+        """The tenants that wait for something."""
+        return list(self._by_tenant)
+
+    def count(self, tenant: str) -> int:
+        return len(self._by_tenant.get(tenant, ()))
+
+    def first(self, tenant: str, most: int) -> list[Sequence]:
+        """Up to `most` requests of a tenant, in their order."""
+        return list(islice(self._by_tenant.get(tenant, ()), most))
+
+    def ahead_of(self, seq: Sequence) -> int:
+        """How many requests of its own tenant go before it; also for one that does not wait."""
+        return bisect_left(self._by_tenant.get(seq.request.tenant, []), place(seq), key=place)
+
+    def check(self) -> None:
+        """Raise AssertionError if a queue and the register disagree."""
+        queued = [seq for queue in self._by_tenant.values() for seq in queue]
+        assert {seq.id for seq in queued} == self._by_id.keys(), "a request waits nowhere"
+        assert len(queued) == len(self._by_id), "a request waits twice"
+        for queue in self._by_tenant.values():
+            assert queue == sorted(queue, key=place), "a queue out of order"
