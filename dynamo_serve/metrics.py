@@ -133,7 +133,7 @@ Samples = Mapping[tuple[str, ...], Any]  # label values → Histogram or number
 
 
 class Metrics:
-    """Implements `service.Observer`; each instance has its own registry and shares nothing.
+    """Implements `observer.Observer`; each instance has its own registry and shares nothing.
 
     All calls come from one event loop, so nothing is locked.
     """
