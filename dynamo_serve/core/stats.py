@@ -12,6 +12,7 @@ class StepStats(NamedTuple):
     seconds: float
     num_tokens: int
     num_sequences: int
+    predicted_seconds: float | None = None
 
 
 class Stats(NamedTuple):
