@@ -130,7 +130,15 @@ def read_yaml(path: Path) -> object:
     except OSError as error:
         raise ConfigError(f"{path}: cannot read this file: {error.strerror}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: 2020-13-01
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{path}: not valid YAML: {_problem(error)}") from error
+
+
+def _problem(error: Exception) -> str:
+    """What is wrong and where. The library's own text quotes the line, which may hold a key."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        mark = error.problem_mark
+        return f"{error.problem} in line {mark.line + 1}, column {mark.column + 1}"
+    return " ".join(str(error).split())
 
 
 def _mapping(tree: object, where: str, allowed: str) -> dict[Any, Any]:
@@ -150,7 +158,8 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, yaml.ScalarNode):
                 continue  # not hashable: refused below
             if key.value in seen:
-                raise yaml.YAMLError(f"key {key.value!r} is given twice {key.start_mark}")
+                problem = f"key {key.value!r} is given twice"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
