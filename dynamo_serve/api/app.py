@@ -57,18 +57,7 @@ def create_app(
     )
     names, started = tuple(model_names), int(time.time())
     edge = Edge(service, tokenizer, config.server, access, Lookup(service), names, started)
-
-    async def authorize(http: Request, _: Annotated[object, Depends(BEARER)]) -> None:
-        http.state.caller = access.caller(http.headers.get("authorization"))
-
-    async def authorize_admin(http: Request, _: Annotated[object, Depends(BEARER)]) -> None:
-        access.check_admin(http.headers.get("authorization"))
-
-    app.include_router(open_routes(edge, metrics))
-    for routes in (openai_routes(edge), token_routes(edge), request_routes(edge)):
-        app.include_router(routes, dependencies=[Depends(authorize)])
-    app.include_router(server_routes(edge, config), dependencies=[Depends(authorize)])
-    app.include_router(admin_routes(edge), dependencies=[Depends(authorize_admin)])
+    _add_routes(app, edge, config, metrics)
     add_fault_handlers(app)
     if config.server.cors_origins:
         app.add_middleware(
@@ -81,3 +70,19 @@ def create_app(
     app.add_middleware(RequestId, log_requests=config.log.requests)
     app.openapi = lambda: document(app)  # type: ignore[method-assign]
     return app
+
+
+def _add_routes(app: FastAPI, edge: Edge, config: Config, metrics: Metrics) -> None:
+    """Every endpoint behind the door that it belongs to: none, a tenant's key, an admin key."""
+
+    async def authorize(http: Request, _: Annotated[object, Depends(BEARER)]) -> None:
+        http.state.caller = edge.access.caller(http.headers.get("authorization"))
+
+    async def authorize_admin(http: Request, _: Annotated[object, Depends(BEARER)]) -> None:
+        edge.access.check_admin(http.headers.get("authorization"))
+
+    app.include_router(open_routes(edge, metrics))
+    for routes in (openai_routes(edge), token_routes(edge), request_routes(edge)):
+        app.include_router(routes, dependencies=[Depends(authorize)])
+    app.include_router(server_routes(edge, config), dependencies=[Depends(authorize)])
+    app.include_router(admin_routes(edge), dependencies=[Depends(authorize_admin)])
