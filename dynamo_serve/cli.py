@@ -1,4 +1,4 @@
-"""The command line: serve, chat, check-config, version."""
+"""The command line: serve, chat, check-config, hash-key, version."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ FLAGS = {
     "--device": ("engine.device", "DEVICE", "auto, cpu, cuda or cuda:N."),
     "--host": ("server.host", "HOST", "Address to listen on."),
     "--port": ("server.port", "PORT", "Port to listen on; 0 picks a free one."),
+    "--tenants": ("server.tenants_file", "FILE", "YAML file of tenants, keys and quotas."),
 }
 USAGE_ERROR = 2
 INTERRUPTED = 130
@@ -68,6 +69,8 @@ def parser() -> argparse.ArgumentParser:
     _add_settings(check)
     check.add_argument("--print", action="store_true", help="Show every value and its source.")
     _add_chat(_command(commands, "chat", "Chat with any OpenAI endpoint in a terminal.", _chat))
+    keys = _command(commands, "hash-key", "Print a key as the tenants file has it.", _hash_key)
+    keys.add_argument("--new", action="store_true", help="Make a random key and show it once.")
     _command(commands, "version", "Print the version.", _version)
     return root
 
@@ -140,6 +143,9 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> int:
     loaded = load_settings(arguments)
+    from dynamo_serve import tenants
+
+    tenants.load(loaded.config.server)
     if arguments.print:
         print(settings.render(loaded), end="")
     else:
@@ -167,6 +173,12 @@ def _chat(arguments: argparse.Namespace) -> int:
             max_tokens=arguments.max_tokens,
         )
     )
+
+
+def _hash_key(arguments: argparse.Namespace) -> int:
+    from dynamo_serve.cli_keys import hash_key
+
+    return hash_key(arguments.new)
 
 
 def _version(_: argparse.Namespace) -> int:

@@ -20,6 +20,7 @@ import uvicorn
 from dynamo_serve import __version__, bundled
 from dynamo_serve.api import middleware
 from dynamo_serve.api.app import create_app
+from dynamo_serve.api.auth import Access
 from dynamo_serve.cli_progress import Progress
 from dynamo_serve.config import Config, LogSection, ModelSection, ServerSection
 from dynamo_serve.errors import ConfigError
@@ -48,14 +49,15 @@ def serve(config: Config) -> int:
         )
         progress = Progress(sys.stderr)
         service = Service(config, model_path=path, observer=metrics, progress=progress)
-        app = create_app(service, load_tokenizer(path), config, metrics, model_names=names)
+        access = Access(config.server, service.configure)
+        app = create_app(service, load_tokenizer(path), config, metrics, access, model_names=names)
         settings = uvicorn.Config(
             app,
             log_config=None,
             access_log=False,  # the app logs requests itself, if log.requests says so
             timeout_graceful_shutdown=int(FLUSH_S),
         )
-        run = Run(service, HttpServer(settings), listener, config.server)
+        run = Run(service, HttpServer(settings), listener, config.server, access)
         return asyncio.run(run.until_signal(names))
 
 
@@ -71,12 +73,18 @@ class Run:
     """One server from start to exit."""
 
     def __init__(
-        self, service: Service, http: HttpServer, listener: socket.socket, server: ServerSection
+        self,
+        service: Service,
+        http: HttpServer,
+        listener: socket.socket,
+        server: ServerSection,
+        access: Access,
     ) -> None:
         self._service = service
         self._http = http
         self._listener = listener
         self._server = server
+        self._access = access
         self._stop = asyncio.Event()
 
     async def until_signal(self, names: tuple[str, ...]) -> int:
@@ -84,6 +92,8 @@ class Run:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
+        if self._access.reloads:  # else SIGHUP ends the server, as a terminal that closes means it
+            loop.add_signal_handler(signal.SIGHUP, self._reload)
         # HTTP first: while the model loads, /health answers and /ready says why not.
         answering = asyncio.create_task(self._http.serve(sockets=[self._listener]))
         stopped = asyncio.create_task(self._stop.wait())
@@ -112,6 +122,12 @@ class Run:
             os._exit(128 + number)
         self._stop.set()
 
+    def _reload(self) -> None:
+        try:
+            log.info("tenants reloaded: %s", self._access.reload())
+        except ConfigError as error:
+            log.error("tenants not reloaded, the old ones stay: %s", error)
+
     async def _drain(self) -> None:
         timeout = self._server.drain_timeout_s
         live = self._service.num_live
@@ -130,7 +146,7 @@ class Run:
 
     def _what_next(self, names: tuple[str, ...]) -> str:
         host, port = self._listener.getsockname()[:2]
-        return what_next(base_url(host, port), names, self._service, bool(self._server.api_keys))
+        return what_next(base_url(host, port), names, self._service, self._access.asks_key)
 
 
 def tell(text: str) -> None:

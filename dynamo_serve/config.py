@@ -38,6 +38,17 @@ class ServerSection:
         pattern=r"\S+",
         secret=True,
     )
+    admin_keys: tuple[str, ...] = setting(
+        (),
+        "Keys that open /admin; the tenants file may name more. Without any, /admin stays shut.",
+        pattern=r"\S+",
+        secret=True,
+    )
+    tenants_file: str = setting(
+        "",
+        "YAML file of tenants, their keys and quotas, and classes, relative to the working "
+        "directory. Empty: one tenant, whose keys are server.api_keys.",
+    )
     cors_origins: tuple[str, ...] = setting((), "Origins browsers may call from; '*' for any.")
     max_body_bytes: int = setting(4_000_000, "Largest accepted request body, in bytes.", low=1024)
     drain_timeout_s: float = setting(

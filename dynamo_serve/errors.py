@@ -9,13 +9,22 @@ DynamoServeError
       │    ├── UnsupportedField   400  known to OpenAI clients, would change the answer, not built
       │    └── UnknownField       400  known to nobody
       ├── Unauthorized            401
+      ├── Forbidden               403  this key may not do that
       ├── ModelNotFound           404
+      ├── RequestNotFound         404
       ├── PayloadTooLarge         413
       ├── EngineFailure           500  the engine failed this request alone
-      └── Unavailable             503  with Retry-After: starting, draining, full, engine lost
+      └── TryLater                     with Retry-After
+           ├── Unavailable        503  starting, draining, full, engine lost
+           └── Shed                    refused by the scheduler on arrival, with the numbers
+                ├── QuotaExceeded 429  the tenant's own limit or share is reached
+                └── Overloaded    503  the server is full, or would be too late
 """
 
 from __future__ import annotations
+
+import math
+from typing import Any
 
 
 class DynamoServeError(Exception):
@@ -45,7 +54,7 @@ class RequestError(DynamoServeError):
         self.message = message
         self.param = param
 
-    def body(self) -> dict[str, dict[str, str | None]]:
+    def body(self) -> dict[str, dict[str, Any]]:
         """The OpenAI error object."""
         return {
             "error": {
@@ -77,8 +86,16 @@ class Unauthorized(RequestError):
     status, code, type = 401, "invalid_api_key", "authentication_error"
 
 
+class Forbidden(RequestError):
+    status, code, type = 403, "permission_denied", "permission_error"
+
+
 class ModelNotFound(RequestError):
     status, code, type = 404, "model_not_found", "invalid_request_error"
+
+
+class RequestNotFound(RequestError):
+    status, code, type = 404, "request_not_found", "invalid_request_error"
 
 
 class PayloadTooLarge(RequestError):
@@ -89,11 +106,57 @@ class EngineFailure(RequestError):
     status, code, type = 500, "engine_error", "server_error"
 
 
-class Unavailable(RequestError):
-    """The server cannot take or finish this now; `retry_after` is in seconds."""
-
-    status, code, type = 503, "unavailable", "server_error"
+class TryLater(RequestError):
+    """The same request may succeed after `retry_after` seconds."""
 
     def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+    @property
+    def retry_after_header(self) -> str:
+        """Whole seconds, at least one: what the header can say."""
+        return str(max(1, math.ceil(self.retry_after)))
+
+
+class Shed(TryLater):
+    """The scheduler refused a request on arrival, and says what it decided on.
+
+    `reason` is a code (`core.journal.Reason`); times are in seconds from now.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after: float,
+        reason: str,
+        limit: float | None = None,
+        predicted_wait: float | None = None,
+        queue_position: int | None = None,
+    ) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.facts = {
+            "reason": reason,
+            "limit": limit,
+            "predicted_wait_s": predicted_wait,
+            "queue_position": queue_position,
+            "retry_after_s": retry_after,
+        }
+
+    def body(self) -> dict[str, dict[str, Any]]:
+        return {"error": {**super().body()["error"], **self.facts}}
+
+
+class QuotaExceeded(Shed):
+    status, code, type = 429, "rate_limit_exceeded", "rate_limit_error"
+
+
+class Overloaded(Shed):
+    status, code, type = 503, "overloaded", "server_error"
+
+
+class Unavailable(TryLater):
+    """The server cannot take or finish this now."""
+
+    status, code, type = 503, "unavailable", "server_error"

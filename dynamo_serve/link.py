@@ -24,6 +24,7 @@ from dynamo_serve.core.engine import EngineSpec
 from dynamo_serve.core.loop import Command, Stop
 from dynamo_serve.core.request import TokenEvent
 from dynamo_serve.core.stats import Stats
+from dynamo_serve.core.tenant import Tenancy
 from dynamo_serve.errors import EngineStartError
 from dynamo_serve.worker import Progress, build_engine, build_loop
 
@@ -41,11 +42,12 @@ class Hooks:
     """What a link calls, always on the event loop.
 
     `on_step` once per publish; `on_lost` once, with the reason, when a started engine is gone
-    without having been closed.
+    without having been closed; `on_answer` with the ticket of an `Inspect` and its answer.
     """
 
     on_step: Callable[[list[TokenEvent], Stats], None]
     on_lost: Callable[[str], None]
+    on_answer: Callable[[int, Any], None]
     progress: Progress
 
 
@@ -64,10 +66,11 @@ class Link(Protocol):
 class ProcessLink:
     """An engine process, and the socket to it."""
 
-    def __init__(self, config: Config, model_path: str, hooks: Hooks) -> None:
+    def __init__(self, config: Config, model_path: str, hooks: Hooks, tenancy: Tenancy) -> None:
         self._config = config
         self._model_path = model_path
         self._hooks = hooks
+        self._tenancy = tenancy
         self._is_closing = False
         self._is_up = False
         self._failure: str | None = None
@@ -83,7 +86,8 @@ class ProcessLink:
                 self.process = self._spawn(theirs.fileno())
             reader, self._writer = await asyncio.open_connection(sock=ours)
             sections = {name: asdict(getattr(self._config, name)) for name in ENGINE_SECTIONS}
-            self._writer.write(wire.pack("configure", sections, self._model_path))
+            tenancy = asdict(self._tenancy)
+            self._writer.write(wire.pack("configure", sections, self._model_path, tenancy))
             self._reading = asyncio.create_task(self._read(reader, self.process))
             spec = await self._ready
             self._is_up = True
@@ -146,6 +150,8 @@ class ProcessLink:
         match message[0]:
             case "step":
                 self._hooks.on_step(*wire.step_of(message))
+            case "answer":
+                self._hooks.on_answer(message[1], message[2])
             case "progress":
                 with contextlib.suppress(OSError):  # the terminal has gone: nobody misses the bar
                     self._hooks.progress(message[1], message[2])
@@ -159,10 +165,11 @@ class ProcessLink:
 class ThreadLink:
     """The engine in a thread of this process: for tests and notebooks."""
 
-    def __init__(self, config: Config, model_path: str, hooks: Hooks) -> None:
+    def __init__(self, config: Config, model_path: str, hooks: Hooks, tenancy: Tenancy) -> None:
         self._config = config
         self._model_path = model_path
         self._hooks = hooks
+        self._tenancy = tenancy
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._is_closing = False
 
@@ -188,6 +195,9 @@ class ThreadLink:
         def publish(events: list[TokenEvent], stats: Stats) -> None:
             self._call(self._hooks.on_step, events, stats)
 
+        def reply(ticket: int, answer: object) -> None:
+            self._call(self._hooks.on_answer, ticket, answer)
+
         try:
             engine = build_engine(self._config, self._model_path, progress)
             try:
@@ -197,8 +207,10 @@ class ThreadLink:
                     self._config,
                     engine,
                     spec,
+                    self._tenancy,
                     inbox=self._receive,
                     publish=publish,
+                    reply=reply,
                 ).run()
             finally:
                 engine.close()

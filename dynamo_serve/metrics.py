@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from prometheus_client.metrics_core import (
 from dynamo_serve.core.batch import Phase
 from dynamo_serve.core.request import Finish, Request, TokenEvent
 from dynamo_serve.core.stats import Stats
+from dynamo_serve.metrics_tenants import TenantCosts
 
 # A small model on a fast device decodes in 2 to 5 ms and an overloaded one queues for minutes:
 # one scale has to resolve both.
@@ -26,6 +28,7 @@ SECONDS = (
     *(10.0, 15.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0),
 )
 TOKENS = tuple(float(2**power) for power in range(15))
+RATIOS = (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0)
 
 
 class Declared(NamedTuple):
@@ -73,6 +76,32 @@ DECLARED = {
     ),
     "output_tokens_total": Declared("counter", "dserve_output_tokens", "Tokens generated."),
     "finishes": Declared("counter", "dserve_finishes", "Requests by how they ended.", ("finish",)),
+    "refusals": Declared(
+        "counter",
+        "dserve_refusals",
+        "Requests refused on arrival instead of queued.",
+        ("tenant", "reason"),
+    ),
+    "prediction": Declared(
+        "histogram",
+        "dserve_step_prediction_error_ratio",
+        "How far a step's predicted duration was off, as a share of the real one.",
+    ),
+    "tenant_device_seconds": Declared(
+        "counter", "dserve_tenant_device_seconds", "A tenant's share of the steps.", ("tenant",)
+    ),
+    "tenant_page_seconds": Declared(
+        "counter", "dserve_tenant_page_seconds", "KV pages times how long held.", ("tenant",)
+    ),
+    "tenant_saved_tokens": Declared(
+        "counter", "dserve_tenant_saved_tokens", "Prompt tokens found in the cache.", ("tenant",)
+    ),
+    "tenant_output_tokens": Declared(
+        "counter", "dserve_tenant_output_tokens", "Tokens generated.", ("tenant",)
+    ),
+    "tenant_sequences": Declared(
+        "gauge", "dserve_tenant_sequences", "Sequences: live or waiting.", ("tenant", "state")
+    ),
     "restarts": Declared("counter", "dserve_engine_restarts", "Starts of another engine."),
     "build": Declared("gauge", "dserve_build_info", "Always 1.", ("version", "model")),
 }
@@ -133,7 +162,7 @@ Samples = Mapping[tuple[str, ...], Any]  # label values → Histogram or number
 
 
 class Metrics:
-    """Implements `service.Observer`; each instance has its own registry and shares nothing.
+    """Implements `observer.Observer`; each instance has its own registry and shares nothing.
 
     All calls come from one event loop, so nothing is locked.
     """
@@ -147,12 +176,15 @@ class Metrics:
         self._num_restarts = num_restarts
         self._histograms: dict[str, Samples] = {
             **{key: {(): Histogram(SECONDS)} for key in ("ttft", "itl", "e2e", "queue")},
+            "prediction": {(): Histogram(RATIOS)},
             "step": {(phase.value,): Histogram(SECONDS) for phase in Phase},
             "batch": {(phase.value,): Histogram(TOKENS) for phase in Phase},
         }
         self._ttft = self._histograms["ttft"][()]  # bound here: looked up for every token
         self._itl = self._histograms["itl"][()]
         self._finishes = dict.fromkeys(Finish, 0)
+        self._refusals: Counter[tuple[str, ...]] = Counter()
+        self._costs = TenantCosts()
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
@@ -167,6 +199,8 @@ class Metrics:
                 self._itl.observe(now - previous)
         if event.finish is not None:
             self._on_finish(request, event, now)
+        if event.refusal is not None:
+            self._refusals[request.tenant, event.refusal.reason] += 1
 
     def _on_finish(self, request: Request, event: TokenEvent, now: float) -> None:
         assert event.finish is not None
@@ -185,11 +219,19 @@ class Metrics:
         if any(getattr(stats, name) < getattr(self._stats, name) for name in COUNTED):
             for name in COUNTED:
                 self._before_restart[name] += getattr(self._stats, name)
+            self._costs.restart()
         self._stats = stats
         step = stats.step
         if step is not None:
             self._histograms["step"][(step.phase,)].observe(step.seconds)
             self._histograms["batch"][(step.phase,)].observe(step.num_tokens)
+            if step.predicted_seconds is not None and step.seconds > 0:
+                error = abs(step.predicted_seconds - step.seconds) / step.seconds
+                self._histograms["prediction"][()].observe(error)
+
+    def on_costs(self, costs: Mapping[str, Any]) -> None:
+        """Take the scheduler's answer about costs (`core.views`)."""
+        self._costs.take(costs)
 
     def render(self) -> tuple[bytes, str]:
         """The exposition for a scrape, and its content type."""
@@ -215,6 +257,8 @@ class Metrics:
             "pages": {(state,): getattr(stats, f"pages_{state}") for state in states},
             "usage": {(): self._usage()},
             "finishes": {(finish.value,): count for finish, count in self._finishes.items()},
+            "refusals": self._refusals,
+            **self._costs.numbers(),
             "restarts": {(): self._num_restarts()},
             "build": {(self._version, self._model): 1},
         }

@@ -194,7 +194,7 @@ def _endpoints() -> list[tuple[str, str]]:
     from dynamo_serve.api.app import create_app
 
     unused: Any = None  # routes are declared without touching what they will use
-    app = create_app(unused, unused, Config(), unused, model_names=["unused"])
+    app = create_app(unused, unused, Config(), unused, unused, model_names=["unused"])
     return [
         (f"`{method.upper()} {path}`", " ".join(operation["description"].split()))
         for path, operations in app.openapi()["paths"].items()

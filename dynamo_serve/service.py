@@ -8,26 +8,33 @@ import math
 import time
 from collections.abc import AsyncGenerator
 from enum import Enum
-from typing import Protocol
+from typing import Any
 
 from dynamo_serve.config import Config
 from dynamo_serve.core.engine import EngineSpec
-from dynamo_serve.core.loop import Cancel, Submit
-from dynamo_serve.core.request import Finish, Request, TokenEvent
+from dynamo_serve.core.loop import Cancel, Configure, Submit
+from dynamo_serve.core.request import Finish, Refusal, Request, TokenEvent
 from dynamo_serve.core.stats import Stats
+from dynamo_serve.core.tenant import Tenancy
 from dynamo_serve.errors import (
     ContextTooLong,
     EngineFailure,
     EngineStartError,
-    RequestError,
+    Overloaded,
+    QuotaExceeded,
+    Shed,
     Unavailable,
 )
+from dynamo_serve.inbox import Inbox
 from dynamo_serve.link import Hooks, Link, ProcessLink, ThreadLink
+from dynamo_serve.observer import NoObserver, Observer
+from dynamo_serve.questions import Questions
 from dynamo_serve.worker import Progress
 
 log = logging.getLogger(__name__)
 
 MAX_BACKOFF_SECONDS = 30.0
+INSPECT_SECONDS = 2.0
 STABLE_SECONDS = 60.0  # an engine that lived so long is restarted at once
 
 
@@ -39,75 +46,11 @@ class State(Enum):
     CLOSED = "closed"
 
 
-class Observer(Protocol):
-    """Sees everything that passes; must be quick."""
-
-    def on_stats(self, stats: Stats) -> None: ...
-
-    def on_event(
-        self, request: Request, event: TokenEvent, now: float, previous: float | None
-    ) -> None:
-        """`previous`: when the request's last event with tokens came; None for the first."""
-        ...
-
-
-class NoObserver:
-    def on_stats(self, stats: Stats) -> None:
-        pass
-
-    def on_event(
-        self, request: Request, event: TokenEvent, now: float, previous: float | None
-    ) -> None:
-        pass
-
-
-class Inbox:
-    """Events of one request on their way to one reader."""
-
-    def __init__(self, request: Request) -> None:
-        self.request = request
-        self.previous: float | None = None
-        self._event: TokenEvent | None = None
-        self._error: RequestError | None = None
-        self._waiter: asyncio.Future[None] | None = None
-
-    def put(self, event: TokenEvent) -> None:
-        self._event = event if self._event is None else merge(self._event, event)
-        self._wake()
-
-    def fail(self, error: RequestError) -> None:
-        self._error = error
-        self._wake()
-
-    async def take(self) -> TokenEvent:
-        """What has come since the last call, as one event; raises what `fail` was given."""
-        while self._event is None:
-            if self._error is not None:
-                raise self._error
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
-        event, self._event = self._event, None
-        return event
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-
-def merge(first: TokenEvent, second: TokenEvent) -> TokenEvent:
-    """Two consecutive events of a request as one: a slow reader costs no memory but its tokens."""
-    return second._replace(
-        token_ids=first.token_ids + second.token_ids,
-        logprobs=first.logprobs + second.logprobs,
-        cached_tokens=first.cached_tokens if second.cached_tokens is None else second.cached_tokens,
-    )
-
-
 class Service:
     """Owns the engine and every accepted request.
 
-    A request stays in `_live` from its acceptance until the engine has reported its finish, also
-    when its reader has gone.
+    A request stays in `_live` from its acceptance until the engine has reported its finish or its
+    refusal, also when its reader has gone.
     """
 
     def __init__(
@@ -125,7 +68,9 @@ class Service:
         self._config = config
         self._model_path = model_path
         self._observer = observer or NoObserver()
-        self._hooks = Hooks(self._on_step, self._on_lost, progress)
+        self._tenancy = Tenancy()
+        self._questions = Questions()
+        self._hooks = Hooks(self._on_step, self._on_lost, self._questions.answer, progress)
         self._link: Link | None = None
         self._live: dict[str, Inbox] = {}
         self._idle = asyncio.Event()
@@ -141,10 +86,13 @@ class Service:
         """Start the engine and wait until it is ready. Raises `EngineStartError`."""
         began, num_losses = time.monotonic(), self._num_losses
         link_class = ProcessLink if self._config.engine.process else ThreadLink
-        self._link = link_class(self._config, self._model_path, self._hooks)
+        tenancy = self._tenancy
+        self._link = link_class(self._config, self._model_path, self._hooks, tenancy)
         self.spec: EngineSpec = await self._link.start()
         if self._num_losses > num_losses:  # it was ready, and gone before we got to know
             raise EngineStartError(self.lost_reason or "the engine was lost")
+        if self._tenancy is not tenancy:  # reloaded while the engine was starting
+            self._link.send(Configure(self._tenancy))
         self._started_at = time.monotonic()
         self._start_seconds = self._started_at - began
         self._tell(Stats(pages_free=self.spec.num_pages))
@@ -156,7 +104,8 @@ class Service:
 
         Waiting events are merged when the reader is slow. Raises `ContextTooLong`; `Unavailable`
         (starting, draining, queue full, engine lost; also in the middle of a stream when the engine
-        dies); `EngineFailure` when the engine failed this request (ERROR is never yielded).
+        dies); `QuotaExceeded` or `Overloaded` when the scheduler refuses it; `EngineFailure` when
+        the engine failed this request (ERROR is never yielded).
         """
         self.check_ready()
         self._check_fits(request)
@@ -168,6 +117,8 @@ class Service:
         try:
             while True:
                 event = await inbox.take()
+                if event.refusal is not None:
+                    raise refused(event.refusal)
                 if event.finish is Finish.ERROR:
                     raise EngineFailure(event.error or "the engine failed this request")
                 yield event
@@ -176,6 +127,30 @@ class Service:
         finally:  # no await here: it may be running under cancellation
             if self._live.get(request.id) is inbox:
                 link.send(Cancel(request.id))
+
+    def cancel(self, request_id: str) -> None:
+        """End a request early; its last event (CANCELLED) still comes."""
+        if self._link and request_id in self._live:
+            self._link.send(Cancel(request_id))
+
+    def is_live(self, request_id: str) -> bool:
+        """Whether a request is accepted and not finished."""
+        return request_id in self._live
+
+    def configure(self, tenancy: Tenancy) -> None:
+        """Other tenants, classes and quotas, for this engine and those after it."""
+        self._tenancy = tenancy
+        if self._link:
+            self._link.send(Configure(tenancy))
+
+    async def inspect(self, what: str, id: str = "", timeout: float = INSPECT_SECONDS) -> Any:
+        """The scheduler's answer (see `core.views`) as plain data.
+
+        Raises `Unavailable` if the engine is not up, is lost, or takes more than `timeout` seconds.
+        """
+        if self._link is None or self.state not in (State.READY, State.DRAINING):
+            raise Unavailable("the engine is not up", retry_after=self._retry_after())
+        return await self._questions.ask(self._link.send, what, id, timeout)
 
     @property
     def num_live(self) -> int:
@@ -231,7 +206,7 @@ class Service:
             self._observer.on_event(inbox.request, event, now, inbox.previous)
             if event.token_ids:
                 inbox.previous = now
-            if event.finish:
+            if event.finish or event.refusal:
                 del self._live[event.request_id]
             inbox.put(event)
         if not self._live:
@@ -278,6 +253,7 @@ class Service:
         return math.ceil(self._backoff() + self._start_seconds)
 
     def _fail_all(self, message: str, *, retry_after: float) -> None:
+        self._questions.fail(message)
         failed = list(self._live.values())
         self._live.clear()
         self._idle.set()
@@ -295,3 +271,16 @@ class Service:
                 f"{len(request.prompt_ids)} prompt tokens and max_tokens {request.max_tokens} make "
                 f"{asked}, more than the limit of {self.spec.max_model_len}"
             )
+
+
+def refused(refusal: Refusal) -> Shed:
+    """The error that a shed request ends with."""
+    kind = QuotaExceeded if refusal.is_own else Overloaded
+    return kind(
+        refusal.message,
+        retry_after=refusal.retry_after,
+        reason=refusal.reason,
+        limit=refusal.limit,
+        predicted_wait=refusal.predicted_wait,
+        queue_position=refusal.queue_position,
+    )

@@ -115,18 +115,30 @@ def suggestion(path: str) -> str:
 
 def from_file(path: Path) -> Iterator[Given]:
     """The values in a YAML file. Raises `ConfigError` if it is none, or says a thing twice."""
-    source = f"file {path}"
-    try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot read this file: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: 2020-13-01
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    source, tree = f"file {path}", read_yaml(path)
     for name, section in _mapping(tree, str(path), "sections such as 'server:'").items():
         if not any(known.startswith(f"{name}.") for known in all_keys()):
             raise ConfigError(f"{name}: unknown section; {suggestion(str(name))} (from {source})")
         for key, value in _mapping(section, f"{path}: {name}", "'key: value' lines").items():
             yield Given(f"{name}.{key}", value, source, is_text=False)
+
+
+def read_yaml(path: Path) -> object:
+    """The tree in a YAML file. Raises `ConfigError` if it is none, or says a thing twice."""
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read this file: {error.strerror}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: 2020-13-01
+        raise ConfigError(f"{path}: not valid YAML: {_problem(error)}") from error
+
+
+def _problem(error: Exception) -> str:
+    """What is wrong and where. The library's own text quotes the line, which may hold a key."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        mark = error.problem_mark
+        return f"{error.problem} in line {mark.line + 1}, column {mark.column + 1}"
+    return " ".join(str(error).split())
 
 
 def _mapping(tree: object, where: str, allowed: str) -> dict[Any, Any]:
@@ -146,7 +158,8 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, yaml.ScalarNode):
                 continue  # not hashable: refused below
             if key.value in seen:
-                raise yaml.YAMLError(f"key {key.value!r} is given twice {key.start_mark}")
+                problem = f"key {key.value!r} is given twice"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 

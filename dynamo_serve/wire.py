@@ -1,9 +1,10 @@
 """Messages between the API process and the engine process: msgpack arrays, framed.
 
-To the engine     ["submit", request] · ["cancel", id] · ["tenancy", tenancy]
+To the engine     ["configure", sections, model path, tenancy], once and first
+                  · ["submit", request] · ["cancel", id] · ["tenancy", tenancy]
                   · ["inspect", ticket, what, id] · ["stop"]
 From the engine   ["progress", stage, fraction] · ["ready", spec] · ["step", events, stats]
-                  · ["failed", kind, message]
+                  · ["answer", ticket, data] · ["failed", kind, message]
 """
 
 from __future__ import annotations

@@ -25,11 +25,12 @@ from dynamo_serve.config import (
     SchedulerSection,
 )
 from dynamo_serve.core.engine import Engine, EngineSpec
-from dynamo_serve.core.loop import Command, Inbox, Loop, Publish, Stop
+from dynamo_serve.core.loop import Command, Inbox, Loop, Publish, Reply, Stop
 from dynamo_serve.core.page_pool import PagePool
 from dynamo_serve.core.request import TokenEvent
 from dynamo_serve.core.scheduler import Limits, Scheduler
 from dynamo_serve.core.stats import Stats
+from dynamo_serve.core.tenant import Tenancy
 from dynamo_serve.engines.fake import FakeEngine
 from dynamo_serve.errors import EngineStartError
 
@@ -78,7 +79,14 @@ def build_fake(config: Config, model_path: str) -> Engine:
 
 
 def build_loop(
-    config: Config, engine: Engine, spec: EngineSpec, *, inbox: Inbox, publish: Publish
+    config: Config,
+    engine: Engine,
+    spec: EngineSpec,
+    tenancy: Tenancy,
+    *,
+    inbox: Inbox,
+    publish: Publish,
+    reply: Reply,
 ) -> Loop:
     pool = PagePool(spec.num_pages, spec.page_size, prefix_sharing=config.cache.prefix_sharing)
     limits = Limits(
@@ -89,8 +97,8 @@ def build_loop(
         mix_phases=config.scheduler.mix_phases,
         fit_chunks=config.scheduler.fit_chunks,
     )
-    scheduler = Scheduler(pool, limits)
-    return Loop(scheduler, engine, inbox=inbox, publish=publish, clock=time.monotonic)
+    scheduler = Scheduler(pool, limits, tenancy)
+    return Loop(scheduler, engine, inbox=inbox, publish=publish, reply=reply, clock=time.monotonic)
 
 
 class Channel:
@@ -113,7 +121,7 @@ class Channel:
             return [Stop()]
         return [wire.command_of(message) for message in self._frames.feed(data)]
 
-    def receive_message(self) -> list[object]:
+    def receive_message(self) -> list[Any]:
         """The first message alone: the settings."""
         while True:
             data = self._sock.recv(RECEIVE_BYTES)
@@ -126,6 +134,9 @@ class Channel:
     def publish(self, events: list[TokenEvent], stats: Stats) -> None:
         self._sock.sendall(wire.pack_step(events, stats))
 
+    def reply(self, ticket: int, answer: object) -> None:
+        self.send("answer", ticket, answer)
+
     def send(self, *message: object) -> None:
         self._sock.sendall(wire.pack(*message))
 
@@ -133,7 +144,7 @@ class Channel:
         self._sock.sendall(wire.pack_spec(spec))
 
 
-def serve(channel: Channel, config: Config, model_path: str) -> None:
+def serve(channel: Channel, config: Config, model_path: str, tenancy: Tenancy) -> None:
     """Start the engine and serve it over `channel` until told to stop."""
     engine = build_engine(
         config, model_path, lambda stage, fraction: channel.send("progress", stage, fraction)
@@ -141,14 +152,23 @@ def serve(channel: Channel, config: Config, model_path: str) -> None:
     try:
         spec = engine.start()
         channel.send_spec(spec)
-        build_loop(config, engine, spec, inbox=channel.receive, publish=channel.publish).run()
+        loop = build_loop(
+            config,
+            engine,
+            spec,
+            tenancy,
+            inbox=channel.receive,
+            publish=channel.publish,
+            reply=channel.reply,
+        )
+        loop.run()
     finally:
         engine.close()
 
 
-def settings_of(message: list[object]) -> tuple[Config, str]:
-    """The sections the engine needs, and the resolved model path."""
-    _, sections, model_path = message
+def settings_of(message: list[Any]) -> tuple[Config, str, Tenancy]:
+    """The sections the engine needs, the resolved model path, and who pays."""
+    _, sections, model_path, tenancy = message
     assert isinstance(sections, dict) and isinstance(model_path, str)
     model = {**sections["model"], "served_names": tuple(sections["model"]["served_names"])}
     config = Config(
@@ -158,7 +178,7 @@ def settings_of(message: list[object]) -> tuple[Config, str]:
         scheduler=SchedulerSection(**sections["scheduler"]),
         log=LogSection(**sections["log"]),
     )
-    return config, model_path
+    return config, model_path, Tenancy.of(tenancy)
 
 
 def adopt(fd: int) -> socket.socket:
@@ -194,11 +214,11 @@ def main(fd: int) -> int:
     threading.Thread(target=end_with, args=(sock,), name="orphan", daemon=True).start()
     channel = Channel(sock)
     try:
-        config, model_path = settings_of(channel.receive_message())
+        config, model_path, tenancy = settings_of(channel.receive_message())
         logging.basicConfig(
             level=config.log.level.upper(), format="%(asctime)s %(levelname)s engine: %(message)s"
         )
-        serve(channel, config, model_path)
+        serve(channel, config, model_path, tenancy)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return 0
     except EngineStartError as error:

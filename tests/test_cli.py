@@ -22,6 +22,7 @@ import pytest
 
 from dynamo_serve import __version__, bundled, chat, cli
 from dynamo_serve.cli_progress import Progress
+from dynamo_serve.directory import digest
 
 PATIENCE_S = 60.0
 
@@ -397,6 +398,53 @@ def test_a_signal_drains_and_new_requests_are_told_to_come_back() -> None:
         assert rest[-1] == "data: [DONE]"
         assert '"finish_reason":"length"' in rest[-2]
         assert server.process.wait(PATIENCE_S) == 0
+
+
+def test_a_hangup_reloads_the_tenants_without_dropping_a_stream(tmp_path: Path) -> None:
+    file = tmp_path / "tenants.yaml"
+
+    def write(**keys: str) -> None:
+        tenants = {name: {"keys": [f"sha256:{digest(key.encode())}"]} for name, key in keys.items()}
+        file.write_text(json.dumps({"tenants": tenants}))
+
+    def opens(url: str, key: str) -> bool:
+        headers = {"Authorization": f"Bearer {key}"}
+        return httpx.get(url + "/v1/models", headers=headers).status_code == 200
+
+    write(acme="one")
+    with serving("--tenants", str(file)) as server:
+        headers = {"Authorization": "Bearer one", "X-Request-Id": "mine"}
+        url = server.url + "/v1/chat/completions"
+        with httpx.stream("POST", url, json=body(400), headers=headers) as answer:
+            lines = answer.iter_lines()
+            assert next(lines).startswith("data: ")
+            write(beta="two")
+            server.process.send_signal(signal.SIGHUP)
+            wait_for(lambda: opens(server.url, "two"))
+            assert not opens(server.url, "one")
+            rest = [line for line in lines if line]
+        assert rest[-1] == "data: [DONE]"
+        assert '"finish_reason":"length"' in rest[-2]
+        file.write_text("tenants: {beta: {keys: [plain]}}")
+        server.process.send_signal(signal.SIGHUP)
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(PATIENCE_S) == 0
+        assert server.process.stderr is not None
+        assert "tenants not reloaded" in (said := server.process.stderr.read())
+        assert "plain" not in said
+
+
+def test_tenants_are_checked_with_the_settings(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "tenants.yaml"
+    file.write_text("tenants: {acme: {wieght: 2}}")
+    code, _, err = run(capsys, "check-config", "--tenants", str(file))
+    assert code == 2
+    assert "tenants.acme.wieght: unknown key; did you mean weight?" in err
+    code, out, _ = run(capsys, "check-config", "--print", "--set", "server.admin_keys=sesame")
+    assert code == 0
+    assert "sesame" not in out
 
 
 def test_a_drain_that_takes_too_long_ends_streams_with_an_error() -> None:

@@ -18,6 +18,7 @@ from dynamo_serve.config import CacheSection, Config, EngineSection
 from dynamo_serve.core.loop import Submit
 from dynamo_serve.core.request import Request, TokenEvent
 from dynamo_serve.core.stats import Stats
+from dynamo_serve.core.tenant import Tenancy
 from dynamo_serve.errors import EngineStartError
 from dynamo_serve.link import Hooks, ProcessLink
 from tests.core.traffic import VOCAB_SIZE
@@ -58,6 +59,7 @@ class Heard:
         given: dict[str, Any] = {
             "on_step": lambda events, stats: self.steps.append((events, stats)),
             "on_lost": self.lost.put_nowait,
+            "on_answer": lambda ticket, answer: None,
             "progress": lambda stage, fraction: None,
         }
         self.hooks = Hooks(**{**given, **others})
@@ -84,7 +86,7 @@ def test_a_process_that_cannot_be_made_leaves_nothing_behind(
         raise OSError(24, "Too many open files")
 
     async def main() -> None:
-        engine = ProcessLink(CONFIG, folder, Heard().hooks)
+        engine = ProcessLink(CONFIG, folder, Heard().hooks, Tenancy())
         monkeypatch.setattr(socket, "socketpair", pair)
         monkeypatch.setattr(subprocess, "Popen", no_process)
         with pytest.raises(OSError, match="Too many"):
@@ -100,7 +102,7 @@ def test_a_cancelled_start_ends_the_process_without_a_stray_error(folder: str) -
 
     async def main() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _, context: stray.append(context))
-        engine = ProcessLink(CONFIG, folder, Heard().hooks)
+        engine = ProcessLink(CONFIG, folder, Heard().hooks, Tenancy())
         starting = asyncio.create_task(engine.start())
         while engine.process is None:
             await asyncio.sleep(0)
@@ -126,7 +128,7 @@ def test_progress_that_cannot_be_shown_does_not_stop_the_start(
 
     async def main() -> None:
         monkeypatch.setattr(link, "WORKER", ("-c", TALKS))
-        engine = ProcessLink(CONFIG, folder, Heard(progress=progress).hooks)
+        engine = ProcessLink(CONFIG, folder, Heard(progress=progress).hooks, Tenancy())
         spec = await engine.start()
         assert (spec.vocab_size, told) == (VOCAB_SIZE, ["weights"])
         await engine.close()
@@ -142,7 +144,7 @@ def test_an_engine_that_failed_is_lost_even_if_its_process_does_not_end(
 
     async def main() -> None:
         heard = Heard()
-        engine = ProcessLink(CONFIG, folder, heard.hooks)
+        engine = ProcessLink(CONFIG, folder, heard.hooks, Tenancy())
         await engine.start()
         engine.send(Submit(Request("a", (1, 2), 4)))
         assert await heard.lost.get() == "MemoryError: no more"
@@ -159,7 +161,7 @@ def test_a_start_that_failed_does_not_wait_for_a_process_that_does_not_end(
     monkeypatch.setattr(link, "CLOSE_SECONDS", 0.2)
 
     async def main() -> None:
-        engine = ProcessLink(CONFIG, "nowhere", Heard().hooks)
+        engine = ProcessLink(CONFIG, "nowhere", Heard().hooks, Tenancy())
         with pytest.raises(EngineStartError, match="needs nowhere"):
             await engine.start()
 
@@ -174,7 +176,7 @@ def test_a_message_that_cannot_be_taken_in_loses_the_engine_and_ends_its_process
 
     async def main() -> None:
         heard = Heard(on_step=on_step)
-        engine = ProcessLink(CONFIG, folder, heard.hooks)
+        engine = ProcessLink(CONFIG, folder, heard.hooks, Tenancy())
         await engine.start()
         engine.send(Submit(Request("a", (1, 2), 4)))
         assert await heard.lost.get() == "RuntimeError: cannot count"

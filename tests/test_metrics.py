@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from dynamo_serve.core.request import Finish, Request, Summary, TokenEvent
+from dynamo_serve.core.request import Finish, Refusal, Request, Summary, TokenEvent
 from dynamo_serve.core.stats import Stats, StepStats
 from dynamo_serve.metrics import ALIASES, COUNTED, DECLARED, SECONDS, Metrics
 
 REQUEST = Request(id="r", prompt_ids=(1, 2), max_tokens=9, arrival=100.0)
+REFUSAL = Refusal("queue_length", "too many", is_own=True, retry_after=2.0)
 
 
 def metrics() -> Metrics:
@@ -38,7 +40,10 @@ def report(counter: str, count: int) -> Stats:
 
 
 def test_every_declared_metric_is_exposed_before_any_traffic() -> None:
-    names = {name for name, _ in scrape(metrics())}
+    source = metrics()  # what has a tenant's label appears with the first tenant
+    source.on_costs({"tenants": {"acme": {}}})
+    source.on_event(REQUEST, TokenEvent("r", refusal=REFUSAL), 101.0, None)
+    names = {name for name, _ in scrape(source)}
     suffix = {"counter": "_total", "gauge": "", "histogram": "_bucket"}
     for declared in (*DECLARED.values(), *ALIASES.values()):
         assert declared.name + suffix[declared.kind] in names
@@ -52,7 +57,7 @@ def test_names_carry_their_unit_and_prefix() -> None:
     for declared in DECLARED.values():
         assert declared.name.startswith("dserve_")
         if declared.kind == "histogram":
-            assert declared.name.endswith(("_seconds", "_tokens"))
+            assert declared.name.endswith(("_seconds", "_tokens", "_ratio"))
 
 
 def test_first_tokens_are_ttft_and_later_ones_are_gaps() -> None:
@@ -176,3 +181,50 @@ def test_build_info_names_version_and_model() -> None:
 
 def test_content_type_is_prometheus_text() -> None:
     assert metrics().render()[1].startswith("text/plain; version=")
+
+
+def test_refusals_are_counted_by_tenant_and_reason() -> None:
+    source = metrics()
+    for tenant in ("acme", "acme", "beta"):
+        request = replace(REQUEST, tenant=tenant)
+        source.on_event(request, TokenEvent("r", refusal=REFUSAL), 101.0, None)
+    labels = {"tenant": "acme", "reason": "queue_length"}
+    assert value(source, "dserve_refusals_total", labels) == 2
+    assert value(source, "dserve_ttft_seconds_count") == 0
+
+
+def test_a_prediction_is_judged_by_the_real_duration() -> None:
+    source = metrics()
+    source.on_stats(Stats(step=StepStats("decode", 0.1, 4, 4, 0.12)))
+    source.on_stats(Stats(step=StepStats("decode", 0.1, 4, 4, 0.05)))
+    source.on_stats(Stats(step=StepStats("decode", 0.1, 4, 4)))
+    assert value(source, "dserve_step_prediction_error_ratio_sum") == pytest.approx(0.7)
+    assert value(source, "dserve_step_prediction_error_ratio_count") == 2
+
+
+def costs(**tenants: dict[str, float]) -> dict[str, Any]:
+    return {"whole": {}, "tenants": tenants}
+
+
+def test_costs_of_a_tenant_go_on_with_another_engine() -> None:
+    source = metrics()
+    labels = {"tenant": "acme"}
+    name = "dserve_tenant_device_seconds_total"
+    source.on_costs(costs(acme={"device_seconds": 5.0, "live": 2, "saved_tokens": 7}))
+    source.on_costs(costs(acme={"device_seconds": 1.0}))  # falls: another engine
+    assert value(source, name, labels) == 6.0
+    assert value(source, "dserve_tenant_saved_tokens_total", labels) == 7
+    assert value(source, "dserve_tenant_sequences", {**labels, "state": "live"}) == 0
+    source.on_stats(Stats(output_tokens_total=3))
+    source.on_stats(Stats())  # the service lost its engine
+    source.on_costs(costs(acme={"device_seconds": 4.0}))  # more than before, but of a third one
+    assert value(source, name, labels) == 10.0
+
+
+def test_a_tenant_that_is_gone_keeps_its_costs_and_is_idle() -> None:
+    source = metrics()
+    source.on_costs(costs(acme={"page_seconds": 5.0, "waiting": 2}))
+    source.on_costs(costs(beta={}))
+    assert value(source, "dserve_tenant_page_seconds_total", {"tenant": "acme"}) == 5.0
+    labels = {"tenant": "acme", "state": "waiting"}
+    assert value(source, "dserve_tenant_sequences", labels) == 0

@@ -18,10 +18,19 @@ import pytest
 from dynamo_serve.config import CacheSection, Config, EngineSection, SchedulerSection
 from dynamo_serve.core.batch import Batch, Phase, SequenceOutput
 from dynamo_serve.core.engine import EngineSpec
-from dynamo_serve.core.request import Finish, Request, TokenEvent
+from dynamo_serve.core.request import Finish, Refusal, Request, TokenEvent
+from dynamo_serve.core.scheduler import Scheduler
 from dynamo_serve.core.stats import Stats
+from dynamo_serve.core.tenant import Tenancy, Tenant
 from dynamo_serve.engines.fake import FakeEngine
-from dynamo_serve.errors import ContextTooLong, EngineFailure, EngineStartError, Unavailable
+from dynamo_serve.errors import (
+    ContextTooLong,
+    EngineFailure,
+    EngineStartError,
+    Overloaded,
+    QuotaExceeded,
+    Unavailable,
+)
 from dynamo_serve.link import Hooks, ProcessLink
 from dynamo_serve.service import Service, State
 from tests.core.traffic import VOCAB_SIZE, reference
@@ -185,7 +194,7 @@ def test_an_observer_that_fails_leaves_nobody_waiting(folder: str) -> None:
 class LostAtOnce:
     """A link whose engine is gone before anybody knows that it was ready."""
 
-    def __init__(self, config: Config, model_path: str, hooks: Hooks) -> None:
+    def __init__(self, config: Config, model_path: str, hooks: Hooks, tenancy: Tenancy) -> None:
         self.hooks = hooks
 
     async def start(self) -> EngineSpec:
@@ -402,5 +411,144 @@ def test_a_slow_reader_gets_its_tokens_merged(folder: str) -> None:
                 events += [event async for event in stream]
             assert len(events) <= 3
             assert [t for e in events for t in e.token_ids] == reference(request)[0]
+
+    run(main)
+
+
+@pytest.mark.parametrize("process", [True, False])
+def test_the_scheduler_can_be_asked(process: bool, folder: str) -> None:
+    async def main() -> None:
+        async with (
+            running(config_of(process), folder) as service,
+            aclosing(service.generate(Request("a-0", (1, 2), 4000))) as events,
+        ):
+            await anext(events)
+            (answer,) = await service.inspect("request", "a")
+            assert (answer["id"], answer["tenant"]) == ("a-0", "default")
+            assert not await service.inspect("request", "b")
+            costs, state = await asyncio.gather(service.inspect("costs"), service.inspect("state"))
+            assert "whole" in costs and "tenants" in costs
+            assert "waiting" in state
+
+    run(main)
+
+
+def test_questions_fail_with_the_engine_and_while_there_is_none(folder: str) -> None:
+    async def main() -> None:
+        async with running(config_of(True), folder) as service:
+            assert isinstance(service._link, ProcessLink) and service._link.process
+            os.kill(service._link.process.pid, signal.SIGSTOP)
+            asking = asyncio.create_task(service.inspect("costs", timeout=TIMEOUT))
+            with pytest.raises(Unavailable, match="did not answer within"):
+                await service.inspect("costs", timeout=0.01)
+            kill_engine(service)
+            with pytest.raises(Unavailable, match="SIGKILL"):
+                await asking
+            with pytest.raises(Unavailable, match="not up"):
+                await service.inspect("costs")
+
+    run(main)
+
+
+class Telling(Scheduler):
+    """Refuses everybody, in words that show which tenants it knows."""
+
+    is_own = True
+
+    def add(self, request: Request, now: float) -> list[TokenEvent]:
+        names = " ".join(sorted(self.tenancy.tenants))
+        refusal = Refusal("queue_length", names, self.is_own, 2.5, 3.0, 1.5, 4)
+        return [TokenEvent(request.id, refusal=refusal)]
+
+
+async def told(service: Service) -> str:
+    with pytest.raises(QuotaExceeded) as caught:
+        await collect(service, Request("a", (1, 2), 4))
+    return caught.value.message
+
+
+@pytest.mark.parametrize(("is_own", "kind"), [(True, QuotaExceeded), (False, Overloaded)])
+def test_a_refusal_ends_the_request_with_its_numbers(
+    is_own: bool,
+    kind: type[QuotaExceeded | Overloaded],
+    folder: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("dynamo_serve.worker.Scheduler", Telling)
+    monkeypatch.setattr(Telling, "is_own", is_own)
+
+    async def main() -> None:
+        witness = Witness()
+        async with running(config_of(False), folder, witness) as service:
+            with pytest.raises(kind, match="default") as caught:
+                await collect(service, Request("a", (1, 2), 4))
+            assert caught.value.retry_after_header == "3"
+            assert caught.value.body()["error"] == {
+                "message": "default",
+                "type": kind.type,
+                "param": None,
+                "code": kind.code,
+                "reason": "queue_length",
+                "limit": 3.0,
+                "predicted_wait_s": 1.5,
+                "queue_position": 4,
+                "retry_after_s": 2.5,
+            }
+            assert service.num_live == 0
+            assert [event.refusal is not None for event in witness.events] == [True]
+
+    run(main)
+
+
+def test_the_tenants_reach_the_engine_at_start_while_it_runs_and_after_a_loss(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dynamo_serve.worker.Scheduler", Telling)
+
+    def tenancy(*names: str) -> Tenancy:
+        return Tenancy({name: Tenant(name) for name in names})
+
+    async def main() -> None:
+        service = Service(config_of(False), model_path=folder)
+        service.configure(tenancy("acme"))
+        try:
+            await service.start()
+            assert await told(service) == "acme"
+            service.configure(tenancy("acme", "beta"))
+            assert await told(service) == "acme beta"
+            service._on_lost("it fell over")
+            await until(lambda: service.state is State.READY)
+            assert await told(service) == "acme beta"
+        finally:
+            await service.close()
+
+    run(main)
+
+
+def test_a_reload_while_the_engine_starts_is_not_lost(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = threading.Event()
+
+    class Slow(FakeEngine):
+        def start(self) -> EngineSpec:
+            gate.wait(TIMEOUT)
+            return super().start()
+
+    monkeypatch.setattr("dynamo_serve.worker.Scheduler", Telling)
+    monkeypatch.setattr("dynamo_serve.worker.FakeEngine", Slow)
+
+    async def main() -> None:
+        service = Service(config_of(False), model_path=folder)
+        try:
+            starting = asyncio.create_task(service.start())
+            await until(lambda: service._link is not None)
+            service.configure(Tenancy({"late": Tenant("late")}))
+            gate.set()
+            await starting
+            assert await told(service) == "late"
+        finally:
+            gate.set()
+            await service.close()
 
     run(main)

@@ -18,6 +18,7 @@ from dynamo_serve import wire
 from dynamo_serve.config import CacheSection, Config, EngineSection
 from dynamo_serve.core.loop import Command, Stop, Submit
 from dynamo_serve.core.request import Request
+from dynamo_serve.core.tenant import Tenancy
 from dynamo_serve.link import ENGINE_SECTIONS
 from dynamo_serve.worker import Channel, settings_of
 from tests.core.traffic import VOCAB_SIZE
@@ -46,7 +47,8 @@ def folder(tmp_path: Path) -> str:
 
 
 def configure(folder: str) -> bytes:
-    return wire.pack("configure", {n: asdict(getattr(CONFIG, n)) for n in ENGINE_SECTIONS}, folder)
+    sections = {name: asdict(getattr(CONFIG, name)) for name in ENGINE_SECTIONS}
+    return wire.pack("configure", sections, folder, asdict(Tenancy()))
 
 
 @contextlib.contextmanager
@@ -119,6 +121,6 @@ def test_what_comes_with_the_settings_is_not_lost() -> None:
         commands: list[Command] = [Submit(Request("a", (1, 2), 4)), Stop()]
         ours.sendall(configure("here") + b"".join(map(wire.pack_command, commands)))
         channel = Channel(theirs)
-        assert settings_of(channel.receive_message())[1] == "here"
+        assert settings_of(channel.receive_message())[1:] == ("here", Tenancy())
         assert channel.receive(PATIENCE) == commands
         assert channel.receive(0.0) == []

@@ -12,13 +12,16 @@ from fastapi.security import HTTPBearer
 from sse_starlette.sse import AppStatus
 
 from dynamo_serve import __version__
-from dynamo_serve.api.auth import tenant_of
+from dynamo_serve.api.admin import admin_routes
+from dynamo_serve.api.auth import Access
 from dynamo_serve.api.edge import Edge, Metrics
 from dynamo_serve.api.faults import add_fault_handlers
+from dynamo_serve.api.lookup import Lookup
 from dynamo_serve.api.middleware import HEADER, RequestId
 from dynamo_serve.api.openai import openai_routes
 from dynamo_serve.api.openapi import document
 from dynamo_serve.api.ops import open_routes, server_routes, token_routes
+from dynamo_serve.api.requests import request_routes
 from dynamo_serve.config import Config
 from dynamo_serve.service import Service
 from dynamo_serve.text.tokenizer import Tokenizer
@@ -27,7 +30,7 @@ DESCRIPTION = (
     "OpenAI-compatible. A field that would change the answer and is not supported is refused by "
     "name; so is an unknown one."
 )
-BEARER = HTTPBearer(auto_error=False)  # for the document; `tenant_of` decides
+BEARER = HTTPBearer(auto_error=False)  # for the document; `Access` decides
 
 
 def create_app(
@@ -35,6 +38,7 @@ def create_app(
     tokenizer: Tokenizer,
     config: Config,
     metrics: Metrics,
+    access: Access,
     *,
     model_names: Sequence[str],
 ) -> FastAPI:
@@ -51,15 +55,9 @@ def create_app(
         docs_url=None,
         redoc_url=None,
     )
-    edge = Edge(service, tokenizer, config.server, tuple(model_names), int(time.time()))
-    api_keys = config.server.api_keys
-
-    async def authorize(http: Request, _: Annotated[object, Depends(BEARER)]) -> None:
-        http.state.tenant = tenant_of(http.headers.get("authorization"), api_keys)
-
-    app.include_router(open_routes(edge, metrics))
-    for routes in (openai_routes(edge), token_routes(edge), server_routes(edge, config)):
-        app.include_router(routes, dependencies=[Depends(authorize)])
+    names, started = tuple(model_names), int(time.time())
+    edge = Edge(service, tokenizer, config.server, access, Lookup(service), names, started)
+    _add_routes(app, edge, config, metrics)
     add_fault_handlers(app)
     if config.server.cors_origins:
         app.add_middleware(
@@ -67,8 +65,24 @@ def create_app(
             allow_origins=config.server.cors_origins,
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=[HEADER],
+            expose_headers=[HEADER, "Retry-After"],
         )
     app.add_middleware(RequestId, log_requests=config.log.requests)
     app.openapi = lambda: document(app)  # type: ignore[method-assign]
     return app
+
+
+def _add_routes(app: FastAPI, edge: Edge, config: Config, metrics: Metrics) -> None:
+    """Every endpoint behind the door that it belongs to: none, a tenant's key, an admin key."""
+
+    async def authorize(http: Request, _: Annotated[object, Depends(BEARER)]) -> None:
+        http.state.caller = edge.access.caller(http.headers.get("authorization"))
+
+    async def authorize_admin(http: Request, _: Annotated[object, Depends(BEARER)]) -> None:
+        edge.access.check_admin(http.headers.get("authorization"))
+
+    app.include_router(open_routes(edge, metrics))
+    for routes in (openai_routes(edge), token_routes(edge), request_routes(edge)):
+        app.include_router(routes, dependencies=[Depends(authorize)])
+    app.include_router(server_routes(edge, config), dependencies=[Depends(authorize)])
+    app.include_router(admin_routes(edge), dependencies=[Depends(authorize_admin)])

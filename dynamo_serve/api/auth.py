@@ -1,37 +1,87 @@
-"""Who is asking: from the Authorization header to a tenant."""
+"""Who is asking: from the Authorization header to a caller, by keys that a reload may replace."""
 
 from __future__ import annotations
 
-import hmac
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable
 
-from dynamo_serve.errors import Unauthorized
+from dynamo_serve import tenants
+from dynamo_serve.config import ServerSection
+from dynamo_serve.core.tenant import Tenancy
+from dynamo_serve.directory import DEFAULT_CALLER, Caller, Directory, changes, digest
+from dynamo_serve.errors import ConfigError, Forbidden, Unauthorized
 
-
-class Tenant(NamedTuple):
-    """Who pays. Tenants with different salts never share a page."""
-
-    name: str
-    salt: str
-
-
-DEFAULT_TENANT = Tenant("default", "")
+NO_TENANTS_FILE = "no tenants file to read again: server.tenants_file is not set"
+NO_ADMIN_KEY = (
+    "No admin key is configured, so /admin is shut: set server.admin_keys, or admin_keys in the "
+    "tenants file."
+)
 
 
-def tenant_of(authorization: str | None, api_keys: Sequence[str]) -> Tenant:
-    """The tenant that a header's key belongs to. Raises `Unauthorized`.
+class Access:
+    """Whose key is whose, from now until the next reload.
 
-    Without configured keys everybody is welcome. Every key is compared, in constant time, so the
-    time taken tells nothing about them.
+    A key is hashed and looked up. How long that takes tells something about hashes at most, and
+    no key can be made from one, so nothing needs to be compared in constant time.
     """
-    if not api_keys:
-        return DEFAULT_TENANT
+
+    def __init__(self, server: ServerSection, configure: Callable[[Tenancy], None]) -> None:
+        """`configure` is told the tenancy, now and on each reload. Raises `ConfigError`."""
+        self._server = server
+        self._configure = configure
+        self._directory = Directory()
+        self._load()
+
+    @property
+    def tenancy(self) -> Tenancy:
+        return self._directory.tenancy
+
+    @property
+    def asks_key(self) -> bool:
+        return not self._directory.is_open
+
+    @property
+    def reloads(self) -> bool:
+        """Whether there is a file to read again."""
+        return bool(self._server.tenants_file)
+
+    def caller(self, authorization: str | None) -> Caller:
+        """Who sent a header. Raises `Unauthorized`."""
+        if self._directory.is_open:
+            return DEFAULT_CALLER
+        caller = self._directory.callers.get(_digest(authorization))
+        if caller is None:
+            raise Unauthorized("This API key is not known here.")
+        return caller
+
+    def check_admin(self, authorization: str | None) -> None:
+        """Raises `Unauthorized` or `Forbidden` unless the header carries an admin key."""
+        if not self._directory.admins:
+            raise Forbidden(NO_ADMIN_KEY)
+        key = _digest(authorization)
+        if key in self._directory.callers:
+            raise Forbidden("This is the key of a tenant; /admin opens with an admin key only.")
+        if key not in self._directory.admins:
+            raise Unauthorized("This admin key is not known here.")
+
+    def reload(self) -> dict[str, dict[str, list[str]]]:
+        """Read the tenants file again; what has changed, by name.
+
+        Raises `ConfigError`; then everything stays as it was. Nothing that is live is dropped.
+        """
+        if not self.reloads:
+            raise ConfigError(NO_TENANTS_FILE)
+        old = self._directory
+        self._load()
+        return changes(old, self._directory)
+
+    def _load(self) -> None:
+        self._directory = tenants.load(self._server)
+        self._configure(self._directory.tenancy)
+
+
+def _digest(authorization: str | None) -> str:
+    """The digest of the key in a header. Raises `Unauthorized` if there is no key."""
     scheme, _, given = (authorization or "").partition(" ")
-    if scheme.lower() != "bearer" or not given:
+    if scheme.lower() != "bearer" or not given.strip():
         raise Unauthorized("An API key is needed: send the header 'Authorization: Bearer KEY'.")
-    token = given.strip().encode("latin-1")  # the bytes that came, before they became a string
-    matches = [hmac.compare_digest(token, key.encode()) for key in api_keys]
-    if not any(matches):
-        raise Unauthorized("This API key is not known here.")
-    return DEFAULT_TENANT
+    return digest(given.strip().encode("latin-1"))  # the bytes that came

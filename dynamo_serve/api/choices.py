@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 from dynamo_serve.api.job import Job
-from dynamo_serve.core.request import Finish
+from dynamo_serve.core.request import Finish, Request
 from dynamo_serve.errors import Unavailable
 from dynamo_serve.service import Service
 from dynamo_serve.text.stream import Delta, detokenize
@@ -19,8 +20,12 @@ Updates = AsyncGenerator[tuple[int, Delta], None]
 
 def run(job: Job, service: Service, tokenizer: Tokenizer) -> Updates:
     """Start every choice: (index, delta) as they come. Closing this cancels them all."""
+
+    def cancel(request: Request) -> Callable[[], None] | None:
+        return partial(service.cancel, request.id) if job.explain else None
+
     streams = [
-        detokenize(service.generate(request), job.transcript(i, tokenizer))
+        detokenize(service.generate(request), job.transcript(i, tokenizer), cancel(request))
         for i, request in enumerate(job.requests)
     ]
     return _single(streams[0]) if len(streams) == 1 else _merged(streams)
@@ -59,7 +64,7 @@ async def _merged(streams: Sequence[AsyncGenerator[Delta, None]]) -> Updates:
 
 
 def _checked(delta: Delta) -> Delta:
-    if delta.finish not in (None, Finish.STOP, Finish.LENGTH):
+    if delta.finish not in (None, Finish.STOP, Finish.LENGTH, Finish.DEADLINE):
         raise Unavailable(f"The server ended this request early ({delta.finish.value}).")
     return delta
 
@@ -108,4 +113,5 @@ def _whole(deltas: Sequence[Delta]) -> Delta:
         token_ids=tuple(i for delta in deltas for i in delta.token_ids),
         tokens=tuple(token for delta in deltas for token in delta.tokens),
         finish=deltas[-1].finish,
+        summary=deltas[-1].summary,
     )

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel
 
 from dynamo_serve.api import parse
+from dynamo_serve.api.auth import Access
+from dynamo_serve.api.lookup import Lookup
 from dynamo_serve.config import ServerSection
 from dynamo_serve.errors import ModelNotFound
 from dynamo_serve.service import Service
@@ -18,6 +21,10 @@ T = TypeVar("T", bound=BaseModel)
 
 
 class Metrics(Protocol):
+    def on_costs(self, costs: Mapping[str, Any]) -> None:
+        """Take the scheduler's answer about costs."""
+        ...
+
     def render(self) -> tuple[bytes, str]:
         """The Prometheus page and its content type."""
         ...
@@ -30,6 +37,8 @@ class Edge:
     service: Service
     tokenizer: Tokenizer
     server: ServerSection
+    access: Access
+    lookup: Lookup
     model_names: tuple[str, ...]
     started: int
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import math
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from dynamo_serve.api.render import to_json
-from dynamo_serve.errors import InvalidRequest, RequestError, Unauthorized, Unavailable
+from dynamo_serve.errors import InvalidRequest, RequestError, TryLater, Unauthorized
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +26,8 @@ def add_fault_handlers(app: FastAPI) -> None:
 async def on_request_error(http: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
     headers = {}
-    if isinstance(error, Unavailable):
-        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+    if isinstance(error, TryLater):
+        headers["Retry-After"] = error.retry_after_header
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
     return _json(error, error.status, headers)

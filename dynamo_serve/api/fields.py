@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from dynamo_serve.errors import UnknownField, UnsupportedField
 
@@ -72,8 +73,7 @@ COMMON: dict[str, Known] = {
     "logits_processors": refused("code from a client is never run", only([])),
     "bad_words": refused("use logit_bias", only([])),
     "allowed_token_ids": refused("use logit_bias"),
-    "priority": refused("all requests are equal", only(0)),
-    "cache_salt": refused("prompt heads are shared within the server"),
+    "cache_salt": refused("prompt heads are shared within a tenant"),
     "structured_outputs": refused("output is not constrained yet"),
     "guided_json": refused("output is not constrained yet"),
     "guided_regex": refused("output is not constrained yet"),
@@ -139,10 +139,11 @@ def sift(
     Raises `UnsupportedField` and `UnknownField`; with `on_unknown` "warn" the latter is logged.
     """
     kept: dict[str, Any] = {}
+    supported = _supported(model)
     for name, value in body.items():
-        if value is None and (name in model.model_fields or name in known):
+        if value is None and (name in supported or name in known):
             continue
-        if name in model.model_fields:
+        if name in supported:
             kept[name] = value
         elif (entry := known.get(name)) is not None:
             if entry.status == "refused" and not entry.harmless(value, body):
@@ -157,7 +158,12 @@ def sift(
     return kept
 
 
+def _supported(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields of a model by the name that clients give them (`class` is a word of Python's)."""
+    return {field.alias or name: field for name, field in model.model_fields.items()}
+
+
 def field_rows(model: type[BaseModel], known: Mapping[str, Known]) -> list[tuple[str, str, str]]:
     """(name, status, remark) of every known field: the table of the reference documentation."""
-    rows = [(name, "supported", f.description or "") for name, f in model.model_fields.items()]
+    rows = [(name, "supported", f.description or "") for name, f in _supported(model).items()]
     return rows + [(name, entry.status, entry.why) for name, entry in known.items()]

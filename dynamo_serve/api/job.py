@@ -5,15 +5,16 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 
 from dynamo_serve import __version__
-from dynamo_serve.api.auth import Tenant
 from dynamo_serve.api.prompts import check_ids
 from dynamo_serve.api.schema import ChatRequest, CompletionRequest
+from dynamo_serve.api.terms import Terms
 from dynamo_serve.core.engine import EngineSpec
 from dynamo_serve.core.request import Request, Sampling
+from dynamo_serve.directory import Caller
 from dynamo_serve.errors import ContextTooLong, InvalidRequest
 from dynamo_serve.text.detokenizer import Detokenizer
 from dynamo_serve.text.stream import Transcript
@@ -47,6 +48,7 @@ class Job:
     include_usage: bool
     return_token_ids: bool
     logprobs: int | None
+    explain: bool
 
     @property
     def prompts(self) -> list[tuple[int, ...]]:
@@ -74,25 +76,26 @@ class Bounds:
 Body = ChatRequest | CompletionRequest
 
 
-def to_job(body: Body, prompts: list[list[int]], bounds: Bounds, tenant: Tenant, model: str) -> Job:
+def to_job(
+    body: Body,
+    prompts: list[list[int]],
+    bounds: Bounds,
+    caller: Caller,
+    terms: Terms,
+    model: str,
+) -> Job:
     """Raises `InvalidRequest` (or one of its kind) naming the field and the bound."""
     _check(body, len(prompts), bounds)
     is_chat = isinstance(body, ChatRequest)
     job_id = ("chatcmpl-" if is_chat else "cmpl-") + secrets.token_hex(12)
-    seed = secrets.randbelow(SEEDS) if body.seed is None else body.seed % SEEDS
-    stop_ids = frozenset(body.stop_token_ids) | (frozenset() if body.ignore_eos else bounds.eos_ids)
-    now = time.monotonic()
+    first = _request(body, job_id, bounds, caller, terms)
     requests = [
-        Request(
+        replace(
+            first,
             id=f"{job_id}-{at * body.n + choice}",
             prompt_ids=tuple(ids),
             max_tokens=_max_tokens(body, len(ids), bounds.spec.max_model_len),
-            sampling=_sampling(body, choice_seed(seed, choice)),
-            stop_ids=stop_ids,
-            min_tokens=body.min_tokens,
-            tenant=tenant.name,
-            salt=tenant.salt,
-            arrival=now,
+            sampling=replace(first.sampling, seed=choice_seed(first.sampling.seed, choice)),
         )
         for at, ids in enumerate(prompts)
         for choice in range(body.n)
@@ -110,6 +113,28 @@ def to_job(body: Body, prompts: list[list[int]], bounds: Bounds, tenant: Tenant,
         include_usage=bool(body.stream_options and body.stream_options.include_usage),
         return_token_ids=body.return_token_ids,
         logprobs=_logprobs(body),
+        explain=body.explain,
+    )
+
+
+def _request(body: Body, id: str, bounds: Bounds, caller: Caller, terms: Terms) -> Request:
+    """What all choices have in common; prompt, length and the choice's own seed are missing."""
+    seed = secrets.randbelow(SEEDS) if body.seed is None else body.seed % SEEDS
+    now = time.monotonic()
+    return Request(
+        id=id,
+        prompt_ids=(),
+        max_tokens=0,
+        sampling=_sampling(body, seed),
+        stop_ids=frozenset(body.stop_token_ids)
+        | (frozenset() if body.ignore_eos else bounds.eos_ids),
+        min_tokens=body.min_tokens,
+        tenant=caller.tenant,
+        salt=caller.salt,
+        arrival=now,
+        deadline=now + terms.deadline,
+        class_name=terms.class_name,
+        priority=terms.priority,
     )
 
 

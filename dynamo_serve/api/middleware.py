@@ -33,6 +33,7 @@ class RequestId:
             return
         given = Headers(scope=scope).get(HEADER, "")
         request_id = given if PLAIN_ID.fullmatch(given) else secrets.token_hex(12)
+        scope.setdefault("state", {})["request_id"] = request_id
         began = time.monotonic()
         status = 0
 

@@ -14,6 +14,7 @@ from dynamo_serve.api.prompts import completion_prompts, render_messages
 from dynamo_serve.api.render import ChatRenderer, CompletionRenderer
 from dynamo_serve.api.schema import ChatRequest, CompletionRequest
 from dynamo_serve.api.sse import respond
+from dynamo_serve.api.terms import HEADER, terms_of
 
 
 def openai_routes(edge: Edge) -> APIRouter:
@@ -62,7 +63,11 @@ def openai_routes(edge: Edge) -> APIRouter:
 
 def _job(edge: Edge, http: Request, body: Body, prompts: list[list[int]], model: str) -> Job:
     bounds = Bounds(edge.service.spec, edge.server.max_choices, edge.tokenizer.eos_ids)
-    return to_job(body, prompts, bounds, http.state.tenant, model)
+    caller = http.state.caller
+    terms = terms_of(body, http.headers.get(HEADER), caller.tenant, edge.access.tenancy)
+    job = to_job(body, prompts, bounds, caller, terms, model)
+    edge.lookup.add(caller.tenant, http.state.request_id, job)
+    return job
 
 
 def _model(edge: Edge, name: str) -> dict[str, Any]:

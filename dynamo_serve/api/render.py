@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from dynamo_serve.api.job import Job
-from dynamo_serve.core.request import TokenLogprob
+from dynamo_serve.core.request import Summary, TokenLogprob
 from dynamo_serve.text.stream import Delta, ScoredToken
 from dynamo_serve.text.tokenizer import Tokenizer
 
@@ -24,6 +24,18 @@ def to_json(value: object) -> str:
     """Compact JSON on a single line."""
     text = _encode(value)
     return text if text.isascii() else text.translate(_LINE_ENDS)
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON can have it: null for numbers that are not finite."""
+    match value:
+        case float() if not math.isfinite(value):
+            return None
+        case dict():
+            return {key: plain(inner) for key, inner in value.items()}
+        case list() | tuple():
+            return [plain(inner) for inner in value]
+    return value
 
 
 class Renderer(Protocol):
@@ -63,6 +75,8 @@ class ChatRenderer:
         choice["finish_reason"] = delta.finish.value if delta.finish else None
         if self._job.return_token_ids:
             choice["token_ids"] = delta.token_ids
+        if self._job.explain and delta.finish is not None:
+            choice["explain"] = explained(delta.summary)
         return choice
 
     def _logprobs(self, tokens: Sequence[ScoredToken]) -> Json | None:
@@ -115,6 +129,8 @@ class CompletionRenderer:
             choice["token_ids"] = delta.token_ids
             if not streamed:
                 choice["prompt_token_ids"] = self._job.requests[index].prompt_ids
+        if self._job.explain and delta.finish is not None:
+            choice["explain"] = explained(delta.summary)
         return choice
 
     def _logprobs(self, tokens: Sequence[ScoredToken]) -> Json | None:
@@ -131,6 +147,22 @@ class CompletionRenderer:
         """The likeliest tokens and the chosen one, as OpenAI has it."""
         pairs = [*token.top, (token.token_id, token.logprob)]
         return {self._tokenizer.token_text(i): finite(logprob) for i, logprob in pairs}
+
+
+def explained(summary: Summary | None) -> Json | None:
+    """Where the time of a choice went, for the client; times in ms."""
+    if summary is None:
+        return None
+    return {
+        "queue_ms": round(summary.queue_seconds * 1e3, 3),
+        "prefill_ms": round(summary.prefill_seconds * 1e3, 3),
+        "decode_ms": round(summary.decode_seconds * 1e3, 3),
+        "stall_ms": round(summary.stall_seconds * 1e3, 3),
+        "device_ms": round(summary.device_seconds * 1e3, 3),
+        "page_seconds": round(summary.page_seconds, 3),
+        "cached_tokens": summary.cached_tokens,
+        "num_preemptions": summary.num_preemptions,
+    }
 
 
 def finite(logprob: float) -> float:

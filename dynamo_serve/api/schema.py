@@ -12,6 +12,8 @@ MAX_STOP_IDS = 64
 MAX_BIASES = 1024
 MAX_TOP_LOGPROBS = 20
 INT64 = 2**63
+DAY_MS = 86_400_000
+MAX_PRIORITY = 100
 
 
 class Model(BaseModel):
@@ -102,6 +104,28 @@ class Generation(Model):
     )
     return_token_ids: bool = Field(
         False, description="Choices carry token_ids; prompt_token_ids come with the answer."
+    )
+    deadline_ms: int | None = Field(
+        None,
+        ge=1,
+        le=DAY_MS,
+        description="Milliseconds after which the answer ends with finish_reason deadline; the "
+        "header X-Request-Deadline-Ms says the same, the smaller counts. Default: the class's.",
+    )
+    priority: int = Field(
+        0,
+        ge=0,
+        le=MAX_PRIORITY,
+        description="Over 0: behind the tenant's other requests. Nothing puts one before them.",
+    )
+    class_name: str | None = Field(
+        None,
+        alias="class",
+        max_length=64,
+        description="Another class than the tenant's, of the same rank or one that yields to it.",
+    )
+    explain: bool = Field(
+        False, description="The end of each choice carries explain: where its time went."
     )
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import NamedTuple
 
-from dynamo_serve.core.request import Finish, TokenEvent, TokenLogprob
+from dynamo_serve.core.request import Finish, Summary, TokenEvent, TokenLogprob
 from dynamo_serve.text.detokenizer import Detokenizer
 from dynamo_serve.text.stop import StopMatcher
 
@@ -24,7 +24,7 @@ class Delta(NamedTuple):
     `text` may be empty while a character or a possible stop string is incomplete. `token_ids`
     includes the token that ended the choice. `tokens` has an entry for every token that is part
     of the message (not for a stop token) if log probabilities were asked for. `cached_tokens` comes
-    with the first token.
+    with the first token, `summary` with the engine's finish.
     """
 
     text: str
@@ -32,6 +32,7 @@ class Delta(NamedTuple):
     tokens: tuple[ScoredToken, ...] = ()
     finish: Finish | None = None
     cached_tokens: int | None = None
+    summary: Summary | None = None
 
 
 class Transcript:
@@ -55,7 +56,8 @@ class Transcript:
                 text += self._stop.flush()
         if self._stop.matched is not None:
             finish = Finish.STOP
-        return Delta(text, event.token_ids[:num_tokens], tuple(tokens), finish, event.cached_tokens)
+        ids = event.token_ids[:num_tokens]
+        return Delta(text, ids, tuple(tokens), finish, event.cached_tokens, event.summary)
 
     def _read(self, event: TokenEvent) -> tuple[str, int, list[ScoredToken]]:
         """Text, number of tokens and scores of `event`, as far as a stop string lets them count."""
@@ -79,16 +81,30 @@ class Transcript:
 
 
 async def detokenize(
-    events: AsyncGenerator[TokenEvent, None], transcript: Transcript
+    events: AsyncGenerator[TokenEvent, None],
+    transcript: Transcript,
+    cancel: Callable[[], None] | None = None,
 ) -> AsyncGenerator[Delta, None]:
     """The deltas of one choice, up to the one with `finish`.
 
     A stop string ends the choice here and not in the engine: closing `events` cancels it there.
+    With `cancel`, which must bring about the last event, that is waited for: the last delta then
+    has a summary in any case.
     """
     async with aclosing(events):
         async for event in events:
             delta = transcript.push(event)
+            if delta.finish is not None and event.finish is None and cancel is not None:
+                cancel()
+                delta = delta._replace(summary=await _summary(events))
             yield delta
             if delta.finish is not None:
                 return
     raise AssertionError("the events of a request ended without a finish")
+
+
+async def _summary(events: AsyncGenerator[TokenEvent, None]) -> Summary | None:
+    async for event in events:
+        if event.finish is not None:
+            return event.summary
+    return None

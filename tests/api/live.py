@@ -7,13 +7,15 @@ import contextlib
 import json
 import socket
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 
 from dynamo_serve.api.app import create_app
+from dynamo_serve.api.auth import Access
 from dynamo_serve.config import Config, EngineSection, ModelSection, ServerSection
 from dynamo_serve.service import Service
 from dynamo_serve.text.tokenizer import Tokenizer
@@ -24,6 +26,9 @@ MAX_MODEL_LEN = 256
 
 
 class NoMetrics:
+    def on_costs(self, costs: Mapping[str, Any]) -> None:
+        pass
+
     def render(self) -> tuple[bytes, str]:
         return b"dserve_up 1\n", "text/plain; version=0.0.4"
 
@@ -49,7 +54,8 @@ def config(**server: object) -> Config:
 
 
 def app_of(service: Service, tokenizer: Tokenizer, settings: Config) -> FastAPI:
-    return create_app(service, tokenizer, settings, NoMetrics(), model_names=NAMES)
+    access = Access(settings.server, service.configure)
+    return create_app(service, tokenizer, settings, NoMetrics(), access, model_names=NAMES)
 
 
 def save_model(folder: Path) -> str:

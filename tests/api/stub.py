@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import queue
 from collections.abc import AsyncGenerator, Callable
+from typing import Any
 
 from dynamo_serve.core.engine import EngineSpec
 from dynamo_serve.core.request import Finish, Request, TokenEvent, TokenLogprob
 from dynamo_serve.core.stats import Stats
-from dynamo_serve.errors import RequestError
+from dynamo_serve.core.tenant import Tenancy
+from dynamo_serve.errors import RequestError, Unavailable
 from dynamo_serve.service import Service, State
 from dynamo_serve.text.tokenizer import Tokenizer
 
@@ -20,7 +22,9 @@ Script = Callable[[Request], AsyncGenerator[TokenEvent, None]]
 
 
 class StubService(Service):
-    """`script` answers each request; `seen` and `cancelled` are filled as requests come and go."""
+    """`script` answers each request; `seen` and `cancelled` are filled as requests come and go.
+    `answers` are what `inspect` says to whoever asks; without one, the engine is not up.
+    """
 
     def __init__(self, script: Script) -> None:
         self.state = State.READY
@@ -30,6 +34,25 @@ class StubService(Service):
         self.refusal: RequestError | None = None
         self.seen: queue.Queue[Request] = queue.Queue()
         self.cancelled: queue.Queue[str] = queue.Queue()
+        self.ended: queue.Queue[str] = queue.Queue()
+        self.tenancies: list[Tenancy] = []
+        self.answers: dict[str, Any] = {}
+        self.asked: list[tuple[str, str]] = []
+
+    def configure(self, tenancy: Tenancy) -> None:
+        self.tenancies.append(tenancy)
+
+    def cancel(self, request_id: str) -> None:
+        self.ended.put(request_id)
+
+    def is_live(self, request_id: str) -> bool:
+        return False
+
+    async def inspect(self, what: str, id: str = "", timeout: float = 0.0) -> Any:
+        self.asked.append((what, id))
+        if what not in self.answers:
+            raise Unavailable("the engine is not up")
+        return self.answers[what]
 
     def check_ready(self) -> None:
         if self.refusal is not None:

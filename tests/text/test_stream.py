@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dynamo_serve.core.request import Finish, TokenEvent, TokenLogprob
+from dynamo_serve.core.request import Finish, Summary, TokenEvent, TokenLogprob
 from dynamo_serve.text.detokenizer import Detokenizer
 from dynamo_serve.text.stream import Delta, Transcript, detokenize
 from dynamo_serve.text.tokenizer import Tokenizer
@@ -77,6 +77,30 @@ def test_a_stop_string_closes_the_source_and_drops_later_tokens() -> None:
     assert deltas[0].token_ids == tuple(upto)
     assert deltas[0].finish is Finish.STOP
     assert closed_early
+
+
+def test_a_stop_string_that_is_to_be_explained_waits_for_the_summary() -> None:
+    summary = Summary(0.1, 0.2, 0.3, 0, 0)
+    asked: list[str] = []
+
+    async def source() -> AsyncGenerator[TokenEvent, None]:
+        yield TokenEvent("r", tuple(TOKENIZER.encode("hi stop")))
+        assert asked == ["cancel"], "the end is waited for without being asked for"
+        yield TokenEvent("r", tuple(TOKENIZER.encode(" more")))
+        yield TokenEvent("r", finish=Finish.CANCELLED, summary=summary)
+
+    async def collect() -> list[Delta]:
+        deltas = detokenize(source(), transcript(["stop"]), lambda: asked.append("cancel"))
+        return [delta async for delta in deltas]
+
+    (delta,) = asyncio.run(collect())
+    assert (delta.text, delta.finish, delta.summary) == ("hi ", Finish.STOP, summary)
+
+
+def test_the_summary_comes_with_the_engines_finish() -> None:
+    summary = Summary(0.1, 0.2, 0.3, 0, 0)
+    event = TokenEvent("r", finish=Finish.LENGTH, summary=summary)
+    assert transcript().push(event).summary == summary
 
 
 def test_text_held_for_a_stop_string_comes_out_at_the_end() -> None:

@@ -1,0 +1,61 @@
+"""Endpoints for who holds an admin key: the whole picture, across tenants."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from dynamo_serve.api.edge import Edge
+from dynamo_serve.api.render import plain, to_json
+from dynamo_serve.errors import ConfigError, InvalidRequest
+
+logger = logging.getLogger(__name__)
+
+MAX_ENTRIES = 10_000
+
+
+def admin_routes(edge: Edge) -> APIRouter:
+    routes = APIRouter(prefix="/admin", tags=["administration"])
+
+    @routes.get("/state")
+    async def state() -> Response:
+        """Tenants with their shares, running and waiting requests, the latest decisions."""
+        return _json(await edge.service.inspect("state"))
+
+    @routes.get("/costs")
+    async def costs() -> Response:
+        """Device-seconds, page-seconds and tokens saved by the cache: the whole, by tenant."""
+        return _json(await edge.service.inspect("costs"))
+
+    @routes.get("/journal")
+    async def journal(http: Request) -> Response:
+        """The latest decisions of the scheduler, oldest first; `?limit=` says how many (100)."""
+        limit = _limit(http.query_params.get("limit", "100"))
+        entries = (await edge.service.inspect("state"))["journal"]
+        return _json({"journal": entries[-limit:]})
+
+    @routes.post("/reload")
+    async def reload() -> Response:
+        """Read the tenants file again, as on SIGHUP; 400 with the fault, and nothing changes."""
+        try:
+            done = edge.access.reload()
+        except ConfigError as error:
+            raise InvalidRequest(str(error)) from error
+        logger.info("tenants reloaded: %s", done)
+        return _json(done)
+
+    return routes
+
+
+def _limit(text: str) -> int:
+    if not text.isdecimal() or not 1 <= len(text) <= 5 or not 1 <= int(text) <= MAX_ENTRIES:
+        raise InvalidRequest(
+            f"'limit' must be a whole number from 1 to {MAX_ENTRIES}.", param="limit"
+        )
+    return int(text)
+
+
+def _json(answer: Any) -> Response:
+    return Response(to_json(plain(answer)), media_type="application/json")

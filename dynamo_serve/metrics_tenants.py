@@ -1,0 +1,59 @@
+"""What each tenant has used: totals that go on when an engine begins to count anew."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+# What an answer about costs calls it → the metric's key.
+COUNTERS = {
+    "device_seconds": "tenant_device_seconds",
+    "page_seconds": "tenant_page_seconds",
+    "saved_tokens": "tenant_saved_tokens",
+    "output_tokens": "tenant_output_tokens",
+}
+STATES = ("live", "waiting")
+
+
+class TenantCosts:
+    def __init__(self) -> None:
+        self._last: dict[str, dict[str, float]] = {}  # tenant → number → value, of this engine
+        self._before: dict[tuple[str, str], float] = {}  # of the engines before it
+
+    def take(self, costs: Mapping[str, Any]) -> None:
+        """An answer about costs. A missing number is 0, a missing tenant is idle."""
+        given = costs.get("tenants", {})
+        now = {
+            name: {key: float(used.get(key) or 0) for key in (*COUNTERS, *STATES)}
+            for name, used in given.items()
+        }
+        falls = (
+            now[name][key] < self._last[name][key]
+            for name in now.keys() & self._last.keys()
+            for key in COUNTERS
+        )
+        if any(falls):
+            self.restart()
+        idle = {name: {**used, **dict.fromkeys(STATES, 0.0)} for name, used in self._last.items()}
+        self._last = {**idle, **now}
+
+    def restart(self) -> None:
+        """Another engine counts from now on: keep what the last one counted."""
+        for name, used in self._last.items():
+            for key in COUNTERS:
+                self._before[name, key] = self._before.get((name, key), 0.0) + used[key]
+            self._last[name] = dict.fromkeys(used, 0.0)
+
+    def numbers(self) -> dict[str, dict[tuple[str, ...], float]]:
+        """Metric → label values → value."""
+        counted: dict[str, dict[tuple[str, ...], float]] = {
+            metric: {
+                (name,): self._before.get((name, key), 0.0) + used[key]
+                for name, used in self._last.items()
+            }
+            for key, metric in COUNTERS.items()
+        }
+        counted["tenant_sequences"] = {
+            (name, state): used[state] for name, used in self._last.items() for state in STATES
+        }
+        return counted
