@@ -33,7 +33,7 @@ WARMUP = 100
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for the finished model")
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=3300)
     parser.add_argument("--start", type=Path, help="go on from the weights of this folder")
     parser.add_argument("--minutes", type=float, default=0.0, help="train so long, not --steps")
     parser.add_argument("--rows", type=int, default=8, help="rows per batch")
