@@ -13,60 +13,30 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-import httpx
 from transformers import AutoTokenizer
 
 from bench.load import Report, Workload, count_tokens, drive, prompts
+from bench.server import free_port, our_command, running
 
 WORKLOADS = (
     Workload("W2", requests=64, concurrency=32, shared=0, own=128, output=64),
     Workload("W3", requests=32, concurrency=8, shared=1024, own=64, output=32),
 )
-START_SECONDS = 300
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def command_of(server: str, args: argparse.Namespace, port: int) -> list[str]:
     if server == "dynamo_serve":
         settings = ["model.dtype=bfloat16", "cache.num_pages=2400", *args.set]
-        sets = [word for setting in settings for word in ("--set", setting)]
-        return [sys.executable, "-m", "dynamo_serve.cli", "serve", "--model", str(args.model),
-                "--served-model-name", str(args.model),
-                "--port", str(port), *sets]  # fmt: skip
+        return our_command(args.model, port, settings)
     return [str(args.transformers), "serve", str(args.model), "--continuous-batching",
             "--device", "cpu", "--dtype", "bfloat16", "--attn-implementation", "sdpa",
             "--cb-num-blocks", "1152", "--cb-block-size", "32", "--cb-max-batch-tokens", "512",
             "--port", str(port)]  # fmt: skip
-
-
-def wait_until_up(url: str, process: subprocess.Popen[bytes]) -> None:
-    path = "/ready" if "dynamo_serve.cli" in process.args else "/health"  # type: ignore[operator]
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise RuntimeError(f"the server exited with {process.returncode}")
-        try:
-            if httpx.get(url + path, timeout=5).status_code == 200:
-                return
-        except httpx.HTTPError:
-            pass
-        time.sleep(0.5)
-    raise RuntimeError(f"the server was not up after {START_SECONDS} s")
 
 
 async def measure(url: str, args: argparse.Namespace, seed: int) -> dict[str, Report]:
@@ -86,19 +56,10 @@ async def measure(url: str, args: argparse.Namespace, seed: int) -> dict[str, Re
 
 def run_once(server: str, args: argparse.Namespace, seed: int) -> dict[str, Report]:
     port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     log = Path(tempfile.gettempdir()) / f"versus-{server}.log"
-    with log.open("wb") as sink:
-        process = subprocess.Popen(
-            command_of(server, args, port), env=environment, stdout=sink, stderr=sink
-        )
-        try:
-            wait_until_up(url, process)
-            return asyncio.run(measure(url, args, seed))
-        finally:
-            process.terminate()
-            process.wait(60)
+    ready = "/ready" if server == "dynamo_serve" else "/health"
+    with running(command_of(server, args, port), port, log, ready) as url:
+        return asyncio.run(measure(url, args, seed))
 
 
 def show(rows: list[dict[str, Any]]) -> None:
