@@ -310,7 +310,7 @@ FLOOD = ("scheduler.max_decode_sequences=32",)
 
 def overload(args: argparse.Namespace) -> None:
     """Twice what the server can do; refused clients come back once, when they were told."""
-    classes = {"now": {"rank": 0, "ttft_ms": 2000, "itl_ms": 300, "sheds_late": True}}
+    classes = {"now": {"rank": 0, "ttft_ms": 2000, "itl_ms": 300, "strict": True}}
 
     async def scene(client: Client) -> dict[str, Any]:
         stop, done = time.monotonic() + 30.0, 0

@@ -54,7 +54,7 @@ CLASS = {
     "itl_ms": Rule("itl", float, 1, DAY_MS, per=1000, null=inf),
     "max_queue_delay_ms": Rule("max_queue_delay", float, 0, 60_000, per=1000),
     "deadline_ms": Rule("deadline", float, 1, DAY_MS, per=1000, null=inf),
-    "sheds_late": Rule("sheds_late", bool),
+    "strict": Rule("strict", bool),
 }
 TENANT = {
     "weight": Rule("weight", float, 0.001, 1_000_000),

@@ -132,6 +132,7 @@ def _request_fields(request: Request) -> tuple[Any, ...]:
         request.deadline,
         request.class_name,
         request.priority,
+        request.num_choices,
     )
 
 

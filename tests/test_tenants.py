@@ -39,7 +39,7 @@ def test_everything_that_can_be_said_arrives_in_its_unit(tmp_path: Path) -> None
     text = f"""
 classes:
   chatty: {{rank: 4, ttft_ms: 250, itl_ms: 40, max_queue_delay_ms: 2, deadline_ms: 60000,
-           sheds_late: true}}
+           strict: true}}
 tenants:
   acme:
     keys: ["{HASHED["acme"]}"]
@@ -113,7 +113,7 @@ def test_tenants_share_prefixes_only_if_they_share_a_salt(tmp_path: Path) -> Non
         ("- a", "the file: not a mapping;"),
         ("admin_keys: []", "tenants: none; allowed: at least one"),
         ("tenants: {a: }\nclasses: {x: {ttft_ms: 0}}", "classes.x.ttft_ms = 0: not allowed;"),
-        ("tenants: {a: }\nclasses: {x: {sheds_late: 1}}", "classes.x.sheds_late = 1: not allowed;"),
+        ("tenants: {a: }\nclasses: {x: {strict: 1}}", "classes.x.strict = 1: not allowed;"),
         ("tenants: {a: {keys: sesame}}", "tenants.a.keys: not a list; keys are stored hashed"),
         ("tenants: {a: {keys: [sesame]}}", "tenants.a.keys[0]: not a hash; keys are stored hashed"),
         ("tenants: {a: }\nadmin_keys: [sesame]", "admin_keys[0]: not a hash; keys are stored"),

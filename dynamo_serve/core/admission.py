@@ -72,8 +72,8 @@ class Admission:
     def _by_forecast(self, seq: Sequence, account: Account, now: float) -> Refusal | None:
         request, promise = seq.request, seq.promise
         waiting, limit = len(self.life.waiting), self.intake.limits.max_waiting
-        sheds_late = promise.sheds_late and promise.ttft < inf
-        if waiting < limit and request.deadline == inf and not sheds_late:
+        strict = promise.strict and promise.ttft < inf
+        if waiting < limit and request.deadline == inf and not strict:
             return None
         seen = forecast(seq, self.life, self.intake)
         if waiting >= limit:
@@ -87,7 +87,7 @@ class Admission:
             )
             wait = max(1.0, seen.finish - left)
             return _server(Reason.DEADLINE, text, left, wait, seen)
-        return self._too_late(seq, account, seen, now) if sheds_late else None
+        return self._too_late(seq, account, seen, now) if strict else None
 
     def _too_late(
         self, seq: Sequence, account: Account, seen: Forecast, now: float

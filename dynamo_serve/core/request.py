@@ -55,7 +55,8 @@ class Request:
     never share a page. `arrival` and `deadline` are readings of the monotonic clock, in seconds.
 
     `class_name` None means the class of the tenant. `priority` 0 is the tenant's own; a higher
-    one puts the request behind those of the same tenant.
+    one puts the request behind those of the same tenant. Of several choices of one call the first
+    has their number in `num_choices` and answers to the quotas for all; the others have 0.
     """
 
     id: str
@@ -70,6 +71,7 @@ class Request:
     deadline: float = inf
     class_name: str | None = None
     priority: int = 0
+    num_choices: int = 1
 
 
 class TokenLogprob(NamedTuple):

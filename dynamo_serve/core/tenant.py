@@ -12,9 +12,10 @@ from typing import Any
 class Class:
     """What was promised to a request. Times are in seconds; `inf` promises nothing.
 
-    `rank` orders classes: 0 is preempted last. With `sheds_late`, a request whose TTFT target
-    cannot be met is refused on arrival instead of being served late. `deadline` counts from the
-    arrival and holds for requests that bring none of their own.
+    `rank` orders classes: 0 is preempted last. Targets steer who is next and how large chunks are.
+    A `strict` class has more: what would get its first token too late is refused on arrival, and
+    the batch grows only as far as the ITL target allows. `deadline` counts from the arrival and
+    holds for requests that bring none of their own.
     """
 
     name: str
@@ -23,7 +24,7 @@ class Class:
     itl: float = inf
     max_queue_delay: float | None = None  # of the merge window; None: what the server's is
     deadline: float = inf
-    sheds_late: bool = False
+    strict: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ class Tenant:
 
 
 CLASSES = {
-    "interactive": Class("interactive", 0, ttft=1.0, itl=0.15, sheds_late=True),
+    "interactive": Class("interactive", 0, ttft=1.0, itl=0.15, strict=True),
     "standard": Class("standard", 1, ttft=5.0, itl=0.3),
     "batch": Class("batch", 2, max_queue_delay=0.02),
 }

@@ -44,7 +44,7 @@ def random_tenancy(rng: random.Random, num_pages: int) -> Tenancy:
         weight = rng.choice([1.0, 3.0, 0.1])
         tenants[name] = Tenant(name, weight, rng.choice(["strict", "loose"]), quota)
     classes = {
-        "strict": Class("strict", 0, ttft=0.02, itl=0.005, sheds_late=rng.random() < 0.5),
+        "strict": Class("strict", 0, ttft=0.02, itl=0.005, strict=rng.random() < 0.5),
         "loose": Class("loose", 2),
     }
     return Tenancy(tenants, classes)
