@@ -6,62 +6,67 @@ from collections import deque
 from typing import NamedTuple
 
 GRACE = 3.0  # seconds that a place is kept after its time
-MOST = 2000  # beyond it nothing is kept, and a time is only an estimate
+HORIZON = 60.0  # seconds; nothing is kept for later than that
 EARLY = 0.05  # seconds; clocks and networks are not exact
+MEMORY = 0.9  # of how many came back, for each that did or did not
 
 
 class Booking(NamedTuple):
-    """`seconds` of work, expected from `due` on; `known` is how the request is recognised."""
+    """So much of something that is scarce, expected from `due` on; `known` is how the request is
+    recognised."""
 
     due: float
-    seconds: float
+    amount: float
     known: int
 
 
 class Bookings:
-    """One tenant's, in the order of their times.
+    """Of one tenant and one thing that is scarce, in the order of their times.
 
     "Come again in 5 s" is worth something only if there is a place in 5 s. So what a refused
-    request will need is booked, and newcomers see a server that has that much less to give. A
-    request is recognised by its prompt: a client has nothing to do but to send it again.
+    request will need is booked, and newcomers see that much less. A request is recognised by its
+    prompt: a client has nothing to do but to send it again. Many clients never do: what is booked
+    counts as far as bookings have been used before.
     """
 
     def __init__(self) -> None:
         self._queue: deque[Booking] = deque()
+        self._return_rate = 0.9  # what would be fair to those who obey; others soon lower it
 
-    def redeem(self, known: int, now: float) -> Booking | None:
-        """The booking of a request that comes at its time, which it then has used."""
+    def redeem(self, known: int, now: float) -> bool:
+        """Whether a request comes at its time; its booking is then used up."""
         self._forget(now)
         for booking in self._queue:
             if booking.due > now + EARLY:
                 break
             if booking.known == known:
                 self._queue.remove(booking)
-                return booking
-        return None
+                self._learn(True)
+                return True
+        return False
 
     def promised(self, until: float) -> float:
-        """Seconds of work that may come by then."""
+        """How much will probably be asked for by then."""
         total = 0.0
         for booking in self._queue:
             if booking.due > until:
                 break
-            total += booking.seconds
-        return total
+            total += booking.amount
+        return total * self._return_rate
 
-    def book(self, earliest: float, seconds: float, known: int) -> float:
-        """Keep a place, behind all others; when it is. Who asks again too early keeps his."""
-        for booking in self._queue:
-            if booking.known == known:
-                return booking.due
+    def book(self, earliest: float, amount: float, seconds: float, known: int, now: float) -> float:
+        """Keep a place, `seconds` behind the last one; when it is."""
         due = earliest
         if self._queue:
-            last = self._queue[-1]
-            due = max(earliest, last.due + last.seconds)
-        if len(self._queue) < MOST:
-            self._queue.append(Booking(due, seconds, known))
+            due = max(earliest, self._queue[-1].due + seconds * self._return_rate)
+        if due <= now + HORIZON:
+            self._queue.append(Booking(due, amount, known))
         return due
 
     def _forget(self, now: float) -> None:
         while self._queue and self._queue[0].due + GRACE < now:
             self._queue.popleft()
+            self._learn(False)
+
+    def _learn(self, came: bool) -> None:
+        self._return_rate += (1 - MEMORY) * (came - self._return_rate)

@@ -1,13 +1,13 @@
 """When a request will get its first token: the queue played forward with learned step times.
 
 The play knows what the scheduler knows now: who runs and how far, who waits and in which order, how
-long steps take. It does not know who will come, who will end early, or what will be preempted; it
-takes each tenant's usual part of `max_tokens`.
+long answers and steps usually are, what prefixes are cached, and who may take whose place. It does
+not know who will come.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from dynamo_serve.core.sequence import Sequence
 from dynamo_serve.core.step_cost import StepShape
 from dynamo_serve.core.waiting import place
 
-MOST_ADMISSIONS = 256  # played one by one; what is behind them is taken to go on at their rate
+MOST_ADMISSIONS = 128  # played one by one; what is behind them is taken to go on at their rate
 
 
 class Forecast(NamedTuple):
@@ -35,6 +35,14 @@ def forecast(seq: Sequence, life: Lifecycle, intake: Intake) -> Forecast:
     return _Play(seq, life, intake).run()
 
 
+class _End(NamedTuple):
+    """A running sequence of the play: at which step it ends, and what it holds till then."""
+
+    step: float
+    pages: int
+    tenant: str
+
+
 class _Play:
     """Everything that decodes gains one token per step, so `steps` is a clock for who ends when:
     the ends of the running sequences are a heap on that clock."""
@@ -42,44 +50,47 @@ class _Play:
     def __init__(self, seq: Sequence, life: Lifecycle, intake: Intake) -> None:
         intake.take_stock()
         self.seq = seq
+        self.life = life
         self.intake = intake
-        self.pool = life.pool
-        self.accounts = life.shares.accounts
-        life.shares.account(seq.request.tenant)
-        self.prices = intake.prices()
         self.shares = life.shares
+        self.shares.account(seq.request.tenant)
+        self.accounts = life.shares.accounts
+        self.prices = intake.prices()
         self.time = self.steps = 0.0
         self.left = 0  # prompt tokens that the step in hand has still room for
         running = list(life.running.values())
-        self.ends = [(self._outputs(s), self._pages(s)) for s in running]
+        self.ends = [
+            _End(self.shares.outputs(s), self._pages(s), s.request.tenant) for s in running
+        ]
         heapify(self.ends)
-        pages = sum(len(s.page_table) for s in running)
-        grown = sum(count for _, count in self.ends)
-        self.free = self.pool.num_pages - self.pool.num_used + pages - grown
+        held = sum(len(s.page_table) for s in running)
+        self.free = life.pool.num_pages - life.pool.num_used + held
+        self.free -= sum(end.pages for end in self.ends)
+        self.live = Counter(end.tenant for end in self.ends)
         self.places = intake.places(running, seq)
         self.itl = policy.tightest_itl(running)
         self.context = max(1, sum(s.num_tokens for s in running) // max(1, len(running)))
-        self.queues = self._queues(life)
+        self.queues = self._queues()
         self.leads = {name: self.accounts[name].lead for name in self.queues}
+        busy = {*self.leads, *self.live}
+        self.due = {name: policy.entitled(name, busy, self.accounts) * self.places for name in busy}
         self._prefill(sum(s.num_pending for s in running if s.phase is Phase.PREFILL))
 
-    def _queues(self, life: Lifecycle) -> dict[str, deque[Sequence]]:
-        queues = {
-            name: deque(life.waiting.first(name, MOST_ADMISSIONS)) for name in life.waiting.tenants
-        }
-        if self.seq.id not in life.waiting:
+    def _queues(self) -> dict[str, deque[Sequence]]:
+        waiting = self.life.waiting
+        queues = {name: deque(waiting.first(name, MOST_ADMISSIONS)) for name in waiting.tenants}
+        if self.seq.id not in waiting:
             own = [*queues.get(self.seq.request.tenant, ()), self.seq]
             queues[self.seq.request.tenant] = deque(sorted(own, key=place))
-        self.behind = max(0, life.waiting.ahead_of(self.seq) - MOST_ADMISSIONS)
+        self.behind = max(0, waiting.ahead_of(self.seq) - MOST_ADMISSIONS)
         return queues
 
     def run(self) -> Forecast:
         for position in range(MOST_ADMISSIONS):
-            name = min(self.queues, key=lambda at: (self.leads[at], at))
+            name = self._turn()
             seq = self.queues[name].popleft()
-            self.leads[name] += (
-                self.shares.price(seq, *self.prices) / self.accounts[name].tenant.weight
-            )
+            price = self.shares.price(seq, *self.prices)
+            self.leads[name] += price / self.accounts[name].tenant.weight
             self._admit(seq)
             if seq is self.seq:
                 return self._result(position)
@@ -87,8 +98,20 @@ class _Play:
                 del self.queues[name]
         return self._extrapolated()
 
+    def _turn(self) -> str:
+        """The tenant that goes next; whoever is at its quota waits until one of its own ends."""
+        while True:
+            able = [name for name in self.queues if not self._is_at_quota(name)]
+            if able:
+                return min(able, key=lambda name: (self.leads[name], name))
+            self._wait_for_end()
+
+    def _is_at_quota(self, name: str) -> bool:
+        most = self.accounts[name].tenant.quota.live_sequences
+        return most is not None and 0 < self.live[name] >= most
+
     def _result(self, position: int) -> Forecast:
-        rest = self._outputs(self.seq) * self._step_seconds()
+        rest = self.shares.outputs(self.seq) * self._step_seconds()
         return Forecast(self.time, self.time + rest, position)
 
     def _extrapolated(self) -> Forecast:
@@ -101,39 +124,60 @@ class _Play:
         return self._result(position)
 
     def _admit(self, seq: Sequence) -> None:
-        pages = self._pages(seq)
+        name, pages = seq.request.tenant, self._pages(seq)
         while self.ends and (len(self.ends) >= self.places or pages > self.free):
+            if not self._take_place(name):
+                self._wait_for_end()
+        while self.ends and self.ends[0].step <= self.steps:
             self._wait_for_end()
-        while self.ends and self.ends[0][0] <= self.steps:
-            self._wait_for_end()
-        self._prefill(seq.num_pending)
-        heappush(self.ends, (self.steps + self._outputs(seq), pages))
+        self._prefill(self._missing(seq))
+        heappush(self.ends, _End(self.steps + self.shares.outputs(seq), pages, name))
+        self.live[name] += 1
         self.free -= pages
 
+    def _missing(self, seq: Sequence) -> int:
+        """Prompt tokens that are not cached."""
+        cached = len(self.life.pool.index.match(self.life.reusable_keys(seq)))
+        return seq.num_pending - cached * self.life.pool.page_size
+
+    def _take_place(self, name: str) -> bool:
+        """Preempt somebody over his share for somebody who stays within his."""
+        if self.live[name] + 1 > max(1.0, self.due[name]):
+            return False
+        givers = [e for e in self.ends if e.tenant != name and self._may_give(e.tenant)]
+        if not givers:
+            return False
+        end = max(givers)
+        self.ends.remove(end)
+        heapify(self.ends)
+        self.live[end.tenant] -= 1
+        self.free += end.pages
+        return True
+
+    def _may_give(self, name: str) -> bool:
+        return self.live[name] - 1 >= self.due[name]
+
     def _wait_for_end(self) -> None:
-        end, pages = self.ends[0]
-        if end > self.steps:
-            self.time += (end - self.steps) * self._step_seconds()
-            self.steps, self.left = end, 0
+        end = self.ends[0]
+        if end.step > self.steps:
+            self.time += (end.step - self.steps) * self._step_seconds()
+            self.steps, self.left = end.step, 0
         heappop(self.ends)
-        self.free += pages
+        self.live[end.tenant] -= 1
+        self.free += end.pages
 
     def _prefill(self, tokens: int) -> None:
         """Run so many prompt tokens in chunks, beside everything that decodes."""
         price = self.prices[0]
         while tokens > 0:
             if self.left <= 0:
-                self.left = self._chunk()
+                self.left = self.intake.usual_chunk(self._shape(), self.itl)
                 self.time += self._step_seconds()
                 self.steps += 1 if self.ends else 0
             part = min(tokens, self.left)
             self.time += part * price
             self.left -= part
             tokens -= part
-
-    def _chunk(self) -> int:
-        """Prompt tokens in one step beside those that decode."""
-        return self.intake.usual_chunk(self._shape(), self.itl)
 
     def _shape(self) -> StepShape:
         count = len(self.ends)
@@ -142,11 +186,6 @@ class _Play:
     def _step_seconds(self) -> float:
         return self.intake.cost.predict(self._shape())
 
-    def _outputs(self, seq: Sequence) -> float:
-        """Tokens it will still produce."""
-        ratio = self.accounts[seq.request.tenant].output_ratio
-        return max(1.0, ratio * seq.request.max_tokens - seq.num_outputs)
-
     def _pages(self, seq: Sequence) -> int:
         """Pages it will hold when it ends."""
-        return self.pool.pages_for(int(seq.num_tokens + self._outputs(seq)))
+        return self.life.pool.pages_for(int(seq.num_tokens + self.shares.outputs(seq)))

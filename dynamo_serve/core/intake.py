@@ -16,7 +16,7 @@ from dynamo_serve.core.sequence import Sequence
 from dynamo_serve.core.shares import Account
 from dynamo_serve.core.step_cost import StepCost, StepShape
 
-BLOCKS = frozenset(reason.value for reason in (Reason.SLOTS, Reason.PAGES))
+FULL = (Reason.SLOTS, Reason.PAGES)  # for everybody, not for one tenant
 SCAN_LIMIT = 64  # waiting sequences looked at for each tenant, so that a long queue costs nothing
 MIN_CHUNK = 16  # prompt tokens that a step runs whatever was promised: prefill must not stand still
 
@@ -90,36 +90,35 @@ class Intake:
     def choose(self, budget: int, limit: Reason, now: float) -> list[Sequence]:
         """Running prompts that get a chunk of this step, in the order of their turn; those that
         waited until now are admitted."""
-        queues = self._queues(now)
+        queues = self._queues()
         accounts = self.life.shares.accounts
         chosen: list[Sequence] = []
-        left, num_partial = budget, 0
-        blocked = limit
-        while queues and left > 0 and num_partial < policy.MAX_PARTIAL:
-            name = (
-                policy.next_tenants(queues, accounts)[0] if len(queues) > 1 else next(iter(queues))
-            )
-            seq = queues[name][0]
+        left, partial = budget, policy.partial_budget(budget)
+        is_full = False
+        while queues and left > 0:
+            name = policy.next_tenant(queues, accounts)
+            seq = queues[name].popleft()
+            if not queues[name]:
+                del queues[name]
+            part = policy.part_of(seq.num_pending, left, partial)
+            if not part:  # long, and there are enough of them; a shorter one may still fit
+                self._defer_heads({name: deque([seq])}, limit, now)
+                continue
             if seq.id not in self.life.running:
-                reason = self._admit(seq, accounts[name], now)
-                if reason is Reason.PREFIX:
-                    self._pass_by(queues, name)
+                reason = self._admit(seq, accounts[name], now, is_full)
+                is_full = is_full or reason in FULL
+                if reason is not None:
+                    if reason is not Reason.PREFIX:  # it keeps its place at the head of its queue
+                        queues.pop(name, None)
                     continue
-                if reason in (Reason.QUOTA_LIVE, Reason.QUOTA_PAGES):
-                    del queues[name]
-                    continue
-                if reason is not None:  # no room yet: it keeps its place at the head of the queue
-                    blocked = Reason.FAIR_SHARE
-                    break
+                part = policy.part_of(seq.num_pending, left, partial)
             chosen.append(seq)
-            self._pass_by(queues, name)
-            part = policy.part_of(seq.num_pending, left)
-            num_partial += part < seq.num_pending
             left -= part
-        self._defer_heads(queues, blocked, now)
+            partial -= part if part < seq.num_pending else 0
+        self._defer_heads(queues, limit, now)
         return [seq for seq in chosen if seq.id in self.life.running]  # some made room for others
 
-    def _queues(self, now: float) -> dict[str, deque[Sequence]]:
+    def _queues(self) -> dict[str, deque[Sequence]]:
         """Per tenant: prompts in progress first, then those that wait."""
         life = self.life
         queues: dict[str, deque[Sequence]] = {}
@@ -132,17 +131,10 @@ class Intake:
             self.take_stock()
         return queues
 
-    @staticmethod
-    def _pass_by(queues: dict[str, deque[Sequence]], name: str) -> None:
-        queues[name].popleft()
-        if not queues[name]:
-            del queues[name]
-
     def _defer_heads(self, queues: dict[str, deque[Sequence]], reason: Reason, now: float) -> None:
         for queue in queues.values():
-            head = queue[0]
-            if head.id not in self.life.running and head.waits_for not in BLOCKS:
-                self.life.defer(head, reason, now)
+            if queue[0].id not in self.life.running:
+                self.life.defer(queue[0], reason, now)
 
     def take_stock(self) -> None:
         """Bring the accounts up to date with what is running."""
@@ -160,15 +152,16 @@ class Intake:
 
     # ── waiting → running ────────────────────────────────────────────────────
 
-    def _admit(self, seq: Sequence, account: Account, now: float) -> Reason | None:
-        """Admit a sequence, or say what it has to wait for."""
-        reason = self._obstacle(seq, account, now)
+    def _admit(self, seq: Sequence, account: Account, now: float, is_full: bool) -> Reason | None:
+        """Admit a sequence, or say what it has to wait for. `is_full`: somebody whose turn was
+        earlier has found no room, and nobody may take what it is waiting for."""
+        reason = Reason.FAIR_SHARE if is_full else self._obstacle(seq, account, now)
         if reason is not None:
-            self.life.defer(seq, reason, now)
+            self.life.defer(seq, reason, now, running=len(self.life.running), pages=account.pages)
             return reason
         self.life.admit(seq, now)
         account.live += 1
-        account.pages += len(seq.page_table)
+        account.pages += seq.page_part
         account.committed += self.life.shares.price(seq, *self.prices())
         return None
 
@@ -176,21 +169,44 @@ class Intake:
         quota = account.tenant.quota
         if quota.live_sequences is not None and account.live >= quota.live_sequences:
             return Reason.QUOTA_LIVE
-        if (
-            quota.pages_burst is not None
-            and self._reserved(account) + self._most_pages(seq) > quota.pages_burst
-        ):
+        if quota.pages_burst is not None and not self._fits_burst(seq, quota.pages_burst):
             return Reason.QUOTA_PAGES
         if self._awaits_prefix(seq):
             return Reason.PREFIX
-        if not self._has_place(seq) and not self.preemption.make_room(
-            seq, account, Reason.SLOTS, now
-        ):
-            return Reason.SLOTS
         while not self._has_room(seq):
-            if not self.preemption.make_room(seq, account, Reason.PAGES, now):
+            if not self.preemption.for_pages(seq, account, self._new_pages(seq), now):
                 return Reason.PAGES
+        if not self.has_place(seq) and not self._make_place(seq, now):
+            return Reason.SLOTS
         return None
+
+    def _make_place(self, seq: Sequence, now: float) -> bool:
+        """Preempt whoever is over his share until there is a place; whether one place was freed.
+
+        A place that is missing for an ITL target does not come by waiting for one end.
+        """
+        is_full = len(self.life.running) >= self.limits.max_decode_sequences
+        if not self.preemption.for_place(seq, now, can_wait=is_full):
+            return False
+        while not self.has_place(seq) and self.preemption.for_place(seq, now, can_wait=False):
+            pass
+        return True
+
+    def _fits_burst(self, seq: Sequence, burst: int) -> bool:
+        """With a page for each that can still grow. Alone a request may always run."""
+        name = seq.request.tenant
+        own = [other for other in self.life.running.values() if other.request.tenant == name]
+        if not own:
+            return True
+        pool = self.life.pool
+        held = {page for other in own for page in other.page_table}
+        shared = held.intersection(pool.index.match(self.life.reusable_keys(seq)))
+        more = len(own) + pool.pages_for(seq.num_tokens) - len(shared)
+        return len(held) + more <= burst
+
+    def _new_pages(self, seq: Sequence) -> int:
+        """Pages that come into use with a sequence."""
+        return self.life.pool.new_pages(self.life.reusable_keys(seq), seq.num_tokens)
 
     def _awaits_prefix(self, seq: Sequence) -> bool:
         """Whether the next page it lacks is being computed right now by a running sequence.
@@ -203,7 +219,7 @@ class Intake:
         matched = len(index.match(keys))
         return matched < len(keys) and index.maker(keys[matched]) is not None
 
-    def _has_place(self, seq: Sequence) -> bool:
+    def has_place(self, seq: Sequence) -> bool:
         """Whether the batch has a place left, also in the time that ITL targets leave."""
         running = self.life.running
         if len(running) >= self.limits.max_decode_sequences:
@@ -211,8 +227,8 @@ class Intake:
         return not running or self._in_time([*running.values(), seq])
 
     def _in_time(self, seqs: list[Sequence]) -> bool:
-        """Whether these can decode together within the tightest of their ITL targets."""
-        itl = policy.tightest_itl(seqs) if self.limits.fit_chunks else inf
+        """Whether these can decode together within the tightest ITL target of a strict class."""
+        itl = policy.strict_itl(seqs) if self.limits.fit_chunks else inf
         return itl == inf or self.cost.predict(shape_of(seqs)) <= self._allowed(itl)
 
     def _allowed(self, itl: float) -> float:
@@ -224,7 +240,7 @@ class Intake:
     def places(self, running: list[Sequence], seq: Sequence) -> int:
         """How many sequences like these may run together."""
         cap = self.limits.max_decode_sequences
-        itl = policy.tightest_itl([*running, seq]) if self.limits.fit_chunks else inf
+        itl = policy.strict_itl([*running, seq]) if self.limits.fit_chunks else inf
         if itl == inf:
             return cap
         context = sum(s.num_tokens for s in [*running, seq]) // (len(running) + 1)
@@ -256,9 +272,3 @@ class Intake:
 
     def _most_pages(self, seq: Sequence) -> int:
         return self.life.pool.pages_for(seq.prompt_len + seq.request.max_tokens)
-
-    def _reserved(self, account: Account) -> int:
-        """Pages that a tenant's running sequences may come to hold."""
-        name = account.tenant.name
-        running = self.life.running.values()
-        return sum(self._most_pages(seq) for seq in running if seq.request.tenant == name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from enum import Enum
 from typing import NamedTuple
 
@@ -29,13 +29,13 @@ class Reason(Enum):
     STEP = "step"  # the running step has to end first
     MERGE_WINDOW = "merge_window"  # others may join within the delay
     SLOTS = "slots"  # max_decode_sequences, or as many as the ITL target allows
-    PAGES = "pages"  # pages missing
+    PAGES = "pages"  # not enough pages are free
     FAIR_SHARE = "fair_share"  # another tenant is further below its share
     ORDER = "order"  # earlier or tighter requests of the same tenant
     QUOTA_LIVE = "quota_live"  # the tenant's live_sequences
     QUOTA_PAGES = "quota_pages"  # the tenant's pages_burst
     PREFIX = "prefix"  # a running sequence is computing its prefix
-    # chunk: what cut it (tokens, predicted_s)
+    # chunk: what cut it (tokens, position)
     WHOLE = "whole"  # nothing: the prompt's end
     TOKEN_CAP = "token_cap"  # max_prefill_tokens
     ITL_TARGET = "itl_target"  # the tightest running sequence
@@ -68,11 +68,13 @@ class Entry(NamedTuple):
 
 
 class Journal:
-    """The last `size` decisions."""
+    """The last `size` decisions, and those about the last `remembered` requests that are gone."""
 
-    def __init__(self, size: int = 10_000) -> None:
+    def __init__(self, size: int = 10_000, remembered: int = 1000) -> None:
         self.entries: deque[Entry] = deque(maxlen=size)
         self.counts: dict[tuple[str, str], int] = {}
+        self.gone: OrderedDict[str, list[Entry]] = OrderedDict()
+        self._remembered = remembered
 
     def note(
         self,
@@ -82,11 +84,15 @@ class Journal:
         request_id: str = "",
         tenant: str = "",
         **numbers: float,
-    ) -> None:
-        self.entries.append(Entry(at, kind, reason, request_id, tenant, numbers))
+    ) -> Entry:
+        entry = Entry(at, kind, reason, request_id, tenant, numbers)
+        self.entries.append(entry)
         key = (kind.value, reason)
         self.counts[key] = self.counts.get(key, 0) + 1
+        return entry
 
-    def of(self, request_id: str) -> list[Entry]:
-        """What is still known of one request, oldest first."""
-        return [entry for entry in self.entries if entry.request_id == request_id]
+    def remember(self, request_id: str, history: list[Entry]) -> None:
+        """Keep the history of a request that is gone, and forget the oldest."""
+        self.gone[request_id] = history
+        if len(self.gone) > self._remembered:
+            self.gone.popitem(last=False)

@@ -10,6 +10,8 @@ from dynamo_serve.core.sequence import Sequence
 from dynamo_serve.core.shares import Shares
 from dynamo_serve.core.waiting import WaitingQueue
 
+MOST_HISTORY = 64  # decisions kept about one request
+
 
 class Lifecycle:
     """Holds every live sequence. Each change of state is one method here, and nowhere else."""
@@ -31,22 +33,41 @@ class Lifecycle:
         running = {seq.request.tenant for seq in self.running.values()}
         return sorted(running.union(self.waiting.tenants))
 
+    def keeps_within(self, burst: int, own: list[Sequence], more: int) -> bool:
+        """Whether a tenant's sequences hold, with so many pages more, no more than `burst`. A page
+        that several of them share counts once."""
+        if sum(len(seq.page_table) for seq in own) + more <= burst:
+            return True
+        return len({page for seq in own for page in seq.page_table}) + more <= burst
+
     # ── waiting → running ────────────────────────────────────────────────────
+
+    def note(self, seq: Sequence, now: float, kind: Kind, reason: str, **numbers: float) -> None:
+        """Put a decision about a sequence into the journal and its own history."""
+        entry = self.journal.note(now, kind, reason, seq.id, seq.request.tenant, **numbers)
+        seq.history.append(entry)
+        if len(seq.history) > MOST_HISTORY:
+            del seq.history[1]  # the first tells when it began
 
     def enqueue(self, seq: Sequence, now: float) -> None:
         """Begin: the request waits."""
         tenant = seq.request.tenant
         busy = self.busy
+        self.shares.advance(busy)
         if tenant not in busy:
-            self.shares.wake(tenant, busy)
+            self.shares.wake(tenant)
         self.shares.account(tenant).num_requests += 1
         seq.waits_since = seq.request.arrival
+        if self.waiting.count(tenant):
+            seq.waits_for = Reason.ORDER.value
+        elif not self.running:
+            seq.waits_for = Reason.MERGE_WINDOW.value
         self.waiting.add(seq)
 
     def defer(self, seq: Sequence, reason: Reason, now: float, **numbers: float) -> None:
         """It goes on waiting; noted when the reason is a new one."""
         if seq.waits_for != reason.value and seq.wait_for(reason.value, now):
-            self.journal.note(now, Kind.DEFER, reason.value, seq.id, seq.request.tenant, **numbers)
+            self.note(seq, now, Kind.DEFER, reason.value, **numbers)
 
     def reusable_keys(self, seq: Sequence) -> list[bytes]:
         """Keys of the pages that it need not compute itself, if somebody has them."""
@@ -59,6 +80,7 @@ class Lifecycle:
         """waiting → running, with pages for all its tokens; there must be room."""
         keys = self.reusable_keys(seq)
         seq.page_table = self.pool.attach(keys)
+        seq.page_part = self.pool.part_of(seq.page_table)
         seq.num_sealed = len(seq.page_table)
         seq.num_computed = seq.num_unseen = seq.num_sealed * self.pool.page_size
         has_grown = self.grow(seq, now)
@@ -78,8 +100,8 @@ class Lifecycle:
         self.running[seq.id] = seq
         waited = now - seq.request.arrival
         seq.wait_for(Reason.TURN.value, now)
-        self.journal.note(
-            *(now, Kind.ADMIT, Reason.TURN.value, seq.id, seq.request.tenant),
+        self.note(
+            *(seq, now, Kind.ADMIT, Reason.TURN.value),
             cached_tokens=seq.num_computed,
             pages=len(seq.page_table),
             waited_s=waited,
@@ -87,20 +109,19 @@ class Lifecycle:
 
     def grow(self, seq: Sequence, now: float) -> bool:
         """Pages for all its tokens; False, and nothing done, without room."""
-        before = self.pool.num_evicted
+        evicted, held = self.pool.num_evicted, len(seq.page_table)
         has_grown = self.pool.grow(seq.page_table, seq.num_tokens)
-        if evicted := self.pool.num_evicted - before:
-            self.journal.note(
-                *(now, Kind.EVICT, Reason.PAGES.value, seq.id, seq.request.tenant), pages=evicted
-            )
+        seq.page_part += len(seq.page_table) - held
+        if evicted := self.pool.num_evicted - evicted:
+            self.note(seq, now, Kind.EVICT, Reason.PAGES.value, pages=evicted)
         return has_grown
 
     # ── running → waiting ────────────────────────────────────────────────────
 
     def preempt(self, seq: Sequence, reason: Reason, now: float) -> None:
         """Back to where it waited before; the pages go back, the tokens survive."""
-        self.journal.note(
-            *(now, Kind.PREEMPT, reason.value, seq.id, seq.request.tenant),
+        self.note(
+            *(seq, now, Kind.PREEMPT, reason.value),
             pages=len(seq.page_table),
             output_tokens=seq.num_outputs,
         )
@@ -169,6 +190,7 @@ class Lifecycle:
         """Give up pages and claims; the engine is told to forget the sequence."""
         self.pool.index.unclaim(seq.page_keys[seq.num_sealed :], seq.id)
         self.pool.release(seq.page_table)
+        seq.page_part = 0.0
         seq.num_computed = seq.num_sealed = seq.num_unseen = 0
         self.dropped.append(seq.id)
 
@@ -188,12 +210,15 @@ class Lifecycle:
                 seq.stall_seconds += now - seq.preempted_at
         self._leave(seq)
         if finish in (Finish.STOP, Finish.LENGTH):
-            self.shares.learn_ratio(seq)
-        self.journal.note(
-            *(now, Kind.FINISH, finish.value, seq.id, seq.request.tenant),
+            self.shares.learn_length(seq, finish is Finish.LENGTH)
+        if seq.request.tenant not in self.busy:
+            self.shares.rest(seq.request.tenant)
+        self.note(
+            *(seq, now, Kind.FINISH, finish.value),
             output_tokens=seq.num_outputs,
             device_seconds=seq.device_seconds,
         )
+        self.journal.remember(seq.id, seq.history)
         tokens: tuple[int, ...] = out.token_ids if out else ()
         logprobs: tuple[TokenLogprob, ...] = out.logprobs[: len(tokens)] if out else ()
         return TokenEvent(

@@ -17,6 +17,7 @@ from dynamo_serve.core.tenant import Tenancy
 log = logging.getLogger(__name__)
 
 IDLE_SECONDS = 0.1  # without work, before the books are read: a large pool takes a while
+MAX_COMMANDS = 128  # obeyed between two steps: admission looks ahead, and that takes time
 MAX_FAILED_STEPS = 3  # in a row; then the engine is beyond helping itself
 
 
@@ -52,7 +53,8 @@ Inbox = Callable[[float | None], list[Command]]
 """Everything that has arrived; waits at most so many seconds for the first (None: for ever)."""
 
 Publish = Callable[[list[TokenEvent], Stats], None]
-"""Called at most once per turn, however many requests got a token."""
+"""Called once per step, however many requests got a token, and before a step for refusals and
+the like."""
 
 Reply = Callable[[int, Any], None]
 """Called with the ticket of an `Inspect` and its answer: plain lists, dicts, texts and numbers."""
@@ -77,6 +79,7 @@ class Loop:
         self.publish = publish
         self.reply = reply
         self.clock = clock
+        self._postponed: list[Command] = []
         self._num_failed = 0
         self._is_stopped = False
         self._is_checked = True
@@ -88,21 +91,28 @@ class Loop:
 
     def turn(self) -> None:
         events: list[TokenEvent] = []
-        commands = self.inbox(self._patience())
+        commands = self._commands()
         for command in commands:
             events += self._obey(command)
         if not commands:
             self._check_if_idle()
         events += self.scheduler.expire(self.clock())
+        if events:  # whoever is refused or gone need not wait for the step
+            self.publish(events, self.scheduler.stats())
         batch = None if self._is_stopped else self.scheduler.schedule(self.clock())
         self._forget()
-        step = None
         if batch:
-            events_of_step, step = self._step(batch)
-            events += events_of_step
+            events, step = self._step(batch)
             self._forget()
-        if events or step:
             self.publish(events, self.scheduler.stats(step))
+
+    def _commands(self) -> list[Command]:
+        """What has arrived, but no more than fits between two steps."""
+        patience = 0.0 if self._postponed else self._patience()
+        self._postponed += self.inbox(patience)
+        commands = self._postponed[:MAX_COMMANDS]
+        del self._postponed[:MAX_COMMANDS]
+        return commands
 
     def _patience(self) -> float | None:
         """How long the inbox may wait: not at all while there is something to run."""
@@ -153,7 +163,7 @@ class Loop:
                 for w in batch.work
             ]
         now = self.clock()
-        plan = self.scheduler.step
+        plan = self.scheduler.bill.step
         step = StepStats(
             phase=batch.phase.value,
             seconds=now - began,

@@ -44,6 +44,10 @@ class PagePool:
     def num_used(self) -> int:
         return self.num_pages - len(self._blank) - len(self._cached)
 
+    def part_of(self, page_table: Iterable[int]) -> float:
+        """How many pages a table is worth if each is divided among its holders."""
+        return sum(1 / self._ref_counts[page_id] for page_id in page_table)
+
     def pages_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.page_size)
 
@@ -64,6 +68,11 @@ class PagePool:
         idle = sum(self._ref_counts[page_id] == 0 for page_id in matched)
         available = len(self._blank) + len(self._cached) - idle
         return self.pages_for(num_tokens) - len(matched) + reserve <= available
+
+    def new_pages(self, keys: Sequence[bytes], num_tokens: int) -> int:
+        """How many pages more would be in use after `attach(keys)` and `grow` to `num_tokens`."""
+        in_use = sum(self._ref_counts[page_id] > 0 for page_id in self.index.match(keys))
+        return self.pages_for(num_tokens) - in_use
 
     def attach(self, keys: Iterable[bytes]) -> list[int]:
         """A new page table: the longest cached head of the chain, now held once more."""

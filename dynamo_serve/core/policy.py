@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from math import inf
+from types import MappingProxyType
 from typing import NamedTuple
 
 from dynamo_serve.core.batch import Phase
@@ -13,7 +14,7 @@ from dynamo_serve.core.shares import Account
 SAFETY = 0.9  # of the time that an ITL target leaves; the rest is for what no model foresees
 DECODE_PART = 0.75  # of an ITL target, for decoding; what is left keeps the prompts moving
 LEEWAY = 1.5  # of the time that decoding takes alone, where that is more than was promised
-MAX_PARTIAL = 4  # prompts in one step that do not end in it
+PARTIAL_PART = 0.75  # of a step's prompt tokens, for prompts that do not end in it
 
 
 def phase_order(last: Phase) -> tuple[Phase, Phase]:
@@ -48,9 +49,9 @@ def merge_until(
 # ── between tenants ──────────────────────────────────────────────────────────
 
 
-def next_tenants(names: Iterable[str], accounts: Mapping[str, Account]) -> list[str]:
-    """Tenants in the order of their turn: who has had least for its weight goes first."""
-    return sorted(names, key=lambda name: (accounts[name].lead, name))
+def next_tenant(names: Iterable[str], accounts: Mapping[str, Account]) -> str:
+    """Whose turn it is: who has had least for its weight."""
+    return min(names, key=lambda name: (accounts[name].lead, name))
 
 
 def entitled(name: str, busy: Iterable[str], accounts: Mapping[str, Account]) -> float:
@@ -60,17 +61,25 @@ def entitled(name: str, busy: Iterable[str], accounts: Mapping[str, Account]) ->
 
 
 class Room(NamedTuple):
-    """Places in the batch or pages of the pool, and how many of them each tenant holds."""
+    """Places in the batch or pages of the pool: how many there are, how many of them each tenant
+    holds, and how many are guaranteed to it."""
 
     total: int
-    held: Mapping[str, int]
+    held: Mapping[str, float]
+    guaranteed: Mapping[str, int] = MappingProxyType({})
+
+    def due_to(self, name: str, busy: Iterable[str], accounts: Mapping[str, Account]) -> float:
+        """What nobody may take from a tenant: its part while `busy` ones compete, or what it was
+        guaranteed, if that is more."""
+        part = entitled(name, busy, accounts) * self.total
+        return max(part, self.guaranteed.get(name, 0))
 
 
 def is_over_share(
     name: str, room: Room, busy: Sequence[str], accounts: Mapping[str, Account]
 ) -> bool:
-    """Whether a tenant holds more than its part of a room."""
-    return room.held.get(name, 0) > entitled(name, busy, accounts) * room.total
+    """Whether a tenant holds more than is due to it."""
+    return room.held.get(name, 0) > room.due_to(name, busy, accounts)
 
 
 # ── who must go ──────────────────────────────────────────────────────────────
@@ -103,22 +112,22 @@ def victim(
 def may_take_from(
     taker: str,
     giver: str,
-    need: int,
+    need: float,
     room: Room,
     busy: Sequence[str],
     accounts: Mapping[str, Account],
+    gives: float = 1.0,
 ) -> bool:
-    """Whether preempting `giver` for `taker` brings both nearer to their parts of a room.
+    """Whether preempting a sequence of `giver` (that `gives` so much) for one of `taker` (that
+    needs so much) brings both nearer to what is due to them.
 
-    The taker stays within its part and the giver is left with at least its own: the same two can
-    never be turned round again, so nobody is preempted back and forth.
+    The taker stays within it and the giver is left with at least as much: the same two can never
+    be turned round again, so nobody is preempted back and forth.
     """
-    part = entitled(taker, busy, accounts) * room.total
-    left = entitled(giver, busy, accounts) * room.total
     return (
         taker != giver
-        and room.held.get(taker, 0) + need <= max(part, 1.0)
-        and room.held.get(giver, 0) - need >= left
+        and room.held.get(taker, 0) + need <= max(room.due_to(taker, busy, accounts), 1.0)
+        and room.held.get(giver, 0) - gives >= room.due_to(giver, busy, accounts)
     )
 
 
@@ -135,22 +144,37 @@ def tightest_itl(seqs: Iterable[Seq]) -> float:
     return min((seq.promise.itl for seq in seqs), default=inf)
 
 
-def part_of(pending: int, left: int) -> int:
-    """What one prompt gets of the `left` tokens of a step: all it needs if that fits, else half,
-    so that a long prompt never keeps out the short ones behind it."""
-    return pending if pending <= left else -(-left // 2)
+def strict_itl(seqs: Iterable[Seq]) -> float:
+    """The tightest ITL target that the batch must not outgrow."""
+    return min((seq.promise.itl for seq in seqs if seq.promise.strict), default=inf)
+
+
+def part_of(pending: int, left: int, left_for_partial: int) -> int:
+    """What one prompt gets of the `left` tokens of a step: all it needs if that fits, else half of
+    what there is for prompts that do not end in this step. So a long prompt never keeps out the
+    short ones behind it, and nor do several."""
+    if pending <= left:
+        return pending
+    return min(-(-left // 2), left_for_partial)
 
 
 def split(pending: Sequence[int], budget: int) -> list[int]:
     """The tokens of a step for prompts in the order of their turn; they add up to the budget if
     there is that much to do."""
     parts: list[int] = []
-    left = budget
+    left, partial = budget, partial_budget(budget)
     for count in pending:
-        parts.append(part_of(count, left))
-        left -= parts[-1]
+        part = part_of(count, left, partial)
+        parts.append(part)
+        left -= part
+        partial -= part if part < count else 0
     for i, count in enumerate(pending):
         extra = min(count - parts[i], left)
         parts[i] += extra
         left -= extra
     return parts
+
+
+def partial_budget(budget: int) -> int:
+    """Tokens for prompts that do not end in this step, while there may be others."""
+    return max(1, int(PARTIAL_PART * budget))

@@ -19,72 +19,95 @@ class Preemption:
         self.life = life
         self.cost = cost
 
-    def victim(self, now: float) -> Sequence:
-        """Whoever goes when a running sequence has to grow and there are no pages left."""
+    def victim(self, grower: Sequence, now: float) -> Sequence:
+        """Whoever goes when a running sequence has to grow and there are no pages left. What a
+        tenant was guaranteed goes only for its own sequences."""
         running = list(self.life.running.values())
         busy = self.life.busy
         if len(busy) < 2:
             return policy.victim(running, now)
         accounts = self.life.shares.accounts
-        room = policy.Room(self.life.pool.num_used, {name: accounts[name].pages for name in busy})
-        over = (name for name in busy if policy.is_over_share(name, room, busy, accounts))
-        return policy.victim(running, now, frozenset(over))
+        room = self._pages(busy)
+        over = frozenset(name for name in busy if policy.is_over_share(name, room, busy, accounts))
+        own = accounts[grower.request.tenant]
+        spared = {seq.id for seq in running if self._spare(seq) >= 0}
+        others = [s for s in running if s.id in spared and s.request.tenant != own.tenant.name]
+        if others and own.pages + 1 <= own.tenant.quota.pages_guaranteed:
+            return policy.victim(others, now, over)
+        open_to = [s for s in running if s.id in spared or s.request.tenant == own.tenant.name]
+        return policy.victim(open_to, now, over)
 
-    def make_room(self, seq: Sequence, account: Account, short: Reason, now: float) -> bool:
-        """Preempt one sequence of somebody who holds more than is due to them, if `seq` has a
-        right to what is short (places or pages) and cannot wait for it; whether one was."""
-        guaranteed = account.tenant.quota.pages_guaranteed
-        if short is Reason.PAGES and account.pages + self._pages_missing(seq) <= guaranteed:
-            return self._preempt_one(self._beyond_guarantee(account), Reason.GUARANTEE, now)
-        if len(self.life.shares.accounts) < 2 or now + self._next_place() <= seq.due:
+    def for_pages(self, seq: Sequence, account: Account, need: int, now: float) -> bool:
+        """Preempt one sequence of somebody who holds more pages than are due to them, if `seq` has
+        a right to that many and cannot wait for it; whether one was."""
+        if account.pages + need <= account.tenant.quota.pages_guaranteed:
+            others = [
+                other
+                for other in self.life.running.values()
+                if other.request.tenant != seq.request.tenant and self._spare(other) >= 0
+            ]
+            if self._preempt(others, Reason.GUARANTEE, now):
+                return True
+        if now + self._next_place() <= seq.due:
             return False
-        return self._preempt_one(self._over_share(seq, short), Reason.OVER_SHARE, now)
+        busy = self.life.busy
+        return self._for_share(seq, need, self._pages(busy), busy, now)
 
-    def _preempt_one(self, candidates: list[Sequence], reason: Reason, now: float) -> bool:
+    def for_place(self, seq: Sequence, now: float, *, can_wait: bool) -> bool:
+        """The same for a place in the batch; not if one will be free in time and it can wait."""
+        busy = self.life.busy
+        accounts = self.life.shares.accounts
+        held = {name: accounts[name].live for name in busy}
+        if can_wait and now + self._next_place() <= seq.due:
+            return False
+        return self._for_share(seq, 1, policy.Room(len(self.life.running), held), busy, now)
+
+    def _for_share(
+        self, seq: Sequence, need: int, room: policy.Room, busy: list[str], now: float
+    ) -> bool:
+        if len(busy) < 2:
+            return False
+        accounts, taker = self.life.shares.accounts, seq.request.tenant
+        has_pages = bool(room.guaranteed)
+        others = [
+            other
+            for other in self.life.running.values()
+            if self._spare(other) >= 0
+            and policy.may_take_from(
+                *(taker, other.request.tenant, need, room, busy, accounts),
+                gives=other.page_part if has_pages else 1.0,
+            )
+        ]
+        return self._preempt(others, Reason.OVER_SHARE, now)
+
+    def _pages(self, busy: list[str]) -> policy.Room:
+        accounts = self.life.shares.accounts
+        return policy.Room(
+            self.life.pool.num_pages,
+            {name: accounts[name].pages for name in busy},
+            {name: accounts[name].tenant.quota.pages_guaranteed for name in busy},
+        )
+
+    def _spare(self, seq: Sequence) -> float:
+        """Pages beyond its guarantee that a tenant has left without this sequence."""
+        account = self.life.shares.accounts[seq.request.tenant]
+        guaranteed = account.tenant.quota.pages_guaranteed
+        return account.pages - seq.page_part - guaranteed if guaranteed else 0.0
+
+    def _preempt(self, candidates: list[Sequence], reason: Reason, now: float) -> bool:
         if not candidates:
             return False
         seq = policy.victim(candidates, now)
         account = self.life.shares.account(seq.request.tenant)
         account.live -= 1
-        account.pages -= len(seq.page_table)
+        account.pages -= seq.page_part
         self.life.preempt(seq, reason, now)
         return True
 
-    def _pages_missing(self, seq: Sequence) -> int:
-        matched = len(self.life.pool.index.match(self.life.reusable_keys(seq)))
-        return self.life.pool.pages_for(seq.num_tokens) - matched
-
-    def _beyond_guarantee(self, account: Account) -> list[Sequence]:
-        accounts = self.life.shares.accounts
-        return [
-            seq
-            for seq in self.life.running.values()
-            if (other := accounts[seq.request.tenant]) is not account
-            and other.pages > other.tenant.quota.pages_guaranteed
-        ]
-
-    def _over_share(self, seq: Sequence, short: Reason) -> list[Sequence]:
-        accounts = self.life.shares.accounts
-        busy = self.life.busy
-        if short is Reason.PAGES:
-            need = self._pages_missing(seq)
-            held = {name: accounts[name].pages for name in busy}
-            room = policy.Room(self.life.pool.num_pages, held)
-        else:
-            need = 1
-            held = {name: accounts[name].live for name in busy}
-            room = policy.Room(len(self.life.running), held)
-        taker = seq.request.tenant
-        return [
-            other
-            for other in self.life.running.values()
-            if policy.may_take_from(taker, other.request.tenant, need, room, busy, accounts)
-        ]
-
     def _next_place(self) -> float:
-        """Seconds until the first of the running sequences ends, if it uses all its tokens."""
+        """Seconds until the first of the running sequences ends, if it is as long as usual."""
         running = self.life.running.values()
-        fewest = min((s.request.max_tokens - s.num_outputs for s in running), default=0)
+        fewest = min((self.life.shares.outputs(seq) for seq in running), default=0.0)
         return fewest * self.cost.predict(shape_of(running))
 
 

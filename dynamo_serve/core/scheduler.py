@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from math import inf
-from typing import NamedTuple
 
 from dynamo_serve.core import policy
 from dynamo_serve.core.admission import Admission
 from dynamo_serve.core.batch import Batch, Phase, SequenceOutput, Work
+from dynamo_serve.core.bill import Bill
 from dynamo_serve.core.intake import Intake, Limits
 from dynamo_serve.core.journal import Journal, Kind, Reason
 from dynamo_serve.core.lifecycle import Lifecycle
@@ -23,15 +23,6 @@ from dynamo_serve.core.step_cost import Item, StepCost, StepShape
 from dynamo_serve.core.tenant import Tenancy
 
 __all__ = ["Limits", "Scheduler"]
-
-
-class Step(NamedTuple):
-    """The step in flight, as the cost model sees it."""
-
-    items: tuple[tuple[Sequence, Item], ...]
-    shape: StepShape
-    began: float
-    predicted_seconds: float
 
 
 class Scheduler:
@@ -56,11 +47,10 @@ class Scheduler:
         self.admission = Admission(self.life, self.intake)
         self.waiting = self.life.waiting
         self.running = self.life.running
-        self.step: Step | None = None
+        self.bill = Bill(self.life, self.cost)
         self._last = Phase.DECODE
         self._deadlines: list[tuple[float, str]] = []  # a heap; ids may be gone already
         self._num_added = 0
-        self._charged_at = -inf  # until when the pages held are paid for
 
     # ── the verbs of the loop ────────────────────────────────────────────────
 
@@ -84,8 +74,18 @@ class Scheduler:
             return [TokenEvent(request.id, refusal=refusal)]
         self.life.enqueue(seq, now)
         if request.deadline < inf:
-            heappush(self._deadlines, (request.deadline, request.id))
+            self._watch(request)
         return []
+
+    def _watch(self, request: Request) -> None:
+        """Remember a deadline; now and then forget those of requests that are gone."""
+        live = len(self.running) + len(self.waiting)
+        if len(self._deadlines) > 2 * live + 64:
+            self._deadlines = [
+                at for at in self._deadlines if at[1] in self.running or at[1] in self.waiting
+            ]
+            heapify(self._deadlines)
+        heappush(self._deadlines, (request.deadline, request.id))
 
     def cancel(self, request_id: str, now: float) -> list[TokenEvent]:
         """End a request; its pages are free when this returns. Cancelling twice is no error."""
@@ -104,10 +104,8 @@ class Scheduler:
 
     def schedule(self, now: float) -> Batch | None:
         """The plan for the next step, or None if nothing can run (yet: see `wake_at`)."""
-        if not self.running:
-            self._charged_at = now
-        batch = self._mixed(now) if self.limits.mix_phases else self._alternate(now)
-        return batch
+        self.bill.begin(now)
+        return self._mixed(now) if self.limits.mix_phases else self._alternate(now)
 
     def update(
         self, batch: Batch, outputs: Iterable[SequenceOutput], now: float
@@ -115,7 +113,7 @@ class Scheduler:
         """Take in what a step produced; a sequence that was to yield a token and is not mentioned
         simply has none yet."""
         produced = {out.seq_id: out for out in outputs}
-        self._account(produced, now)
+        self.bill.settle(produced, now)
         events: list[TokenEvent] = []
         for work in batch.work:
             seq = self.running.get(work.seq_id)
@@ -132,8 +130,11 @@ class Scheduler:
     # ── what the loop needs to know ──────────────────────────────────────────
 
     def wake_at(self) -> float | None:
-        """When a merge window ends that is all there is to wait for; None if there is none."""
-        return None if self.running or not self.waiting else self._merge_until()
+        """When a merge window or a deadline ends that is all there is to wait for; None if there
+        is none."""
+        if self.running or not self.waiting:
+            return None
+        return min(self._merge_until(), *(at for at, _ in self._deadlines[:1]), inf)
 
     def take_dropped(self) -> list[str]:
         """Sequences for the engine to forget; asking twice gives nothing."""
@@ -192,11 +193,27 @@ class Scheduler:
         """The decoding sequences, each with room for its newest token; whoever has to go to make
         that room has gone."""
         for seq in self._in(Phase.DECODE):
+            if self.pool.pages_for(seq.num_tokens) > len(seq.page_table):
+                self._keep_within_burst(seq, now)
             while seq.id in self.running and not self.life.grow(seq, now):
                 self.intake.take_stock()
-                victim = self.intake.preemption.victim(now)
+                victim = self.intake.preemption.victim(seq, now)
                 self.life.preempt(victim, Reason.OUT_OF_PAGES, now)
         return self._in(Phase.DECODE)
+
+    def _keep_within_burst(self, seq: Sequence, now: float) -> None:
+        """A tenant whose sequences have outgrown its quota loses the place of one of them."""
+        name = seq.request.tenant
+        burst = self.tenancy.tenant(name).quota.pages_burst
+        if burst is None:
+            return
+        own = [other for other in self.running.values() if other.request.tenant == name]
+        while len(own) > 1 and not self.life.keeps_within(burst, own, 1):
+            victim = policy.victim(own, now)
+            self.life.preempt(victim, Reason.QUOTA_PAGES, now)
+            own.remove(victim)
+            if victim is seq:
+                return
 
     def _chunks(
         self, decoding: list[Sequence], base: StepShape, now: float
@@ -220,11 +237,8 @@ class Scheduler:
         reason = Reason.SHARED if num_chunks > 1 else limit
         if part == seq.num_pending:
             reason = Reason.WHOLE
-        request = seq.request
-        self.journal.note(
-            *(now, Kind.CHUNK, reason.value, seq.id, request.tenant),
-            tokens=part,
-            position=seq.num_computed,
+        self.life.note(
+            *(seq, now, Kind.CHUNK, reason.value), tokens=part, position=seq.num_computed
         )
 
     def _merge_until(self) -> float:
@@ -248,25 +262,6 @@ class Scheduler:
         for seq, (count, _, _) in items:
             work.append(seq.work(count))
             seq.num_unseen = 0
-        shape = StepShape.of(item for _, item in items)
-        self.step = Step(tuple(items), shape, now, self.cost.predict(shape))
+        self.bill.expect(items, now)
         phase = Phase.DECODE if not prompts else Phase.MIXED if decoding else Phase.PREFILL
         return Batch(phase, tuple(work))
-
-    # ── the bill ─────────────────────────────────────────────────────────────
-
-    def _account(self, produced: dict[str, SequenceOutput], now: float) -> None:
-        """Learn from the step that ended, and divide its cost among those that were in it."""
-        running = list(self.running.values())
-        held = now - self._charged_at
-        self.shares.charge_pages(running, self.pool.num_used, self.pool.num_pages, held)
-        self._charged_at = now
-        step = self.step
-        assert step is not None, "an update without a plan"
-        seconds = now - step.began
-        if seconds <= 0.0:
-            return
-        if not any(out.finish is Finish.ERROR for out in produced.values()):
-            self.cost.observe(step.shape, seconds)
-        parts = self.cost.shares([item for _, item in step.items])
-        self.shares.charge_step(step.items, parts, seconds)

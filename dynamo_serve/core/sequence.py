@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from dynamo_serve.core.batch import Phase, Work
-from dynamo_serve.core.journal import Reason
+from dynamo_serve.core.journal import Entry, Reason
 from dynamo_serve.core.request import Request, Summary
 from dynamo_serve.core.tenant import Class
 
@@ -48,6 +48,8 @@ class Sequence:
     stall_seconds: float = 0.0
     device_seconds: float = 0.0
     page_seconds: float = 0.0
+    page_part: float = 0.0  # pages held; one with several holders counts in parts
+    history: list[Entry] = field(default_factory=list)  # the latest decisions about it
 
     @classmethod
     def of(cls, request: Request, promise: Class, ordinal: int = 0) -> Sequence:

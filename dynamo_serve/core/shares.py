@@ -11,12 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from math import inf
 
 from dynamo_serve.core.sequence import Sequence
 from dynamo_serve.core.step_cost import Item
 from dynamo_serve.core.tenant import Tenancy, Tenant
 
-RATIO_MEMORY = 0.9  # of the learned output lengths, for each finished request
+MEMORY = 0.9  # of what was learned about lengths, for each finished request
+FIRST_GUESS = 256.0  # tokens of an answer that ends by itself, before any was seen
+KNOWN_AFTER = 8  # finished requests
 
 
 @dataclass(slots=True)
@@ -27,6 +30,9 @@ class Bucket:
     updated: float
 
     def refill(self, per_minute: float, now: float) -> None:
+        """Up to now; a quota that is new begins with a full bucket."""
+        if self.level == inf:
+            self.level, self.updated = per_minute, now
         self.level = min(per_minute, self.level + (now - self.updated) * per_minute / 60)
         self.updated = now
 
@@ -43,7 +49,7 @@ class Account:
     virtual_time: float = 0.0
     committed: float = 0.0  # what its running sequences will still cost, an estimate
     live: int = 0
-    pages: int = 0
+    pages: float = 0.0  # a shared page counts in parts
     cost: float = 0.0
     device_seconds: float = 0.0
     page_seconds: float = 0.0
@@ -51,9 +57,16 @@ class Account:
     saved_tokens: int = 0
     output_tokens: int = 0
     num_requests: int = 0
-    output_ratio: float = 1.0  # of max_tokens, what its requests use
-    requests: Bucket = field(default_factory=lambda: Bucket(float("inf"), 0.0))
-    tokens: Bucket = field(default_factory=lambda: Bucket(float("inf"), 0.0))
+    num_finished: int = 0
+    runs_full: float = 0.5  # part of its requests that use all of max_tokens
+    usual_outputs: float = FIRST_GUESS  # tokens of the others
+    requests: Bucket = field(default_factory=lambda: Bucket(inf, 0.0))
+    tokens: Bucket = field(default_factory=lambda: Bucket(inf, 0.0))
+
+    @property
+    def knows_lengths(self) -> bool:
+        """Whether it has finished enough requests to say how long the next will be."""
+        return self.num_finished >= KNOWN_AFTER
 
     @property
     def lead(self) -> float:
@@ -69,11 +82,13 @@ class Shares:
         self.accounts: dict[str, Account] = {}
         self.device_seconds = 0.0
         self.page_seconds = 0.0
+        self.virtual_time = 0.0  # of the whole: how far whoever was busy has got
 
     def configure(self, tenancy: Tenancy) -> None:
+        """A tenant that is gone keeps its weight and quotas for what it still has here."""
         self.tenancy = tenancy
         for name, account in self.accounts.items():
-            account.tenant = tenancy.tenant(name)
+            account.tenant = tenancy.tenants.get(name, account.tenant)
 
     def account(self, name: str) -> Account:
         account = self.accounts.get(name)
@@ -81,29 +96,44 @@ class Shares:
             account = self.accounts[name] = Account(self.tenancy.tenant(name))
         return account
 
-    def wake(self, name: str, busy: Iterable[str]) -> None:
-        """A tenant that had nothing to do has something now: what it did not use is not saved up
-        (else it could shut out all others for as long as it was away)."""
-        others = [self.accounts[other].virtual_time for other in busy if other != name]
+    def wake(self, name: str) -> None:
+        """A tenant that had nothing to do has something now. What it did not use is not saved up
+        (else it could shut out the others for as long as it was away), and what others used while
+        nobody else was there is not held against them."""
         account = self.account(name)
-        account.virtual_time = max([account.virtual_time, *([min(others)] if others else [])])
+        account.virtual_time = max(account.virtual_time, self.virtual_time)
+
+    def advance(self, busy: Iterable[str]) -> None:
+        """Move the virtual time of the whole to that of the busy tenant that has had least."""
+        least = min((self.account(name).virtual_time for name in busy), default=0.0)
+        self.virtual_time = max(self.virtual_time, least)
+
+    def rest(self, name: str) -> None:
+        """A tenant has nothing to do any more; if nobody has, the next begin level with it."""
+        self.virtual_time = max(self.virtual_time, self.account(name).virtual_time)
 
     def count(self, running: Iterable[Sequence], prefill_price: float, decode_price: float) -> None:
         """Bring `live`, `pages` and `committed` up to date, at so many seconds per token."""
         for account in self.accounts.values():
-            account.live = account.pages = 0
-            account.committed = 0.0
+            account.live = 0
+            account.pages = account.committed = 0.0
         for seq in running:
             account = self.accounts[seq.request.tenant]
             account.live += 1
-            account.pages += len(seq.page_table)
+            account.pages += seq.page_part
             account.committed += self.price(seq, prefill_price, decode_price)
 
     def price(self, seq: Sequence, prefill_price: float, decode_price: float) -> float:
         """What is still to be paid for a sequence, in seconds."""
-        ratio = self.accounts[seq.request.tenant].output_ratio
-        outputs = max(1.0, ratio * seq.request.max_tokens - seq.num_outputs)
-        return seq.num_pending * prefill_price + outputs * decode_price
+        return seq.num_pending * prefill_price + self.outputs(seq) * decode_price
+
+    def outputs(self, seq: Sequence) -> float:
+        """Tokens that a sequence will probably still produce."""
+        account, most = self.account(seq.request.tenant), seq.request.max_tokens
+        usual = min(max(account.usual_outputs, seq.num_outputs), most)
+        return max(
+            1.0, account.runs_full * most + (1 - account.runs_full) * usual - seq.num_outputs
+        )
 
     def charge_step(
         self, items: Iterable[tuple[Sequence, Item]], parts: Iterable[float], seconds: float
@@ -118,26 +148,32 @@ class Shares:
             account.prefill_tokens += num_tokens if is_prefill else 0
             self._add(account, share)
 
-    def charge_pages(self, running: list[Sequence], used: int, total: int, seconds: float) -> None:
-        """The pages held by `running` for so long. A page with several holders is divided among
-        them: so the parts add up to the `used` pages."""
-        held = sum(len(seq.page_table) for seq in running)
-        if not held or seconds <= 0.0:
+    def charge_pages(
+        self, running: Iterable[Sequence], used: int, total: int, seconds: float
+    ) -> None:
+        """The `used` of `total` pages, held by `running` for so long. A page with several holders
+        is divided among them; the parts add up to the pages in use."""
+        held = [(seq, seq.page_part) for seq in running]
+        parts = sum(part for _, part in held)
+        if not parts or seconds <= 0.0:
             return
         self.page_seconds += used * seconds
-        for seq in running:
-            part = len(seq.page_table) * used / held * seconds
+        for seq, part in held:
+            page_seconds = part / parts * used * seconds
             account = self.accounts[seq.request.tenant]
-            seq.page_seconds += part
-            account.page_seconds += part
-            self._add(account, part / total)
+            seq.page_seconds += page_seconds
+            account.page_seconds += page_seconds
+            self._add(account, page_seconds / total)
 
     def _add(self, account: Account, cost: float) -> None:
         account.cost += cost
         account.virtual_time += cost / account.tenant.weight
 
-    def learn_ratio(self, seq: Sequence) -> None:
-        """How much of `max_tokens` a request used that ended by itself."""
+    def learn_length(self, seq: Sequence, ran_full: bool) -> None:
+        """How long an answer was that ended by itself or by `max_tokens`."""
         account = self.accounts[seq.request.tenant]
-        used = seq.num_outputs / seq.request.max_tokens
-        account.output_ratio += (1 - RATIO_MEMORY) * (used - account.output_ratio)
+        account.num_finished += 1
+        gain = max(1 - MEMORY, 1 / account.num_finished)
+        account.runs_full += gain * (ran_full - account.runs_full)
+        if not ran_full:
+            account.usual_outputs += gain * (seq.num_outputs - account.usual_outputs)

@@ -246,10 +246,6 @@ class StepCost:
         """Prompt tokens that a step may have: twice the most seen in one, and at least 32."""
         return max(FIRST_REACH, 2 * self._most_seen)
 
-    def is_learned(self, shape: StepShape) -> bool:
-        """Whether steps of this kind have been seen often enough, and about as long."""
-        return self._fit(shape).count >= LEARNED_STEPS and shape.prefill_tokens <= self.reach
-
     @property
     def error(self) -> float:
         """Median of |predicted - actual| / actual over the latest steps, each predicted before."""

@@ -11,7 +11,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from dynamo_serve.core.forecast import forecast
-from dynamo_serve.core.journal import Entry, Kind
+from dynamo_serve.core.journal import Entry, Kind, Reason
 from dynamo_serve.core.sequence import Sequence
 from dynamo_serve.core.shares import Account
 
@@ -30,23 +30,20 @@ def answer(scheduler: Scheduler, what: str, id: str, now: float) -> Any:
             return state(scheduler, now)
         case "costs":
             return costs(scheduler)
+        case "journal":
+            return journal(scheduler, int(id), now)
     raise AssertionError(f"nobody answers {what!r}")
 
 
 def requests(scheduler: Scheduler, id: str, now: float) -> list[dict[str, Any]]:
     """The requests called `id` or `id`-0, `id`-1, …: live ones, and those not forgotten yet."""
-    timelines: dict[str, list[Entry]] = {}
-    for entry in scheduler.journal.entries:
-        if _belongs(entry.request_id, id):
-            timelines.setdefault(entry.request_id, []).append(entry)
     live = [
-        seq for seq in (*scheduler.running.values(), *scheduler.waiting) if _belongs(seq.id, id)
+        {**_live(scheduler, seq, now), "timeline": _timeline(seq)}
+        for seq in (*scheduler.running.values(), *scheduler.waiting)
+        if _belongs(seq.id, id)
     ]
-    found = [
-        {**_live(scheduler, seq, now), "timeline": _timeline(seq, timelines.pop(seq.id, []))}
-        for seq in live
-    ]
-    return found + [_gone(entries) for entries in timelines.values()]
+    gone = scheduler.journal.gone.items()
+    return live + [_gone(history) for at, history in gone if _belongs(at, id)]
 
 
 def _belongs(request_id: str, id: str) -> bool:
@@ -85,7 +82,7 @@ def _live(scheduler: Scheduler, seq: Sequence, now: float) -> dict[str, Any]:
 
 def _waits_for(scheduler: Scheduler, seq: Sequence) -> str:
     """What a request waits for now: behind others of its tenant it is they, whatever they need."""
-    return "order" if scheduler.waiting.ahead_of(seq) else seq.waits_for
+    return Reason.ORDER.value if scheduler.waiting.ahead_of(seq) else seq.waits_for
 
 
 def _waits(scheduler: Scheduler, seq: Sequence, now: float) -> dict[str, float]:
@@ -97,18 +94,18 @@ def _waits(scheduler: Scheduler, seq: Sequence, now: float) -> dict[str, float]:
     return waits
 
 
-def _timeline(seq: Sequence, entries: list[Entry]) -> list[dict[str, Any]]:
-    return [_told(entry, seq.request.arrival) for entry in entries]
+def _timeline(seq: Sequence) -> list[dict[str, Any]]:
+    return [_told(entry, seq.request.arrival) for entry in seq.history]
 
 
-def _gone(entries: list[Entry]) -> dict[str, Any]:
-    last = entries[-1]
+def _gone(history: list[Entry]) -> dict[str, Any]:
+    last = history[-1]
     return {
         "id": last.request_id,
         "tenant": last.tenant,
         "state": "shed" if last.kind is Kind.SHED else "finished",
         "finish": last.reason,
-        "timeline": [_told(entry, entries[0].at) for entry in entries],
+        "timeline": [_told(entry, history[0].at) for entry in history],
     }
 
 
@@ -126,8 +123,6 @@ def state(scheduler: Scheduler, now: float) -> dict[str, Any]:
     scheduler.intake.take_stock()
     pool = scheduler.pool
     waiting = islice(scheduler.waiting, MOST_LISTED)
-    journal = scheduler.journal
-    latest = list(journal.entries)[-MOST_LISTED:]
     return {
         "num_running": len(scheduler.running),
         "num_waiting": len(scheduler.waiting),
@@ -142,12 +137,20 @@ def state(scheduler: Scheduler, now: float) -> dict[str, Any]:
         "tenants": {name: _account(scheduler, a) for name, a in scheduler.shares.accounts.items()},
         "running": [_brief(s, now) for s in islice(scheduler.running.values(), MOST_LISTED)],
         "waiting": [{**_brief(s, now), "waits_for": _waits_for(scheduler, s)} for s in waiting],
-        "decisions": {f"{kind}/{reason}": n for (kind, reason), n in journal.counts.items()},
-        "journal": [
-            {**_told(entry, now), "request": entry.request_id, "tenant": entry.tenant}
-            for entry in latest
-        ],
+        "decisions": {
+            f"{kind}/{reason}": n for (kind, reason), n in scheduler.journal.counts.items()
+        },
+        "journal": journal(scheduler, MOST_LISTED, now),
     }
+
+
+def journal(scheduler: Scheduler, most: int, now: float) -> list[dict[str, Any]]:
+    """The latest decisions, oldest first; times are relative to now."""
+    latest = list(scheduler.journal.entries)[-most:]
+    return [
+        {**_told(entry, now), "request": entry.request_id, "tenant": entry.tenant}
+        for entry in latest
+    ]
 
 
 def _brief(seq: Sequence, now: float) -> dict[str, Any]:

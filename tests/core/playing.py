@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from heapq import heapify, heappop, heappush
 from itertools import pairwise
+from zlib import crc32
 
 from dynamo_serve.core.loop import Submit
 from dynamo_serve.core.request import Finish, Refusal, Request
@@ -30,7 +31,7 @@ def ask(
     priority: int = 0,
 ) -> Request:
     """A request whose prompt shares nothing with any other's."""
-    first = hash(name) % 40_000
+    first = crc32(name.encode()) % 40_000
     prompt_ids = tuple((first + 7 * i) % VOCAB_SIZE for i in range(prompt))
     return Request(
         id=name,

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 BOOKS = ("test_page_pool.py", "test_scheduler.py", "test_random_traffic.py")
-PROMISES = ("test_promises.py", "test_tenant_traffic.py")
+PROMISES = ("test_hard_cases.py", "test_promises.py", "test_tenant_traffic.py")
 HELPERS = ("traffic.py", "playing.py")
 
 BROKEN_BOOKS = {
@@ -49,8 +49,8 @@ BROKEN_BOOKS = {
     ),
     "let somebody overtake the head of the queue": (
         "intake.py",
-        "blocked = Reason.FAIR_SHARE\n                    break",
-        "self._pass_by(queues, name)\n                    continue",
+        "is_full = is_full or reason in FULL",
+        "reason = Reason.PREFIX if reason else None",
     ),
     "hash a page without what is before it": (
         "prefix_index.py",
@@ -75,17 +75,21 @@ BROKEN_BOOKS = {
 BROKEN_PROMISES = {
     "let a share grow with what was missed": (
         "shares.py",
-        "max([account.virtual_time, *([min(others)] if others else [])])",
+        "max(account.virtual_time, self.virtual_time)",
         "account.virtual_time",
     ),
     "charge everybody alike": ("shares.py", "cost / account.tenant.weight", "cost"),
-    "do not charge for pages": ("shares.py", "self._add(account, part / total)", "pass"),
+    "do not charge for pages": ("shares.py", "self._add(account, page_seconds / total)", "pass"),
     "serve who has had most": (
         "policy.py",
         "(accounts[name].lead, name)",
         "(-accounts[name].lead, name)",
     ),
-    "give a long prompt the whole step": ("policy.py", "-(-left // 2)", "left"),
+    "give a long prompt the whole step": (
+        "policy.py",
+        "min(-(-left // 2), left_for_partial)",
+        "left",
+    ),
     "size no chunk by the targets": ("intake.py", "left == inf", "True"),
     "let the batch outgrow the targets": ("intake.py", "policy.DECODE_PART * itl", "2 * itl"),
     "one more than the quota": (
@@ -93,17 +97,42 @@ BROKEN_PROMISES = {
         "account.live >= quota.live_sequences",
         "account.live > quota.live_sequences",
     ),
-    "lend guaranteed pages for good": ("preemption.py", "<= guaranteed", "< 0"),
+    "lend guaranteed pages for good": (
+        "preemption.py",
+        "account.pages + need <= account.tenant.quota.pages_guaranteed",
+        "False",
+    ),
+    "take what was guaranteed": (
+        "preemption.py",
+        "if guaranteed else 0.0",
+        "if False else 0.0",
+    ),
     "never take a place back": (
         "preemption.py",
-        "return self._preempt_one(self._over_share(seq, short), Reason.OVER_SHARE, now)",
-        "return False",
+        "self._preempt(others, Reason.OVER_SHARE, now)",
+        "False",
     ),
+    "let whoever has no room stop the others": (
+        "intake.py",
+        "is_full = is_full or reason in FULL",
+        "queues = {} if reason in FULL else queues",
+    ),
+    "count no cached prefix in a forecast": (
+        "forecast.py",
+        "seq.num_pending - cached",
+        "seq.num_pending - 0 * cached",
+    ),
+    "take a limit for a length": (
+        "shares.py",
+        "account.runs_full += gain",
+        "account.runs_full += 0 * gain",
+    ),
+    "divide shared pages by their number": ("page_pool.py", "1 / self._ref_counts[page_id]", "1"),
     "let a deadline pass": ("scheduler.py", "self._deadlines[0][0] <= now", "False"),
     "admit what will be late": ("admission.py", "policy.SAFETY * target)", "9e9)"),
     "keep no place for who was told to come back": (
         "bookings.py",
-        "total += booking.seconds",
+        "total += booking.amount",
         "pass",
     ),
     "never refill a quota": (

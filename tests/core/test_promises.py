@@ -16,6 +16,7 @@ from tests.core.playing import Play, ask
 ITL = 0.25
 CLASSES = {
     "chat": Class("chat", 0, ttft=1.0, itl=ITL),
+    "steady": Class("steady", 0, itl=ITL, strict=True),
     "quick": Class("quick", 0, ttft=0.3, itl=ITL),
     "shed": Class("shed", 0, ttft=2.0, itl=ITL, strict=True),
     "batch": Class("batch", 2),
@@ -68,7 +69,7 @@ def test_a_promise_that_cannot_be_kept_does_not_stop_the_prompts() -> None:
 def test_the_batch_grows_only_as_far_as_the_targets_allow() -> None:
     play = Play(
         limits(max_decode_sequences=100),
-        tenancy(default=Tenant("", class_name="chat"), bulk=Tenant("", class_name="batch")),
+        tenancy(default=Tenant("", class_name="steady"), bulk=Tenant("", class_name="batch")),
     )
     flood = [ask(f"f{i}", 32, 60, tenant="bulk") for i in range(150)]
     play.run([ask("s", 32, 200), *flood])
@@ -204,7 +205,8 @@ def test_a_deadline_ends_what_runs_and_what_waits() -> None:
 
 def test_a_deadline_that_cannot_be_met_is_refused_at_once() -> None:
     play = Play(limits())
-    play.run([ask("learn", 100, 50)])
+    learn = [ask(f"learn{i}", 100, 50) for i in range(20)]
+    play.run(learn)
     now = play.harness.now
     play.run(
         [
@@ -215,7 +217,7 @@ def test_a_deadline_that_cannot_be_met_is_refused_at_once() -> None:
     refusal = play.refusals["late"]
     assert (refusal.reason, refusal.is_own) == ("deadline", False)
     assert refusal.predicted_wait is not None and refusal.retry_after >= 1.0
-    assert play.finish == {"learn": Finish.LENGTH, "fine": Finish.LENGTH}
+    assert play.finish["fine"] is Finish.LENGTH and "late" not in play.finish
 
 
 @pytest.mark.parametrize(
@@ -264,7 +266,7 @@ def test_overload_is_refused_early_and_whoever_obeys_gets_in() -> None:
         attempts[request.id] = 1
         return replace(request, arrival=now + refusal.retry_after)
 
-    load = [ask(f"r{i}", 100, 30, start + i / 7.6) for i in range(400)]
+    load = [ask(f"r{i}", 100, 30, start + i / 7.6) for i in range(280)]
     play.run(load, on_refusal=obey)
     served = [r.id for r in load if r.id in play.tokens_at]
     returned = [name for name in attempts if name in play.tokens_at]
@@ -275,7 +277,7 @@ def test_overload_is_refused_early_and_whoever_obeys_gets_in() -> None:
     assert sum(in_time) >= 0.95 * len(served)
     assert len(returned) >= 0.95 * len(attempts)
     assert len(attempts) > 100, "that was no overload"
-    assert len(served) > 300
+    assert len(served) > 250
 
 
 # ── forecasts ────────────────────────────────────────────────────────────────

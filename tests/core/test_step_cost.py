@@ -250,17 +250,6 @@ def test_a_chunk_is_at_most_twice_what_was_seen() -> None:
     assert cost.largest_chunk(StepShape(), 0, 0.0, 7) == 0
 
 
-def test_a_kind_of_step_is_learned_when_it_has_been_seen() -> None:
-    cost = StepCost()
-    decode, prefill = StepShape.of([(1, 5, False)]), StepShape.of([(100, 0, True)])
-    for _ in range(20):
-        cost.observe(decode, 0.1)
-    assert cost.is_learned(decode) and not cost.is_learned(prefill)
-    for _ in range(20):
-        cost.observe(prefill, 0.1)
-    assert cost.is_learned(prefill) and not cost.is_learned(StepShape.of([(201, 0, True)]))
-
-
 # ── who pays ─────────────────────────────────────────────────────────────────
 
 

@@ -1,0 +1,71 @@
+"""What a step was expected to take, what it took, and who pays for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import inf
+from typing import NamedTuple
+
+from dynamo_serve.core.batch import SequenceOutput
+from dynamo_serve.core.lifecycle import Lifecycle
+from dynamo_serve.core.request import Finish
+from dynamo_serve.core.sequence import Sequence
+from dynamo_serve.core.step_cost import Item, StepCost, StepShape
+
+DIVIDE_SECONDS = 0.1  # between two looks at who shares pages with whom
+
+
+class Step(NamedTuple):
+    """The step in flight, as the cost model sees it."""
+
+    items: list[tuple[Sequence, Item]]
+    shape: StepShape
+    began: float
+    predicted_seconds: float
+
+
+class Bill:
+    """Teaches the cost model, and divides what was measured among the sequences."""
+
+    def __init__(self, life: Lifecycle, cost: StepCost) -> None:
+        self.life = life
+        self.cost = cost
+        self.step: Step | None = None
+        self._charged_at = -inf  # until when the pages held are paid for
+        self._divided_at = -inf
+
+    def begin(self, now: float) -> None:
+        """A step is about to be planned; what nobody holds costs nothing."""
+        self.step = None
+        if not self.life.running:
+            self._charged_at = now
+
+    def expect(self, items: list[tuple[Sequence, Item]], now: float) -> None:
+        """This is the plan."""
+        shape = StepShape.of(item for _, item in items)
+        self.step = Step(items, shape, now, self.cost.predict(shape))
+
+    def settle(self, produced: Mapping[str, SequenceOutput], now: float) -> None:
+        """The step has ended. A failed one is paid for, and teaches nothing."""
+        shares, pool = self.life.shares, self.life.pool
+        self._divide_pages(now)
+        running = self.life.running.values()
+        shares.charge_pages(running, pool.num_used, pool.num_pages, now - self._charged_at)
+        self._charged_at = now
+        step = self.step
+        assert step is not None, "an update without a plan"
+        seconds = now - step.began
+        if seconds <= 0.0:
+            return
+        if not any(out.finish is Finish.ERROR for out in produced.values()):
+            self.cost.observe(step.shape, seconds)
+        parts = self.cost.shares([item for _, item in step.items])
+        shares.charge_step(step.items, parts, seconds)
+
+    def _divide_pages(self, now: float) -> None:
+        """Who shares pages with whom changes with every admission; looking at all tables every
+        time would cost more than it tells."""
+        if now - self._divided_at >= DIVIDE_SECONDS:
+            self._divided_at = now
+            for seq in self.life.running.values():
+                seq.page_part = self.life.pool.part_of(seq.page_table)
