@@ -178,7 +178,48 @@ def test_a_request_may_lower_itself_and_not_rise(house: House) -> None:
     assert (request.priority, request.class_name) == (9, "batch")
     assert accepted(house).class_name is None
     message = error(chat(house.acme, **{"class": "interactive"}), 403)["message"]
-    assert "'interactive' is above" in message and "'standard', 'batch'" in message
+    assert "'interactive' promises more than this tenant's class 'standard'" in message
+    assert "(rank, ttft_ms, itl_ms, strict); allowed here: 'standard', 'batch'." in message
+
+
+@pytest.mark.parametrize(
+    ("promise", "name"),
+    [
+        ({"rank": 1}, "rank"),
+        ({"ttft_ms": 1999}, "ttft_ms"),
+        ({"itl_ms": 199}, "itl_ms"),
+        ({"max_queue_delay_ms": 49}, "max_queue_delay_ms"),
+        ({"max_queue_delay_ms": 0}, "max_queue_delay_ms"),
+        ({"strict": True}, "strict"),
+    ],
+)
+def test_no_single_promise_of_a_chosen_class_may_be_better(
+    house: House, promise: dict[str, object], name: str
+) -> None:
+    own = {"rank": 2, "ttft_ms": 2000, "itl_ms": 200, "max_queue_delay_ms": 50}
+    classes = {"own": own, "same": own, "other": {**own, **promise}}
+    house.write({**tenants(**{"class": "own"}), "classes": classes})
+    assert house.admin.post("/admin/reload").status_code == 200
+    assert accepted(house, **{"class": "same"}).class_name == "same"
+    message = error(chat(house.acme, **{"class": "other"}), 403)["message"]
+    assert f"promises more than this tenant's class 'own' ({name}); allowed" in message
+
+
+def test_a_class_without_a_merge_window_has_the_servers(house: House) -> None:
+    """With the server's 3 ms a class that names none starts sooner than batch with its 20."""
+    quick = {"rank": 3}
+    house.write({**tenants(**{"class": "batch"}), "classes": {"quick": quick}})
+    assert house.admin.post("/admin/reload").status_code == 200
+    message = error(chat(house.acme, **{"class": "quick"}), 403)["message"]
+    assert "(max_queue_delay_ms); allowed here: 'batch'." in message
+
+
+def test_what_a_class_does_not_promise_may_be_given_up(house: House) -> None:
+    """Also strictness: what is not refused when it would be late has been promised less."""
+    house.write(tenants(**{"class": "interactive"}))
+    assert house.admin.post("/admin/reload").status_code == 200
+    for name in ("interactive", "standard", "batch"):
+        assert accepted(house, **{"class": name}).class_name == name
 
 
 def test_a_class_may_bring_a_deadline_of_its_own(house: House) -> None:
