@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -14,6 +15,7 @@ from dynamo_serve.errors import ConfigError, InvalidRequest
 logger = logging.getLogger(__name__)
 
 MAX_ENTRIES = 10_000
+DIGITS = re.compile(r"\d{1,6}", re.ASCII)
 
 
 def admin_routes(edge: Edge) -> APIRouter:
@@ -33,8 +35,7 @@ def admin_routes(edge: Edge) -> APIRouter:
     async def journal(http: Request) -> Response:
         """The latest decisions of the scheduler, oldest first; `?limit=` says how many (100)."""
         limit = _limit(http.query_params.get("limit", "100"))
-        entries = (await edge.service.inspect("state"))["journal"]
-        return _json({"journal": entries[-limit:]})
+        return _json({"journal": await edge.service.inspect("journal", str(limit))})
 
     @routes.post("/reload")
     async def reload() -> Response:
@@ -50,7 +51,7 @@ def admin_routes(edge: Edge) -> APIRouter:
 
 
 def _limit(text: str) -> int:
-    if not text.isdecimal() or not 1 <= len(text) <= 5 or not 1 <= int(text) <= MAX_ENTRIES:
+    if not DIGITS.fullmatch(text) or not 1 <= int(text) <= MAX_ENTRIES:
         raise InvalidRequest(
             f"'limit' must be a whole number from 1 to {MAX_ENTRIES}.", param="limit"
         )

@@ -25,8 +25,8 @@ class Metrics(Protocol):
         """Take the scheduler's answer about costs."""
         ...
 
-    def render(self) -> tuple[bytes, str]:
-        """The Prometheus page and its content type."""
+    def render(self, *, tenants: bool = True) -> tuple[bytes, str]:
+        """The Prometheus page, with or without what is told by tenant, and its content type."""
         ...
 
 

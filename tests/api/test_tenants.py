@@ -15,6 +15,7 @@ import yaml
 
 from dynamo_serve.core.request import Finish, Request, Summary, TokenEvent
 from dynamo_serve.directory import digest
+from dynamo_serve.metrics import Metrics
 from dynamo_serve.service import refused
 from dynamo_serve.text.tokenizer import Tokenizer
 from tests.api.conftest import Stubbed
@@ -58,7 +59,8 @@ def house(script: Script, tokenizer: Tokenizer, tmp_path: Path) -> Generator[Hou
     file = tmp_path / "tenants.yaml"
     file.write_text(yaml.safe_dump(tenants()))
     service = StubService(script)
-    with serving(service, tokenizer, config(tenants_file=str(file))) as base:
+    settings, metrics = config(tenants_file=str(file)), Metrics(model="tiny", version="1")
+    with serving(service, tokenizer, settings, metrics) as base:
         clients = {
             name: httpx.Client(
                 base_url=base, headers={"Authorization": f"Bearer {key}"}, timeout=WAIT_S
@@ -381,18 +383,80 @@ def test_errors_of_one_tenant_name_no_other(house: House) -> None:
         assert "beta" not in answer.text
 
 
+@pytest.fixture
+def told_apart(script: Script, tokenizer: Tokenizer, tmp_path: Path) -> Generator[str]:
+    """A server whose metrics tell of acme and beta."""
+    file = tmp_path / "tenants.yaml"
+    file.write_text(yaml.safe_dump(tenants()))
+    service = StubService(script)
+    used = {"acme": {"device_seconds": 17.25, "live": 3}, "beta": {}}
+    service.answers["costs"] = {"whole": {}, "tenants": used}
+    metrics = Metrics(model="tiny", version="1")
+    request = Request(id="r", prompt_ids=(1,), max_tokens=1, tenant="acme")
+    metrics.on_event(request, TokenEvent("r", refusal=REFUSAL), 1.0, None)
+    with serving(service, tokenizer, config(tenants_file=str(file)), metrics) as base:
+        httpx.get(f"{base}/metrics", headers=bearer(KEYS["admin"]))  # it knows them from now on
+        yield base
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+def test_metrics_tell_of_tenants_to_an_admin_key_only(told_apart: str) -> None:
+    whole = httpx.get(f"{told_apart}/metrics", headers=bearer(KEYS["admin"])).text
+    assert 'dserve_tenant_device_seconds_total{tenant="acme"} 17.25' in whole
+    assert 'dserve_tenant_refusals_total{reason="queue_length",tenant="acme"} 1.0' in whole
+    basic = {"Authorization": f"Basic {KEYS['admin']}"}
+    in_query = f"?key={KEYS['admin']}&tenants=1"
+    for headers, query in (
+        ({}, ""),
+        ({}, in_query),
+        (bearer(KEYS["acme"]), ""),
+        (bearer(f"sha256:{digest(KEYS['admin'].encode())}"), ""),
+        (bearer("nobody-knows-this-key-at-all"), ""),
+        (basic, ""),
+        ({"Authorization": ""}, ""),
+        ({"X-Api-Key": KEYS["admin"]}, ""),
+    ):
+        answer = httpx.get(f"{told_apart}/metrics{query}", headers=headers)
+        assert answer.status_code == 200
+        assert "acme" not in answer.text and "beta" not in answer.text
+        assert "tenant=" not in answer.text and "17.25" not in answer.text
+        assert 'dserve_refusals_total{reason="queue_length"} 1.0' in answer.text
+        assert "dserve_ttft_seconds_count" in answer.text
+
+
+def test_an_admin_key_that_a_reload_removes_shows_no_tenants_any_more(house: House) -> None:
+    assert "# dserve_tenant_" not in house.admin.get("/metrics").text
+    house.write({**tenants(), "admin_keys": []})
+    assert house.admin.post("/admin/reload").status_code == 200
+    assert "# dserve_tenant_" in house.admin.get("/metrics").text
+
+
+def test_without_a_tenants_file_the_metrics_show_all_to_everybody(tokenizer: Tokenizer) -> None:
+    service = StubService(hangs)
+    service.answers["costs"] = {"tenants": {"default": {"device_seconds": 2.5}}}
+    settings = config(admin_keys=(KEYS["admin"],), api_keys=(KEYS["acme"],))
+    with serving(service, tokenizer, settings, Metrics(model="tiny", version="1")) as base:
+        page = httpx.get(f"{base}/metrics").text
+    assert 'dserve_tenant_device_seconds_total{tenant="default"} 2.5' in page
+
+
 # --- administration
 
 
 def test_an_administrator_sees_everything(house: House) -> None:
     entries = [{"at": float(i), "reason": "turn"} for i in range(150)]
-    house.service.answers["state"] = {"now": 1.0, "wait": float("inf"), "journal": entries}
+    house.service.answers["state"] = {"now": 1.0, "wait": float("inf")}
+    house.service.answers["journal"] = entries
     house.service.answers["costs"] = {"whole": {"device_seconds": 1.5}, "tenants": {}}
     assert house.admin.get("/admin/state").json()["wait"] is None
     assert house.admin.get("/admin/costs").json()["whole"] == {"device_seconds": 1.5}
-    assert house.admin.get("/admin/journal").json()["journal"] == entries[-100:]
-    assert house.admin.get("/admin/journal?limit=2").json()["journal"] == entries[-2:]
-    for limit in ("0", "x", "-1", "10001", "9" * 5000):
+    for query, limit in (("", "100"), ("?limit=2", "2"), ("?limit=010000", "10000")):
+        assert house.admin.get(f"/admin/journal{query}").json() == {"journal": entries}
+        assert house.service.asked[-1] == ("journal", limit)
+    for limit in ("0", "x", "-1", "10001", "٣", "9" * 5000):
         answer = house.admin.get("/admin/journal", params={"limit": limit})
         assert error(answer, 400)["param"] == "limit"
 

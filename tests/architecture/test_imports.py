@@ -32,7 +32,10 @@ LAW: dict[str, tuple[str, ...]] = {
     "dynamo_serve.service": (
         *("config", "core.", "errors", "inbox", "link", "observer", "questions", "worker"),
     ),
-    "dynamo_serve.metrics": ("core.", "metrics_tenants", "prometheus_client."),
+    "dynamo_serve.metrics": (
+        *("core.", "metrics_histogram", "metrics_tenants", "prometheus_client."),
+    ),
+    "dynamo_serve.metrics_histogram": (),
     "dynamo_serve.metrics_tenants": (),
     "dynamo_serve.api.": (
         *("", "api.", "config", "core.", "directory", "errors", "service", "tenants", "text."),
