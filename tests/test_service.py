@@ -21,7 +21,7 @@ from dynamo_serve.core.engine import EngineSpec
 from dynamo_serve.core.request import Finish, Refusal, Request, TokenEvent
 from dynamo_serve.core.scheduler import Scheduler
 from dynamo_serve.core.stats import Stats
-from dynamo_serve.core.tenant import Tenancy, Tenant
+from dynamo_serve.core.tenant import Quota, Tenancy, Tenant
 from dynamo_serve.engines.fake import FakeEngine
 from dynamo_serve.errors import (
     ContextTooLong,
@@ -340,7 +340,7 @@ def test_what_cannot_fit_is_refused(folder: str) -> None:
     run(main)
 
 
-def test_a_full_queue_refuses(folder: str) -> None:
+def test_a_full_queue_refuses_with_numbers(folder: str) -> None:
     async def main() -> None:
         config = config_of(False, max_waiting=1, max_decode_sequences=1)
         async with running(config, folder) as service:
@@ -348,13 +348,59 @@ def test_a_full_queue_refuses(folder: str) -> None:
             await anext(streams[0])
             second = asyncio.create_task(anext(streams[1]))
             await until(lambda: service.num_live == 2)
-            with pytest.raises(Unavailable, match="queue is full"):
+            with pytest.raises(Overloaded, match="queue is full") as caught:
                 await collect(service, Request("c", (1,), 4))
+            assert caught.value.facts["limit"] == 1
             second.cancel()
             await asyncio.gather(second, return_exceptions=True)
             for stream in streams:
                 await stream.aclose()
             await until(lambda: service.num_live == 0)
+
+    run(main)
+
+
+def test_what_the_scheduler_has_not_refused_yet_is_bounded(folder: str) -> None:
+    """An engine that is stopped refuses nobody, and this process must not grow for ever."""
+
+    async def main() -> None:
+        config = config_of(True, max_waiting=2, max_decode_sequences=1)
+        async with running(config, folder) as service:
+            assert isinstance(service._link, ProcessLink) and service._link.process
+            os.kill(service._link.process.pid, signal.SIGSTOP)
+            requests = [Request(f"r{i}", (1, i), 4) for i in range(5)]
+            tasks = [asyncio.create_task(collect(service, request)) for request in requests]
+            await until(lambda: service.num_live == 5)
+            with pytest.raises(Unavailable, match="holds 5 requests, its limit"):
+                service.check_ready()
+            os.kill(service._link.process.pid, signal.SIGCONT)
+            await asyncio.gather(*tasks, return_exceptions=True)
+            service.check_ready()
+
+    run(main)
+
+
+def test_more_guaranteed_pages_than_there_are_is_worth_a_warning(
+    folder: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def tenancy(*pages: int) -> Tenancy:
+        quotas = [Quota(pages_guaranteed=count) for count in pages]
+        return Tenancy({f"t{i}": Tenant(f"t{i}", quota=q) for i, q in enumerate(quotas)})
+
+    async def main() -> None:
+        service = Service(config_of(False), model_path=folder)
+        service.configure(tenancy(2000, 48))  # the pool has 2048
+        try:
+            await service.start()
+            assert not caplog.messages
+            service.configure(tenancy(2000, 49))
+            assert "add up to 2049, the pool has 2048 pages" in caplog.messages.pop()
+            caplog.clear()
+            service._on_lost("it fell over")
+            await until(lambda: service.state is State.READY)
+            assert any("add up to 2049" in message for message in caplog.messages)
+        finally:
+            await service.close()
 
     run(main)
 

@@ -233,6 +233,24 @@ def test_a_class_may_bring_a_deadline_of_its_own(house: House) -> None:
     assert request.deadline - request.arrival == pytest.approx(9.0)
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "expected"),
+    [
+        ("/v1/chat/completions", CHAT, {"0": 1}),
+        ("/v1/chat/completions", {**CHAT, "n": 3}, {"0": 3, "1": 0, "2": 0}),
+        ("/v1/completions", {"prompt": ["a", "b"]}, {"0": 2, "1": 0}),
+        ("/v1/completions", {"prompt": ["a", "b"], "n": 2}, {"0": 4, "1": 0, "2": 0, "3": 0}),
+    ],
+)
+def test_the_first_choice_answers_to_the_quotas_for_all(
+    house: House, path: str, body: dict[str, object], expected: dict[str, int]
+) -> None:
+    assert house.acme.post(path, json=body).status_code == 200
+    seen = [house.service.seen.get(timeout=WAIT_S) for _ in expected]
+    assert [request.id.rpartition("-")[2] for request in seen] == list(expected)  # in this order
+    assert {r.id.rpartition("-")[2]: r.num_choices for r in seen} == expected
+
+
 # --- how it ends
 
 
