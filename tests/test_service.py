@@ -340,21 +340,41 @@ def test_what_cannot_fit_is_refused(folder: str) -> None:
     run(main)
 
 
-def test_a_full_queue_refuses_with_numbers(folder: str) -> None:
+class Held(FakeEngine):
+    """Answers prompts; the tokens after the first wait for the gate."""
+
+    gate: threading.Event
+
+    def step(self, batch: Batch) -> list[SequenceOutput]:
+        if batch.phase is Phase.DECODE:
+            self.gate.wait(TIMEOUT)
+        return super().step(batch)
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """The gate of every engine in a thread."""
+    monkeypatch.setattr("dynamo_serve.worker.FakeEngine", Held)
+    monkeypatch.setattr(Held, "gate", gate := threading.Event(), raising=False)
+    return gate
+
+
+def test_a_full_queue_refuses_with_numbers(folder: str, held: threading.Event) -> None:
     async def main() -> None:
         config = config_of(False, max_waiting=1, max_decode_sequences=1)
         async with running(config, folder) as service:
-            streams = [service.generate(Request(f"r{i}", (1, i), 4000)) for i in range(2)]
-            await anext(streams[0])
-            second = asyncio.create_task(anext(streams[1]))
-            await until(lambda: service.num_live == 2)
+            first = service.generate(Request("a", (1, 2), 50))
+            await anext(first)
+            others = [
+                asyncio.create_task(collect(service, Request(name, (1, 3), 4))) for name in "bc"
+            ]
+            await until(lambda: service.num_live == 3)
+            held.set()
             with pytest.raises(Overloaded, match="queue is full") as caught:
-                await collect(service, Request("c", (1,), 4))
+                await others[1]
             assert caught.value.facts["limit"] == 1
-            second.cancel()
-            await asyncio.gather(second, return_exceptions=True)
-            for stream in streams:
-                await stream.aclose()
+            assert len(await others[0]) == 4
+            await first.aclose()
             await until(lambda: service.num_live == 0)
 
     run(main)
@@ -421,19 +441,7 @@ def test_draining_lets_the_running_finish_and_refuses_the_new(folder: str) -> No
     run(main)
 
 
-def test_a_drain_that_takes_too_long_is_given_up(
-    folder: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    gate = threading.Event()
-
-    class Held(FakeEngine):
-        def step(self, batch: Batch) -> list[SequenceOutput]:
-            if batch.phase is Phase.DECODE:
-                gate.wait(TIMEOUT)
-            return super().step(batch)
-
-    monkeypatch.setattr("dynamo_serve.worker.FakeEngine", Held)
-
+def test_a_drain_that_takes_too_long_is_given_up(folder: str, held: threading.Event) -> None:
     async def main() -> None:
         async with (
             running(config_of(False), folder) as service,
@@ -442,7 +450,7 @@ def test_a_drain_that_takes_too_long_is_given_up(
             await anext(events)
             await service.drain(0.01)
             assert service.num_live == 1
-            gate.set()
+            held.set()
 
     run(main)
 

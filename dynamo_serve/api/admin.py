@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request, Response
 
 from dynamo_serve.api.edge import Edge
 from dynamo_serve.api.render import plain, to_json
+from dynamo_serve.directory import told
 from dynamo_serve.errors import ConfigError, InvalidRequest
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ def admin_routes(edge: Edge) -> APIRouter:
             done = edge.access.reload()
         except ConfigError as error:
             raise InvalidRequest(str(error)) from error
-        logger.info("tenants reloaded: %s", done)
+        logger.info("tenants reloaded: %s", told(done))
         return _json(done)
 
     return routes
