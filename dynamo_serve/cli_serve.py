@@ -132,10 +132,12 @@ class Run:
     async def _drain(self) -> None:
         timeout = self._server.drain_timeout_s
         live = self._service.num_live
-        log.info("draining: %d running, up to %g s; signal again to stop at once", live, timeout)
+        log.info(
+            "draining: %d requests live, up to %g s; signal again to stop at once", live, timeout
+        )
         await self._service.drain(timeout)
         if self._service.num_live:
-            log.warning("drain timed out with %d running", self._service.num_live)
+            log.warning("drain timed out with %d requests live", self._service.num_live)
 
     async def _close(self, answering: asyncio.Task[None], *tasks: asyncio.Task[object]) -> None:
         for task in tasks:
