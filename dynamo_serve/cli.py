@@ -145,9 +145,11 @@ def _check(arguments: argparse.Namespace) -> int:
     loaded = load_settings(arguments)
     from dynamo_serve import tenants
 
-    tenants.load(loaded.config.server)
+    names = tenants.load(loaded.config.server).tenancy.tenants
     if arguments.print:
         print(settings.render(loaded), end="")
+    elif loaded.config.server.tenants_file:
+        print(f"settings are valid; tenants: {', '.join(names)}")
     else:
         print("settings are valid")
     return 0

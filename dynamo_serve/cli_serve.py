@@ -23,6 +23,7 @@ from dynamo_serve.api.app import create_app
 from dynamo_serve.api.auth import Access
 from dynamo_serve.cli_progress import Progress
 from dynamo_serve.config import Config, LogSection, ModelSection, ServerSection
+from dynamo_serve.directory import told
 from dynamo_serve.errors import ConfigError
 from dynamo_serve.metrics import Metrics
 from dynamo_serve.service import Service
@@ -124,17 +125,19 @@ class Run:
 
     def _reload(self) -> None:
         try:
-            log.info("tenants reloaded: %s", self._access.reload())
+            log.info("tenants reloaded: %s", told(self._access.reload()))
         except ConfigError as error:
             log.error("tenants not reloaded, the old ones stay: %s", error)
 
     async def _drain(self) -> None:
         timeout = self._server.drain_timeout_s
         live = self._service.num_live
-        log.info("draining: %d running, up to %g s; signal again to stop at once", live, timeout)
+        log.info(
+            "draining: %d requests live, up to %g s; signal again to stop at once", live, timeout
+        )
         await self._service.drain(timeout)
         if self._service.num_live:
-            log.warning("drain timed out with %d running", self._service.num_live)
+            log.warning("drain timed out with %d requests live", self._service.num_live)
 
     async def _close(self, answering: asyncio.Task[None], *tasks: asyncio.Task[object]) -> None:
         for task in tasks:
@@ -251,12 +254,13 @@ def what_next(url: str, names: tuple[str, ...], service: Service, asks_key: bool
     messages = [{"role": "user", "content": QUESTION}]
     body = {"model": names[0], "stream": True, "temperature": 0, "messages": messages}
     key = ' -H "Authorization: Bearer $KEY"' if asks_key else ""
+    chat_key = ' --api-key "$KEY"' if asks_key else ""
     return (
         f"dynamo-serve {__version__} serves {names[0]} on {url} ({facts}; "
         f"up to {spec.max_model_len} tokens, {spec.num_pages} pages of {spec.page_size})\n"
         "Try:\n"
         f"  curl -N {url}/v1/chat/completions{key} -H 'Content-Type: application/json' "
         f"-d '{json.dumps(body)}'\n"
-        f"  dynamo-serve chat --url {url}\n"
+        f"  dynamo-serve chat --url {url}{chat_key}\n"
         f"  {url}/openapi.json describes every endpoint\n"
     )

@@ -55,6 +55,17 @@ class Changes(NamedTuple):
         )
 
 
+def told(changed: Mapping[str, Mapping[str, list[str]]]) -> str:
+    """What `changes` found, for a line of the log."""
+    parts = [
+        f"{what} {how}: {', '.join(names)}"
+        for what, lists in changed.items()
+        for how, names in lists.items()
+        if names
+    ]
+    return "; ".join(parts) or "no tenant or class has changed"
+
+
 def changes(old: Directory, new: Directory) -> dict[str, dict[str, list[str]]]:
     """What a reload did, by name: {"tenants": {"added", "removed", "changed"}, "classes": ...}."""
     return {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -14,10 +13,12 @@ from prometheus_client.metrics_core import (
     HistogramMetricFamily,
     Metric,
 )
+from prometheus_client.registry import Collector
 
 from dynamo_serve.core.batch import Phase
 from dynamo_serve.core.request import Finish, Request, TokenEvent
 from dynamo_serve.core.stats import Stats
+from dynamo_serve.metrics_histogram import Histogram
 from dynamo_serve.metrics_tenants import TenantCosts
 
 # A small model on a fast device decodes in 2 to 5 ms and an overloaded one queues for minutes:
@@ -80,7 +81,7 @@ DECLARED = {
         "counter",
         "dserve_refusals",
         "Requests refused on arrival instead of queued.",
-        ("tenant", "reason"),
+        ("reason",),
     ),
     "prediction": Declared(
         "histogram",
@@ -100,7 +101,16 @@ DECLARED = {
         "counter", "dserve_tenant_output_tokens", "Tokens generated.", ("tenant",)
     ),
     "tenant_sequences": Declared(
-        "gauge", "dserve_tenant_sequences", "Sequences: live or waiting.", ("tenant", "state")
+        "gauge",
+        "dserve_tenant_sequences",
+        "Sequences: live (admitted) or waiting.",
+        ("tenant", "state"),
+    ),
+    "tenant_refusals": Declared(
+        "counter",
+        "dserve_tenant_refusals",
+        "Of each tenant: requests refused on arrival.",
+        ("tenant", "reason"),
     ),
     "restarts": Declared("counter", "dserve_engine_restarts", "Starts of another engine."),
     "build": Declared("gauge", "dserve_build_info", "Always 1.", ("version", "model")),
@@ -135,28 +145,8 @@ _KINDS: dict[str, Any] = {
 }
 
 
-class Histogram:
-    """Counts by bucket. Observing is one bisection: it happens for every token."""
-
-    __slots__ = ("bounds", "counts", "total")
-
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.total = 0.0
-
-    def observe(self, value: float) -> None:
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.total += value
-
-    def buckets(self) -> list[tuple[str, float]]:
-        """Cumulative counts by upper bound, as Prometheus wants them."""
-        running, out = 0, []
-        for bound, count in zip((*map(str, self.bounds), "+Inf"), self.counts, strict=True):
-            running += count
-            out.append((bound, float(running)))
-        return out
-
+# A comment to Prometheus, a hint to who wonders.
+LEFT_OUT = b"# dserve_tenant_*: only for an admin key (Authorization: Bearer KEY).\n"
 
 Samples = Mapping[tuple[str, ...], Any]  # label values → Histogram or number
 
@@ -233,9 +223,11 @@ class Metrics:
         """Take the scheduler's answer about costs (`core.views`)."""
         self._costs.take(costs)
 
-    def render(self) -> tuple[bytes, str]:
-        """The exposition for a scrape, and its content type."""
-        return generate_latest(self._registry), CONTENT_TYPE_LATEST
+    def render(self, *, tenants: bool = True) -> tuple[bytes, str]:
+        """The exposition for a scrape, and its content type; without `tenants` it names none."""
+        if tenants:
+            return generate_latest(self._registry), CONTENT_TYPE_LATEST
+        return generate_latest(_Nameless(self)) + LEFT_OUT, CONTENT_TYPE_LATEST
 
     def collect(self) -> Iterator[Metric]:
         """Called by the registry on every scrape."""
@@ -257,17 +249,35 @@ class Metrics:
             "pages": {(state,): getattr(stats, f"pages_{state}") for state in states},
             "usage": {(): self._usage()},
             "finishes": {(finish.value,): count for finish, count in self._finishes.items()},
-            "refusals": self._refusals,
+            "refusals": self._refusals_by_reason(),
+            "tenant_refusals": self._refusals,
             **self._costs.numbers(),
             "restarts": {(): self._num_restarts()},
             "build": {(self._version, self._model): 1},
         }
+
+    def _refusals_by_reason(self) -> Counter[tuple[str, ...]]:
+        total: Counter[tuple[str, ...]] = Counter()
+        for (_, reason), count in self._refusals.items():
+            total[reason,] += count
+        return total
 
     def _usage(self) -> float:
         """Share of the pool held by live sequences, 0 to 1."""
         stats = self._stats
         pages = stats.pages_used + stats.pages_cached + stats.pages_free
         return stats.pages_used / pages if pages else 0.0
+
+
+class _Nameless(Collector):
+    """The same metrics without those that have a tenant's label."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterator[Metric]:
+        named = {declared.name for declared in DECLARED.values() if "tenant" in declared.labels}
+        return (family for family in self._metrics.collect() if family.name not in named)
 
 
 def _family(declared: Declared, samples: Samples) -> Metric:

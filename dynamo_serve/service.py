@@ -80,7 +80,9 @@ class Service:
         self._num_losses = 0
         self._num_quick_deaths = 0
         scheduler = config.scheduler
-        self._max_live = scheduler.max_waiting + scheduler.max_decode_sequences
+        # For the memory of this process only: the scheduler refuses earlier, and with numbers. It
+        # is behind by what is still on its way to it, so twice its queue is surely too much.
+        self._max_live = 2 * scheduler.max_waiting + scheduler.max_decode_sequences
 
     async def start(self) -> None:
         """Start the engine and wait until it is ready. Raises `EngineStartError`."""
@@ -96,6 +98,7 @@ class Service:
         self._started_at = time.monotonic()
         self._start_seconds = self._started_at - began
         self._tell(Stats(pages_free=self.spec.num_pages))
+        self._check_guarantees()
         if self.state in (State.STARTING, State.RESTARTING):
             self.state = State.READY
 
@@ -142,6 +145,8 @@ class Service:
         self._tenancy = tenancy
         if self._link:
             self._link.send(Configure(tenancy))
+        if self.state in (State.READY, State.DRAINING):  # else `start` will
+            self._check_guarantees()
 
     async def inspect(self, what: str, id: str = "", timeout: float = INSPECT_SECONDS) -> Any:
         """The scheduler's answer (see `core.views`) as plain data.
@@ -162,7 +167,7 @@ class Service:
         match self.state:
             case State.READY:
                 if len(self._live) >= self._max_live:
-                    raise Unavailable(f"the queue is full ({self._max_live} requests are waiting)")
+                    raise Unavailable(f"the server holds {len(self._live)} requests, its limit")
             case State.STARTING:
                 raise Unavailable("the server is starting", retry_after=2.0)
             case State.RESTARTING:
@@ -263,6 +268,14 @@ class Service:
         for inbox in failed:  # told last: whatever it does, nobody is left waiting
             event = TokenEvent(inbox.request.id, finish=Finish.ERROR, error=message)
             self._observer.on_event(inbox.request, event, now, inbox.previous)
+
+    def _check_guarantees(self) -> None:
+        pages = sum(tenant.quota.pages_guaranteed for tenant in self._tenancy.tenants.values())
+        if pages > self.spec.num_pages:  # then not every tenant can have its own at once
+            log.warning(
+                "quota.pages_guaranteed: the tenants' add up to %d, the pool has %d pages",
+                *(pages, self.spec.num_pages),
+            )
 
     def _check_fits(self, request: Request) -> None:
         asked = len(request.prompt_ids) + request.max_tokens

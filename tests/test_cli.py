@@ -23,6 +23,7 @@ import pytest
 from dynamo_serve import __version__, bundled, chat, cli
 from dynamo_serve.cli_progress import Progress
 from dynamo_serve.directory import digest
+from tests.architecture.source import ROOT
 
 PATIENCE_S = 60.0
 
@@ -45,6 +46,8 @@ def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_good_settings_are_called_valid(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "check-config") == (0, "settings are valid\n", "")
+    code, out, _ = run(capsys, "check-config", "--tenants", str(ROOT / "configs/tenants.yaml"))
+    assert (code, out) == (0, "settings are valid; tenants: web, research\n")
 
 
 def test_print_shows_values_with_their_sources(

@@ -183,13 +183,18 @@ def test_content_type_is_prometheus_text() -> None:
     assert metrics().render()[1].startswith("text/plain; version=")
 
 
-def test_refusals_are_counted_by_tenant_and_reason() -> None:
-    source = metrics()
-    for tenant in ("acme", "acme", "beta"):
+def refuse(source: Metrics, *tenants: str) -> None:
+    for tenant in tenants:
         request = replace(REQUEST, tenant=tenant)
         source.on_event(request, TokenEvent("r", refusal=REFUSAL), 101.0, None)
+
+
+def test_refusals_are_counted_by_tenant_and_reason() -> None:
+    source = metrics()
+    refuse(source, "acme", "acme", "beta")
     labels = {"tenant": "acme", "reason": "queue_length"}
-    assert value(source, "dserve_refusals_total", labels) == 2
+    assert value(source, "dserve_tenant_refusals_total", labels) == 2
+    assert value(source, "dserve_refusals_total", {"reason": "queue_length"}) == 3
     assert value(source, "dserve_ttft_seconds_count") == 0
 
 
@@ -228,3 +233,20 @@ def test_a_tenant_that_is_gone_keeps_its_costs_and_is_idle() -> None:
     assert value(source, "dserve_tenant_page_seconds_total", {"tenant": "acme"}) == 5.0
     labels = {"tenant": "acme", "state": "waiting"}
     assert value(source, "dserve_tenant_sequences", labels) == 0
+
+
+def test_a_page_without_tenants_has_all_else_and_names_none() -> None:
+    source = metrics()
+    source.on_costs(costs(acme={"device_seconds": 5.0, "live": 2}, beta={}))
+    source.on_stats(Stats(output_tokens_total=10, num_running=2))
+    refuse(source, "acme", "beta")
+    page = source.render(tenants=False)[0].decode()
+    assert "acme" not in page and "beta" not in page and "tenant=" not in page
+    open_names, all_names = (
+        {line.split("{")[0].split(" ")[0] for line in text.splitlines() if not line.startswith("#")}
+        for text in (page, source.render()[0].decode())
+    )
+    assert {name for name in all_names if not name.startswith("dserve_tenant_")} == open_names
+    assert 'dserve_refusals_total{reason="queue_length"} 2.0' in page.splitlines()
+    families = {family.name for family in text_string_to_metric_families(page)}
+    assert "dserve_refusals" in families and "dserve_tenant_device_seconds" not in families

@@ -21,7 +21,7 @@ from dynamo_serve.core.engine import EngineSpec
 from dynamo_serve.core.request import Finish, Refusal, Request, TokenEvent
 from dynamo_serve.core.scheduler import Scheduler
 from dynamo_serve.core.stats import Stats
-from dynamo_serve.core.tenant import Tenancy, Tenant
+from dynamo_serve.core.tenant import Quota, Tenancy, Tenant
 from dynamo_serve.engines.fake import FakeEngine
 from dynamo_serve.errors import (
     ContextTooLong,
@@ -340,21 +340,87 @@ def test_what_cannot_fit_is_refused(folder: str) -> None:
     run(main)
 
 
-def test_a_full_queue_refuses(folder: str) -> None:
+class Held(FakeEngine):
+    """Answers prompts; the tokens after the first wait for the gate."""
+
+    gate: threading.Event
+
+    def step(self, batch: Batch) -> list[SequenceOutput]:
+        if batch.phase is Phase.DECODE:
+            self.gate.wait(TIMEOUT)
+        return super().step(batch)
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """The gate of every engine in a thread."""
+    monkeypatch.setattr("dynamo_serve.worker.FakeEngine", Held)
+    monkeypatch.setattr(Held, "gate", gate := threading.Event(), raising=False)
+    return gate
+
+
+def test_a_full_queue_refuses_with_numbers(folder: str, held: threading.Event) -> None:
     async def main() -> None:
         config = config_of(False, max_waiting=1, max_decode_sequences=1)
         async with running(config, folder) as service:
-            streams = [service.generate(Request(f"r{i}", (1, i), 4000)) for i in range(2)]
-            await anext(streams[0])
-            second = asyncio.create_task(anext(streams[1]))
-            await until(lambda: service.num_live == 2)
-            with pytest.raises(Unavailable, match="queue is full"):
-                await collect(service, Request("c", (1,), 4))
-            second.cancel()
-            await asyncio.gather(second, return_exceptions=True)
-            for stream in streams:
-                await stream.aclose()
+            first = service.generate(Request("a", (1, 2), 50))
+            await anext(first)
+            others = [
+                asyncio.create_task(collect(service, Request(name, (1, 3), 4))) for name in "bc"
+            ]
+            await until(lambda: service.num_live == 3)
+            held.set()
+            with pytest.raises(Overloaded, match="queue is full") as caught:
+                await others[1]
+            assert caught.value.facts["limit"] == 1
+            assert len(await others[0]) == 4
+            await first.aclose()
             await until(lambda: service.num_live == 0)
+
+    run(main)
+
+
+def test_what_the_scheduler_has_not_refused_yet_is_bounded(folder: str) -> None:
+    """An engine that is stopped refuses nobody, and this process must not grow for ever."""
+
+    async def main() -> None:
+        config = config_of(True, max_waiting=2, max_decode_sequences=1)
+        async with running(config, folder) as service:
+            assert isinstance(service._link, ProcessLink) and service._link.process
+            os.kill(service._link.process.pid, signal.SIGSTOP)
+            requests = [Request(f"r{i}", (1, i), 4) for i in range(5)]
+            tasks = [asyncio.create_task(collect(service, request)) for request in requests]
+            await until(lambda: service.num_live == 5)
+            with pytest.raises(Unavailable, match="holds 5 requests, its limit"):
+                service.check_ready()
+            os.kill(service._link.process.pid, signal.SIGCONT)
+            await asyncio.gather(*tasks, return_exceptions=True)
+            service.check_ready()
+
+    run(main)
+
+
+def test_more_guaranteed_pages_than_there_are_is_worth_a_warning(
+    folder: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def tenancy(*pages: int) -> Tenancy:
+        quotas = [Quota(pages_guaranteed=count) for count in pages]
+        return Tenancy({f"t{i}": Tenant(f"t{i}", quota=q) for i, q in enumerate(quotas)})
+
+    async def main() -> None:
+        service = Service(config_of(False), model_path=folder)
+        service.configure(tenancy(2000, 48))  # the pool has 2048
+        try:
+            await service.start()
+            assert not caplog.messages
+            service.configure(tenancy(2000, 49))
+            assert "add up to 2049, the pool has 2048 pages" in caplog.messages.pop()
+            caplog.clear()
+            service._on_lost("it fell over")
+            await until(lambda: service.state is State.READY)
+            assert any("add up to 2049" in message for message in caplog.messages)
+        finally:
+            await service.close()
 
     run(main)
 
@@ -375,19 +441,7 @@ def test_draining_lets_the_running_finish_and_refuses_the_new(folder: str) -> No
     run(main)
 
 
-def test_a_drain_that_takes_too_long_is_given_up(
-    folder: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    gate = threading.Event()
-
-    class Held(FakeEngine):
-        def step(self, batch: Batch) -> list[SequenceOutput]:
-            if batch.phase is Phase.DECODE:
-                gate.wait(TIMEOUT)
-            return super().step(batch)
-
-    monkeypatch.setattr("dynamo_serve.worker.FakeEngine", Held)
-
+def test_a_drain_that_takes_too_long_is_given_up(folder: str, held: threading.Event) -> None:
     async def main() -> None:
         async with (
             running(config_of(False), folder) as service,
@@ -396,7 +450,7 @@ def test_a_drain_that_takes_too_long_is_given_up(
             await anext(events)
             await service.drain(0.01)
             assert service.num_live == 1
-            gate.set()
+            held.set()
 
     run(main)
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
 from dynamo_serve.api.edge import Edge
 from dynamo_serve.api.render import plain, to_json
+from dynamo_serve.directory import told
 from dynamo_serve.errors import ConfigError, InvalidRequest
 
 logger = logging.getLogger(__name__)
 
 MAX_ENTRIES = 10_000
+DIGITS = re.compile(r"\d{1,6}", re.ASCII)
 
 
 def admin_routes(edge: Edge) -> APIRouter:
@@ -33,8 +36,7 @@ def admin_routes(edge: Edge) -> APIRouter:
     async def journal(http: Request) -> Response:
         """The latest decisions of the scheduler, oldest first; `?limit=` says how many (100)."""
         limit = _limit(http.query_params.get("limit", "100"))
-        entries = (await edge.service.inspect("state"))["journal"]
-        return _json({"journal": entries[-limit:]})
+        return _json({"journal": await edge.service.inspect("journal", str(limit))})
 
     @routes.post("/reload")
     async def reload() -> Response:
@@ -43,14 +45,14 @@ def admin_routes(edge: Edge) -> APIRouter:
             done = edge.access.reload()
         except ConfigError as error:
             raise InvalidRequest(str(error)) from error
-        logger.info("tenants reloaded: %s", done)
+        logger.info("tenants reloaded: %s", told(done))
         return _json(done)
 
     return routes
 
 
 def _limit(text: str) -> int:
-    if not text.isdecimal() or not 1 <= len(text) <= 5 or not 1 <= int(text) <= MAX_ENTRIES:
+    if not DIGITS.fullmatch(text) or not 1 <= int(text) <= MAX_ENTRIES:
         raise InvalidRequest(
             f"'limit' must be a whole number from 1 to {MAX_ENTRIES}.", param="limit"
         )

@@ -56,7 +56,8 @@ def create_app(
         redoc_url=None,
     )
     names, started = tuple(model_names), int(time.time())
-    edge = Edge(service, tokenizer, config.server, access, Lookup(service), names, started)
+    delay = config.scheduler.max_queue_delay_ms / 1000
+    edge = Edge(service, tokenizer, config.server, access, Lookup(service), names, started, delay)
     _add_routes(app, edge, config, metrics)
     add_fault_handlers(app)
     if config.server.cors_origins:

@@ -63,6 +63,17 @@ class Access:
         if key not in self._directory.admins:
             raise Unauthorized("This admin key is not known here.")
 
+    def shows_tenants(self, authorization: str | None) -> bool:
+        """Whether who sent this header may see numbers by tenant: with a tenants file, who holds
+        an admin key."""
+        if not self.reloads:
+            return True
+        try:
+            self.check_admin(authorization)
+        except (Forbidden, Unauthorized):
+            return False
+        return True
+
     def reload(self) -> dict[str, dict[str, list[str]]]:
         """Read the tenants file again; what has changed, by name.
 

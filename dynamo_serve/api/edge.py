@@ -25,14 +25,15 @@ class Metrics(Protocol):
         """Take the scheduler's answer about costs."""
         ...
 
-    def render(self) -> tuple[bytes, str]:
-        """The Prometheus page and its content type."""
+    def render(self, *, tenants: bool = True) -> tuple[bytes, str]:
+        """The Prometheus page, with or without what is told by tenant, and its content type."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """The app's parts. `model_names` are what clients may call the model; the first is reported."""
+    """The app's parts. `model_names` are what clients may call the model; the first is reported.
+    `max_queue_delay` is the scheduler's, in seconds."""
 
     service: Service
     tokenizer: Tokenizer
@@ -41,6 +42,7 @@ class Edge:
     lookup: Lookup
     model_names: tuple[str, ...]
     started: int
+    max_queue_delay: float
 
     async def body(self, http: Request, model: type[T]) -> T:
         """The checked body of a request. Raises `InvalidRequest` (and its kind)."""

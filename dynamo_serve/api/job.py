@@ -89,10 +89,12 @@ def to_job(
     is_chat = isinstance(body, ChatRequest)
     job_id = ("chatcmpl-" if is_chat else "cmpl-") + secrets.token_hex(12)
     first = _request(body, job_id, bounds, caller, terms)
+    total = len(prompts) * body.n
     requests = [
         replace(
             first,
             id=f"{job_id}-{at * body.n + choice}",
+            num_choices=0 if at or choice else total,
             prompt_ids=tuple(ids),
             max_tokens=_max_tokens(body, len(ids), bounds.spec.max_model_len),
             sampling=replace(first.sampling, seed=choice_seed(first.sampling.seed, choice)),

@@ -64,7 +64,13 @@ def openai_routes(edge: Edge) -> APIRouter:
 def _job(edge: Edge, http: Request, body: Body, prompts: list[list[int]], model: str) -> Job:
     bounds = Bounds(edge.service.spec, edge.server.max_choices, edge.tokenizer.eos_ids)
     caller = http.state.caller
-    terms = terms_of(body, http.headers.get(HEADER), caller.tenant, edge.access.tenancy)
+    terms = terms_of(
+        body,
+        http.headers.get(HEADER),
+        caller.tenant,
+        edge.access.tenancy,
+        edge.max_queue_delay,
+    )
     job = to_job(body, prompts, bounds, caller, terms, model)
     edge.lookup.add(caller.tenant, http.state.request_id, job)
     return job

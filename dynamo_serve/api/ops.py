@@ -21,7 +21,7 @@ SCRAPE_SECONDS = 1.0  # a scraper gives up after ten, and a step may take long
 
 
 def open_routes(edge: Edge, metrics: Metrics) -> APIRouter:
-    """What probes and scrapers read; no key is asked for."""
+    """What probes and scrapers read; no key is asked for, but one shows more of the metrics."""
     routes = APIRouter(tags=["operations"])
 
     @routes.get("/health")
@@ -38,11 +38,14 @@ def open_routes(edge: Edge, metrics: Metrics) -> APIRouter:
         return {"status": "ready"}
 
     @routes.get("/metrics", response_class=Response)
-    async def scrape() -> Response:
-        """Prometheus metrics, for operators: they name every tenant."""
-        with contextlib.suppress(Unavailable):  # then what was known last is shown
-            metrics.on_costs(await edge.service.inspect("costs", timeout=SCRAPE_SECONDS))
-        page, content_type = metrics.render()
+    async def scrape(http: Request) -> Response:
+        """Prometheus metrics. With a tenants file what tells of single tenants
+        (`dserve_tenant_*`) is there for an admin key only; without one the rest is."""
+        tenants = edge.access.shows_tenants(http.headers.get("authorization"))
+        if tenants:
+            with contextlib.suppress(Unavailable):  # then what was known last is shown
+                metrics.on_costs(await edge.service.inspect("costs", timeout=SCRAPE_SECONDS))
+        page, content_type = metrics.render(tenants=tenants)
         return Response(page, media_type=content_type)
 
     return routes

@@ -122,7 +122,7 @@ class Generation(Model):
         None,
         alias="class",
         max_length=64,
-        description="Another class than the tenant's, of the same rank or one that yields to it.",
+        description="Another class than the tenant's, one that promises no more in any respect.",
     )
     explain: bool = Field(
         False, description="The end of each choice carries explain: where its time went."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from dynamo_serve.api.schema import DAY_MS, Generation
@@ -22,9 +23,17 @@ class Terms(NamedTuple):
     priority: int
 
 
-def terms_of(body: Generation, header: str | None, tenant: str, tenancy: Tenancy) -> Terms:
-    """Raises `InvalidRequest`, and `Forbidden` for a class that is above the tenant's."""
-    asked = _class(body.class_name, tenant, tenancy)
+def terms_of(
+    body: Generation, header: str | None, tenant: str, tenancy: Tenancy, max_queue_delay: float
+) -> Terms:
+    """What a request asks for, within what its tenant may ask for.
+
+    Its class may be no better than the tenant's in any respect: see `better`. Its deadline may be
+    longer than the one its class has for requests that bring none: a deadline says when to give
+    up and gets nobody served sooner. `max_queue_delay` is the server's, in seconds. Raises
+    `InvalidRequest`, and `Forbidden` for a class that promises more than the tenant's.
+    """
+    asked = _class(body.class_name, tenancy.class_of(tenant), tenancy.classes, max_queue_delay)
     given = [ms for ms in (body.deadline_ms, _milliseconds(header)) if ms is not None]
     deadline = min(given) / 1000 if given else asked.deadline
     return Terms(body.class_name, deadline, body.priority)
@@ -41,17 +50,39 @@ def _milliseconds(header: str | None) -> int | None:
     return int(header)
 
 
-def _class(asked: str | None, tenant: str, tenancy: Tenancy) -> Class:
-    own = tenancy.class_of(tenant)
-    if asked is None:
+def better(asked: Class, own: Class, max_queue_delay: float) -> list[str]:
+    """In what `asked` promises more than `own`, as the tenants file calls it.
+
+    A shorter merge window counts, because it starts a prefill sooner; a class without one has the
+    server's, `max_queue_delay`. Deadlines do not count: see `terms_of`.
+    """
+
+    def delay(of: Class) -> float:
+        return max_queue_delay if of.max_queue_delay is None else of.max_queue_delay
+
+    promises = {
+        "rank": asked.rank < own.rank,
+        "ttft_ms": asked.ttft < own.ttft,
+        "itl_ms": asked.itl < own.itl,
+        "max_queue_delay_ms": delay(asked) < delay(own),
+        "strict": asked.strict and not own.strict,
+    }
+    return [name for name, is_better in promises.items() if is_better]
+
+
+def _class(
+    name: str | None, own: Class, classes: Mapping[str, Class], max_queue_delay: float
+) -> Class:
+    if name is None or name == own.name:
         return own
-    allowed = [name for name, other in tenancy.classes.items() if other.rank >= own.rank]
-    if asked in allowed:
-        return tenancy.classes[asked]
-    choice = f"allowed here: {', '.join(map(repr, allowed))}"
-    if asked in tenancy.classes:
+    found = {key: better(asked, own, max_queue_delay) for key, asked in classes.items()}
+    choice = f"allowed here: {', '.join(repr(key) for key, more in found.items() if not more)}"
+    if name not in classes:
+        raise InvalidRequest(f"'class': there is no class {name[:64]!r}; {choice}.", param="class")
+    if more := found[name]:
         raise Forbidden(
-            f"'class': {asked!r} is above this tenant's class {own.name!r}; {choice}.",
+            f"'class': {name!r} promises more than this tenant's class {own.name!r} "
+            f"({', '.join(more)}); {choice}.",
             param="class",
         )
-    raise InvalidRequest(f"'class': there is no class {asked[:64]!r}; {choice}.", param="class")
+    return classes[name]

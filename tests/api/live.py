@@ -16,6 +16,7 @@ from fastapi import FastAPI
 
 from dynamo_serve.api.app import create_app
 from dynamo_serve.api.auth import Access
+from dynamo_serve.api.edge import Metrics
 from dynamo_serve.config import Config, EngineSection, ModelSection, ServerSection
 from dynamo_serve.service import Service
 from dynamo_serve.text.tokenizer import Tokenizer
@@ -29,7 +30,7 @@ class NoMetrics:
     def on_costs(self, costs: Mapping[str, Any]) -> None:
         pass
 
-    def render(self) -> tuple[bytes, str]:
+    def render(self, *, tenants: bool = True) -> tuple[bytes, str]:
         return b"dserve_up 1\n", "text/plain; version=0.0.4"
 
 
@@ -53,9 +54,12 @@ def config(**server: object) -> Config:
     )
 
 
-def app_of(service: Service, tokenizer: Tokenizer, settings: Config) -> FastAPI:
+def app_of(
+    service: Service, tokenizer: Tokenizer, settings: Config, metrics: Metrics | None = None
+) -> FastAPI:
     access = Access(settings.server, service.configure)
-    return create_app(service, tokenizer, settings, NoMetrics(), access, model_names=NAMES)
+    shown = metrics or NoMetrics()
+    return create_app(service, tokenizer, settings, shown, access, model_names=NAMES)
 
 
 def save_model(folder: Path) -> str:
@@ -69,13 +73,15 @@ def save_model(folder: Path) -> str:
 
 
 @contextlib.contextmanager
-def serving(service: Service, tokenizer: Tokenizer, settings: Config) -> Generator[str]:
+def serving(
+    service: Service, tokenizer: Tokenizer, settings: Config, metrics: Metrics | None = None
+) -> Generator[str]:
     """Start `service` and HTTP in a thread; yields the base URL, stops both at the end."""
     # With the protocol spelled out asyncio switches Nagle's algorithm off; without it every answer
     # waits 40 ms for an acknowledgement.
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.bind(("127.0.0.1", 0))
-        app = app_of(service, tokenizer, settings)
+        app = app_of(service, tokenizer, settings, metrics)
         server = Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
 
         async def main() -> None:

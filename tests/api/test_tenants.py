@@ -15,6 +15,7 @@ import yaml
 
 from dynamo_serve.core.request import Finish, Request, Summary, TokenEvent
 from dynamo_serve.directory import digest
+from dynamo_serve.metrics import Metrics
 from dynamo_serve.service import refused
 from dynamo_serve.text.tokenizer import Tokenizer
 from tests.api.conftest import Stubbed
@@ -58,7 +59,8 @@ def house(script: Script, tokenizer: Tokenizer, tmp_path: Path) -> Generator[Hou
     file = tmp_path / "tenants.yaml"
     file.write_text(yaml.safe_dump(tenants()))
     service = StubService(script)
-    with serving(service, tokenizer, config(tenants_file=str(file))) as base:
+    settings, metrics = config(tenants_file=str(file)), Metrics(model="tiny", version="1")
+    with serving(service, tokenizer, settings, metrics) as base:
         clients = {
             name: httpx.Client(
                 base_url=base, headers={"Authorization": f"Bearer {key}"}, timeout=WAIT_S
@@ -178,7 +180,48 @@ def test_a_request_may_lower_itself_and_not_rise(house: House) -> None:
     assert (request.priority, request.class_name) == (9, "batch")
     assert accepted(house).class_name is None
     message = error(chat(house.acme, **{"class": "interactive"}), 403)["message"]
-    assert "'interactive' is above" in message and "'standard', 'batch'" in message
+    assert "'interactive' promises more than this tenant's class 'standard'" in message
+    assert "(rank, ttft_ms, itl_ms, strict); allowed here: 'standard', 'batch'." in message
+
+
+@pytest.mark.parametrize(
+    ("promise", "name"),
+    [
+        ({"rank": 1}, "rank"),
+        ({"ttft_ms": 1999}, "ttft_ms"),
+        ({"itl_ms": 199}, "itl_ms"),
+        ({"max_queue_delay_ms": 49}, "max_queue_delay_ms"),
+        ({"max_queue_delay_ms": 0}, "max_queue_delay_ms"),
+        ({"strict": True}, "strict"),
+    ],
+)
+def test_no_single_promise_of_a_chosen_class_may_be_better(
+    house: House, promise: dict[str, object], name: str
+) -> None:
+    own = {"rank": 2, "ttft_ms": 2000, "itl_ms": 200, "max_queue_delay_ms": 50}
+    classes = {"own": own, "same": own, "other": {**own, **promise}}
+    house.write({**tenants(**{"class": "own"}), "classes": classes})
+    assert house.admin.post("/admin/reload").status_code == 200
+    assert accepted(house, **{"class": "same"}).class_name == "same"
+    message = error(chat(house.acme, **{"class": "other"}), 403)["message"]
+    assert f"promises more than this tenant's class 'own' ({name}); allowed" in message
+
+
+def test_a_class_without_a_merge_window_has_the_servers(house: House) -> None:
+    """With the server's 3 ms a class that names none starts sooner than batch with its 20."""
+    quick = {"rank": 3}
+    house.write({**tenants(**{"class": "batch"}), "classes": {"quick": quick}})
+    assert house.admin.post("/admin/reload").status_code == 200
+    message = error(chat(house.acme, **{"class": "quick"}), 403)["message"]
+    assert "(max_queue_delay_ms); allowed here: 'batch'." in message
+
+
+def test_what_a_class_does_not_promise_may_be_given_up(house: House) -> None:
+    """Also strictness: what is not refused when it would be late has been promised less."""
+    house.write(tenants(**{"class": "interactive"}))
+    assert house.admin.post("/admin/reload").status_code == 200
+    for name in ("interactive", "standard", "batch"):
+        assert accepted(house, **{"class": name}).class_name == name
 
 
 def test_a_class_may_bring_a_deadline_of_its_own(house: House) -> None:
@@ -188,6 +231,24 @@ def test_a_class_may_bring_a_deadline_of_its_own(house: House) -> None:
     assert request.deadline - request.arrival == pytest.approx(0.5)
     request = accepted(house, deadline_ms=9000, **{"class": "batch"})
     assert request.deadline - request.arrival == pytest.approx(9.0)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "expected"),
+    [
+        ("/v1/chat/completions", CHAT, {"0": 1}),
+        ("/v1/chat/completions", {**CHAT, "n": 3}, {"0": 3, "1": 0, "2": 0}),
+        ("/v1/completions", {"prompt": ["a", "b"]}, {"0": 2, "1": 0}),
+        ("/v1/completions", {"prompt": ["a", "b"], "n": 2}, {"0": 4, "1": 0, "2": 0, "3": 0}),
+    ],
+)
+def test_the_first_choice_answers_to_the_quotas_for_all(
+    house: House, path: str, body: dict[str, object], expected: dict[str, int]
+) -> None:
+    assert house.acme.post(path, json=body).status_code == 200
+    seen = [house.service.seen.get(timeout=WAIT_S) for _ in expected]
+    assert [request.id.rpartition("-")[2] for request in seen] == list(expected)  # in this order
+    assert {r.id.rpartition("-")[2]: r.num_choices for r in seen} == expected
 
 
 # --- how it ends
@@ -340,18 +401,80 @@ def test_errors_of_one_tenant_name_no_other(house: House) -> None:
         assert "beta" not in answer.text
 
 
+@pytest.fixture
+def told_apart(script: Script, tokenizer: Tokenizer, tmp_path: Path) -> Generator[str]:
+    """A server whose metrics tell of acme and beta."""
+    file = tmp_path / "tenants.yaml"
+    file.write_text(yaml.safe_dump(tenants()))
+    service = StubService(script)
+    used = {"acme": {"device_seconds": 17.25, "live": 3}, "beta": {}}
+    service.answers["costs"] = {"whole": {}, "tenants": used}
+    metrics = Metrics(model="tiny", version="1")
+    request = Request(id="r", prompt_ids=(1,), max_tokens=1, tenant="acme")
+    metrics.on_event(request, TokenEvent("r", refusal=REFUSAL), 1.0, None)
+    with serving(service, tokenizer, config(tenants_file=str(file)), metrics) as base:
+        httpx.get(f"{base}/metrics", headers=bearer(KEYS["admin"]))  # it knows them from now on
+        yield base
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+def test_metrics_tell_of_tenants_to_an_admin_key_only(told_apart: str) -> None:
+    whole = httpx.get(f"{told_apart}/metrics", headers=bearer(KEYS["admin"])).text
+    assert 'dserve_tenant_device_seconds_total{tenant="acme"} 17.25' in whole
+    assert 'dserve_tenant_refusals_total{reason="queue_length",tenant="acme"} 1.0' in whole
+    basic = {"Authorization": f"Basic {KEYS['admin']}"}
+    in_query = f"?key={KEYS['admin']}&tenants=1"
+    for headers, query in (
+        ({}, ""),
+        ({}, in_query),
+        (bearer(KEYS["acme"]), ""),
+        (bearer(f"sha256:{digest(KEYS['admin'].encode())}"), ""),
+        (bearer("nobody-knows-this-key-at-all"), ""),
+        (basic, ""),
+        ({"Authorization": ""}, ""),
+        ({"X-Api-Key": KEYS["admin"]}, ""),
+    ):
+        answer = httpx.get(f"{told_apart}/metrics{query}", headers=headers)
+        assert answer.status_code == 200
+        assert "acme" not in answer.text and "beta" not in answer.text
+        assert "tenant=" not in answer.text and "17.25" not in answer.text
+        assert 'dserve_refusals_total{reason="queue_length"} 1.0' in answer.text
+        assert "dserve_ttft_seconds_count" in answer.text
+
+
+def test_an_admin_key_that_a_reload_removes_shows_no_tenants_any_more(house: House) -> None:
+    assert "# dserve_tenant_" not in house.admin.get("/metrics").text
+    house.write({**tenants(), "admin_keys": []})
+    assert house.admin.post("/admin/reload").status_code == 200
+    assert "# dserve_tenant_" in house.admin.get("/metrics").text
+
+
+def test_without_a_tenants_file_the_metrics_show_all_to_everybody(tokenizer: Tokenizer) -> None:
+    service = StubService(hangs)
+    service.answers["costs"] = {"tenants": {"default": {"device_seconds": 2.5}}}
+    settings = config(admin_keys=(KEYS["admin"],), api_keys=(KEYS["acme"],))
+    with serving(service, tokenizer, settings, Metrics(model="tiny", version="1")) as base:
+        page = httpx.get(f"{base}/metrics").text
+    assert 'dserve_tenant_device_seconds_total{tenant="default"} 2.5' in page
+
+
 # --- administration
 
 
 def test_an_administrator_sees_everything(house: House) -> None:
     entries = [{"at": float(i), "reason": "turn"} for i in range(150)]
-    house.service.answers["state"] = {"now": 1.0, "wait": float("inf"), "journal": entries}
+    house.service.answers["state"] = {"now": 1.0, "wait": float("inf")}
+    house.service.answers["journal"] = entries
     house.service.answers["costs"] = {"whole": {"device_seconds": 1.5}, "tenants": {}}
     assert house.admin.get("/admin/state").json()["wait"] is None
     assert house.admin.get("/admin/costs").json()["whole"] == {"device_seconds": 1.5}
-    assert house.admin.get("/admin/journal").json()["journal"] == entries[-100:]
-    assert house.admin.get("/admin/journal?limit=2").json()["journal"] == entries[-2:]
-    for limit in ("0", "x", "-1", "10001", "9" * 5000):
+    for query, limit in (("", "100"), ("?limit=2", "2"), ("?limit=010000", "10000")):
+        assert house.admin.get(f"/admin/journal{query}").json() == {"journal": entries}
+        assert house.service.asked[-1] == ("journal", limit)
+    for limit in ("0", "x", "-1", "10001", "٣", "9" * 5000):
         answer = house.admin.get("/admin/journal", params={"limit": limit})
         assert error(answer, 400)["param"] == "limit"
 

@@ -32,7 +32,10 @@ LAW: dict[str, tuple[str, ...]] = {
     "dynamo_serve.service": (
         *("config", "core.", "errors", "inbox", "link", "observer", "questions", "worker"),
     ),
-    "dynamo_serve.metrics": ("core.", "metrics_tenants", "prometheus_client."),
+    "dynamo_serve.metrics": (
+        *("core.", "metrics_histogram", "metrics_tenants", "prometheus_client."),
+    ),
+    "dynamo_serve.metrics_histogram": (),
     "dynamo_serve.metrics_tenants": (),
     "dynamo_serve.api.": (
         *("", "api.", "config", "core.", "directory", "errors", "service", "tenants", "text."),
@@ -49,8 +52,8 @@ LAW: dict[str, tuple[str, ...]] = {
     "dynamo_serve.cli_progress": (),
     "dynamo_serve.cli": (*("", "errors", "settings", "chat", "cli_keys", "cli_serve", "tenants"),),
     "dynamo_serve.cli_serve": (
-        *("", "api.", "bundled.", "cli_progress", "config", "errors", "metrics", "service"),
-        *("text.", "uvicorn."),
+        *("", "api.", "bundled.", "cli_progress", "config", "directory", "errors", "metrics"),
+        *("service", "text.", "uvicorn."),
     ),
     "dynamo_serve.reference": (
         *("", "api.", "cli", "config", "errors", "metrics", "settings", "settings_key"),
