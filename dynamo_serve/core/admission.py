@@ -158,14 +158,14 @@ class Admission:
         shares, busy = self.life.shares, self.life.busy
         bookings, is_expected = self._booked(seq, Reason.TTFT_TARGET, now)
         wait = now - seq.request.arrival + seen.first_token
-        is_calm = seen.position == 0 and self.intake.has_place(seq)
+        is_calm = seen.position == 0 and self.intake.pace.has_place(seq)
         if not (is_expected or is_calm):
             wait += bookings.promised(now + target)
         is_alone = seen.position == 0 and not self.life.running
         if wait <= (target if is_expected else policy.SAFETY * target) or is_alone:
             return None
         part = policy.entitled(tenant, busy, shares.accounts)
-        seconds = shares.price(seq, *self.intake.prices()) / part
+        seconds = shares.price(seq, *self.intake.pace.prices()) / part
         earliest = now + max(seconds, wait - COMFORT * target)
         due = bookings.book(earliest, seconds, seconds, _known(seq), now)
         text = f"the first token would take {wait:.1f} s, the target is {target:g} s"

@@ -55,7 +55,7 @@ class _Play:
         self.shares = life.shares
         self.shares.account(seq.request.tenant)
         self.accounts = life.shares.accounts
-        self.prices = intake.prices()
+        self.prices = intake.pace.prices()
         self.time = self.steps = 0.0
         self.left = 0  # prompt tokens that the step in hand has still room for
         running = list(life.running.values())
@@ -67,7 +67,7 @@ class _Play:
         self.free = life.pool.num_pages - life.pool.num_used + held
         self.free -= sum(end.pages for end in self.ends)
         self.live = Counter(end.tenant for end in self.ends)
-        self.places = intake.places(running, seq)
+        self.places = intake.pace.places(running, seq)
         self.itl = policy.tightest_itl(running)
         self.context = max(1, sum(s.num_tokens for s in running) // max(1, len(running)))
         self.queues = self._queues()
@@ -171,7 +171,7 @@ class _Play:
         price = self.prices[0]
         while tokens > 0:
             if self.left <= 0:
-                self.left = self.intake.usual_chunk(self._shape(), self.itl)
+                self.left = self.intake.pace.usual_chunk(self._shape(), self.itl)
                 self.time += self._step_seconds()
                 self.steps += 1 if self.ends else 0
             part = min(tokens, self.left)
@@ -184,7 +184,7 @@ class _Play:
         return StepShape(decode_sequences=count, decode_context=count * self.context)
 
     def _step_seconds(self) -> float:
-        return self.intake.cost.predict(self._shape())
+        return self.intake.pace.cost.predict(self._shape())
 
     def _pages(self, seq: Sequence) -> int:
         """Pages it will hold when it ends."""

@@ -2,40 +2,21 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections import deque
-from dataclasses import dataclass
 from math import inf
 
 from dynamo_serve.core import policy
 from dynamo_serve.core.batch import Phase
 from dynamo_serve.core.journal import Kind, Reason
 from dynamo_serve.core.lifecycle import Lifecycle
-from dynamo_serve.core.preemption import Preemption, shape_of
+from dynamo_serve.core.pace import Limits, Pace
+from dynamo_serve.core.preemption import Preemption
 from dynamo_serve.core.sequence import Sequence
 from dynamo_serve.core.shares import Account
 from dynamo_serve.core.step_cost import StepCost, StepShape
 
 FULL = (Reason.SLOTS, Reason.PAGES)  # for everybody, not for one tenant
 SCAN_LIMIT = 64  # waiting sequences looked at for each tenant, so that a long queue costs nothing
-MIN_CHUNK = 16  # prompt tokens that a step runs whatever was promised: prefill must not stand still
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """The caps of a step: `max_queue_delay` in seconds, the others in tokens and sequences.
-
-    With `mix_phases` a step decodes every live sequence and fills up with prompt chunks; without,
-    prefill and decode steps alternate. With `fit_chunks` the size of a chunk follows from the ITL
-    targets of whoever is decoding; without, only from `max_prefill_tokens`.
-    """
-
-    max_prefill_tokens: int = 512
-    max_decode_sequences: int = 64
-    max_queue_delay: float = 0.003
-    max_waiting: int = 10_000
-    mix_phases: bool = False
-    fit_chunks: bool = True
 
 
 class Intake:
@@ -44,46 +25,32 @@ class Intake:
     def __init__(self, life: Lifecycle, limits: Limits, cost: StepCost) -> None:
         self.life = life
         self.limits = limits
-        self.cost = cost
+        self.pace = Pace(life, limits, cost)
         self.preemption = Preemption(life, cost)
-        self._is_late = False
 
-    # ── how much ─────────────────────────────────────────────────────────────
+    def chunks(
+        self, decoding: list[Sequence], base: StepShape, now: float
+    ) -> list[tuple[Sequence, int]]:
+        """Prompts for this step, each with its number of tokens."""
+        budget = self.pace.budget(decoding, base, now)
+        chosen = self.choose(budget.tokens, budget.limit, now)
+        parts = policy.split([seq.num_pending for seq in chosen], budget.tokens)
+        chunks = [(seq, part) for seq, part in zip(chosen, parts, strict=True) if part]
+        if budget.seconds < inf:
+            chunks = self.pace.refit(chunks, base, budget.seconds)
+        for seq, part in chunks:
+            self._note_chunk(seq, part, budget.limit, len(chunks), now)
+        return chunks
 
-    def budget(self, decoding: list[Sequence], base: StepShape, now: float) -> tuple[int, Reason]:
-        """Prompt tokens that this step may run, and what set the limit.
-
-        `base` is what else the step runs. Without mixed steps the next decode step has to fit into
-        the same time.
-        """
-        cap = self.limits.max_prefill_tokens
-        left = policy.time_left(decoding, now) if self.limits.fit_chunks else inf
-        if left == inf:
-            return cap, Reason.TOKEN_CAP
-        others = base if self.limits.mix_phases else shape_of(decoding)
-        needed = self.cost.predict(others)
-        self._tell_if_late(needed > left, needed, left, now)
-        if needed > policy.tightest_itl(decoding):
-            left = policy.LEEWAY * needed
-        if not self.limits.mix_phases:
-            left -= needed
-        chunk = self.cost.largest_chunk(base, self._deepest(), left, cap)
-        return max(
-            chunk, min(MIN_CHUNK, cap)
-        ), Reason.ITL_TARGET if chunk < cap else Reason.TOKEN_CAP
-
-    def _deepest(self) -> int:
-        """The position of the prompt that has got furthest: attention makes it the dearest."""
-        running = self.life.running.values()
-        return max((seq.num_computed for seq in running if seq.phase is Phase.PREFILL), default=0)
-
-    def _tell_if_late(self, is_late: bool, needed: float, left: float, now: float) -> None:
-        """Note when decoding alone is too slow for what was promised, and when that is over."""
-        if is_late and not self._is_late:
-            self.life.journal.note(
-                now, Kind.DEGRADE, Reason.ITL_TARGET.value, predicted_s=needed, allowed_s=left
-            )
-        self._is_late = is_late
+    def _note_chunk(
+        self, seq: Sequence, part: int, limit: Reason, num_chunks: int, now: float
+    ) -> None:
+        reason = Reason.SHARED if num_chunks > 1 else limit
+        if part == seq.num_pending:
+            reason = Reason.WHOLE
+        self.life.note(
+            *(seq, now, Kind.CHUNK, reason.value), tokens=part, position=seq.num_computed
+        )
 
     # ── who ──────────────────────────────────────────────────────────────────
 
@@ -101,7 +68,7 @@ class Intake:
             if not queues[name]:
                 del queues[name]
             part = policy.part_of(seq.num_pending, left, partial)
-            if not part:  # long, and there are enough of them; a shorter one may still fit
+            if not part:  # long, and one long prompt is enough; a shorter one may still fit
                 self._defer_heads({name: deque([seq])}, limit, now)
                 continue
             if seq.id not in self.life.running:
@@ -114,7 +81,7 @@ class Intake:
                 part = policy.part_of(seq.num_pending, left, partial)
             chosen.append(seq)
             left -= part
-            partial -= part if part < seq.num_pending else 0
+            partial = 0 if part < seq.num_pending else partial
         self._defer_heads(queues, limit, now)
         return [seq for seq in chosen if seq.id in self.life.running]  # some made room for others
 
@@ -138,17 +105,8 @@ class Intake:
 
     def take_stock(self) -> None:
         """Bring the accounts up to date with what is running."""
-        prefill, decode = self.prices()
+        prefill, decode = self.pace.prices()
         self.life.shares.count(self.life.running.values(), prefill, decode)
-
-    def prices(self) -> tuple[float, float]:
-        """Estimated device-seconds for one more prompt token and for one more token of output."""
-        decoding = max(1, len(self.life.running))
-        base = StepShape(decode_sequences=decoding, decode_context=128 * decoding)
-        cap = self.limits.max_prefill_tokens
-        whole = self.cost.predict(base)
-        more = self.cost.predict(base.with_chunk(cap, 0))
-        return max(0.0, more - whole) / cap, whole / decoding
 
     # ── waiting → running ────────────────────────────────────────────────────
 
@@ -162,7 +120,7 @@ class Intake:
         self.life.admit(seq, now)
         account.live += 1
         account.pages += seq.page_part
-        account.committed += self.life.shares.price(seq, *self.prices())
+        account.committed += self.life.shares.price(seq, *self.pace.prices())
         return None
 
     def _obstacle(self, seq: Sequence, account: Account, now: float) -> Reason | None:
@@ -176,7 +134,7 @@ class Intake:
         while not self._has_room(seq):
             if not self.preemption.for_pages(seq, account, self._new_pages(seq), now):
                 return Reason.PAGES
-        if not self.has_place(seq) and not self._make_place(seq, now):
+        if not self.pace.has_place(seq) and not self._make_place(seq, now):
             return Reason.SLOTS
         return None
 
@@ -188,7 +146,7 @@ class Intake:
         is_full = len(self.life.running) >= self.limits.max_decode_sequences
         if not self.preemption.for_place(seq, now, can_wait=is_full):
             return False
-        while not self.has_place(seq) and self.preemption.for_place(seq, now, can_wait=False):
+        while not self.pace.has_place(seq) and self.preemption.for_place(seq, now, can_wait=False):
             pass
         return True
 
@@ -218,50 +176,6 @@ class Intake:
         keys = self.life.reusable_keys(seq)
         matched = len(index.match(keys))
         return matched < len(keys) and index.maker(keys[matched]) is not None
-
-    def has_place(self, seq: Sequence) -> bool:
-        """Whether the batch has a place left, also in the time that ITL targets leave."""
-        running = self.life.running
-        if len(running) >= self.limits.max_decode_sequences:
-            return False
-        return not running or self._in_time([*running.values(), seq])
-
-    def _in_time(self, seqs: list[Sequence]) -> bool:
-        """Whether these can decode together within the tightest ITL target of a strict class."""
-        itl = policy.strict_itl(seqs) if self.limits.fit_chunks else inf
-        return itl == inf or self.cost.predict(shape_of(seqs)) <= self._allowed(itl)
-
-    def _allowed(self, itl: float) -> float:
-        """Seconds a decode step may take under an ITL target. Where one sequence alone takes
-        longer than the target, serving them one by one would help nobody."""
-        alone = self.cost.predict(StepShape(decode_sequences=1, decode_context=1))
-        return max(policy.DECODE_PART * itl, policy.LEEWAY * alone)
-
-    def places(self, running: list[Sequence], seq: Sequence) -> int:
-        """How many sequences like these may run together."""
-        cap = self.limits.max_decode_sequences
-        itl = policy.strict_itl([*running, seq]) if self.limits.fit_chunks else inf
-        if itl == inf:
-            return cap
-        context = sum(s.num_tokens for s in [*running, seq]) // (len(running) + 1)
-
-        def seconds(count: int) -> float:
-            return self.cost.predict(
-                StepShape(decode_sequences=count, decode_context=count * context)
-            )
-
-        return max(1, bisect_right(range(1, cap + 1), self._allowed(itl), key=seconds))
-
-    def usual_chunk(self, base: StepShape, itl: float) -> int:
-        """Prompt tokens that fit a step beside `base`, whose tightest target is `itl`."""
-        cap = self.limits.max_prefill_tokens
-        if itl == inf or not base.decode_sequences or not self.limits.fit_chunks:
-            return cap
-        needed = self.cost.predict(base)
-        left = policy.SAFETY * itl if needed <= itl else policy.LEEWAY * needed
-        if not self.limits.mix_phases:
-            base, left = StepShape(), left - needed
-        return max(min(MIN_CHUNK, cap), self.cost.largest_chunk(base, 0, left, cap))
 
     def _has_room(self, seq: Sequence) -> bool:
         # A page for each running sequence that can still grow stays free: admitting one more is

@@ -14,7 +14,7 @@ from dynamo_serve.core.shares import Account
 SAFETY = 0.9  # of the time that an ITL target leaves; the rest is for what no model foresees
 DECODE_PART = 0.75  # of an ITL target, for decoding; what is left keeps the prompts moving
 LEEWAY = 1.5  # of the time that decoding takes alone, where that is more than was promised
-PARTIAL_PART = 0.75  # of a step's prompt tokens, for prompts that do not end in it
+PARTIAL_PART = 0.75  # of a step's prompt tokens, for a prompt that does not end in it
 
 
 def phase_order(last: Phase) -> tuple[Phase, Phase]:
@@ -150,12 +150,11 @@ def strict_itl(seqs: Iterable[Seq]) -> float:
 
 
 def part_of(pending: int, left: int, left_for_partial: int) -> int:
-    """What one prompt gets of the `left` tokens of a step: all it needs if that fits, else half of
-    what there is for prompts that do not end in this step. So a long prompt never keeps out the
-    short ones behind it, and nor do several."""
-    if pending <= left:
-        return pending
-    return min(-(-left // 2), left_for_partial)
+    """What one prompt gets of the `left` tokens of a step: all it needs if that fits, else what
+    there is for one that does not end in this step. That is less than the whole, so that long
+    prompts never keep out the short ones behind them; and it goes to one prompt alone: each reads
+    all of its own context again, and side by side they would all come late."""
+    return pending if pending <= left else min(left, left_for_partial)
 
 
 def split(pending: Sequence[int], budget: int) -> list[int]:
@@ -167,7 +166,7 @@ def split(pending: Sequence[int], budget: int) -> list[int]:
         part = part_of(count, left, partial)
         parts.append(part)
         left -= part
-        partial -= part if part < count else 0
+        partial = 0 if part < count else partial
     for i, count in enumerate(pending):
         extra = min(count - parts[i], left)
         parts[i] += extra
@@ -176,5 +175,5 @@ def split(pending: Sequence[int], budget: int) -> list[int]:
 
 
 def partial_budget(budget: int) -> int:
-    """Tokens for prompts that do not end in this step, while there may be others."""
+    """Tokens for a prompt that does not end in this step, while there may be others."""
     return max(1, int(PARTIAL_PART * budget))

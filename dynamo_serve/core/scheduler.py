@@ -10,9 +10,10 @@ from dynamo_serve.core import policy
 from dynamo_serve.core.admission import Admission
 from dynamo_serve.core.batch import Batch, Phase, SequenceOutput, Work
 from dynamo_serve.core.bill import Bill
-from dynamo_serve.core.intake import Intake, Limits
-from dynamo_serve.core.journal import Journal, Kind, Reason
+from dynamo_serve.core.intake import Intake
+from dynamo_serve.core.journal import Journal, Reason
 from dynamo_serve.core.lifecycle import Lifecycle
+from dynamo_serve.core.pace import Limits
 from dynamo_serve.core.page_pool import PagePool
 from dynamo_serve.core.preemption import shape_of
 from dynamo_serve.core.request import Finish, Request, TokenEvent
@@ -223,23 +224,7 @@ class Scheduler:
             return []
         if not self.waiting and len(decoding) == len(self.running):
             return []
-        budget, limit = self.intake.budget(decoding, base, now)
-        chosen = self.intake.choose(budget, limit, now)
-        parts = policy.split([seq.num_pending for seq in chosen], budget)
-        chunks = [(seq, part) for seq, part in zip(chosen, parts, strict=True) if part]
-        for seq, part in chunks:
-            self._note_chunk(seq, part, limit, len(chunks), now)
-        return chunks
-
-    def _note_chunk(
-        self, seq: Sequence, part: int, limit: Reason, num_chunks: int, now: float
-    ) -> None:
-        reason = Reason.SHARED if num_chunks > 1 else limit
-        if part == seq.num_pending:
-            reason = Reason.WHOLE
-        self.life.note(
-            *(seq, now, Kind.CHUNK, reason.value), tokens=part, position=seq.num_computed
-        )
+        return self.intake.chunks(decoding, base, now)
 
     def _merge_until(self) -> float:
         return policy.merge_until(

@@ -132,7 +132,10 @@ def state(scheduler: Scheduler, now: float) -> dict[str, Any]:
             "free": pool.num_free,
             "total": pool.num_pages,
         },
-        "step_cost": {"median_error": scheduler.cost.error, "prices_s": scheduler.intake.prices()},
+        "step_cost": {
+            "median_error": scheduler.cost.error,
+            "prices_s": scheduler.intake.pace.prices(),
+        },
         "limits": asdict(scheduler.limits),
         "tenants": {name: _account(scheduler, a) for name, a in scheduler.shares.accounts.items()},
         "running": [_brief(s, now) for s in islice(scheduler.running.values(), MOST_LISTED)],

@@ -87,11 +87,11 @@ BROKEN_PROMISES = {
     ),
     "give a long prompt the whole step": (
         "policy.py",
-        "min(-(-left // 2), left_for_partial)",
+        "min(left, left_for_partial)",
         "left",
     ),
-    "size no chunk by the targets": ("intake.py", "left == inf", "True"),
-    "let the batch outgrow the targets": ("intake.py", "policy.DECODE_PART * itl", "2 * itl"),
+    "size no chunk by the targets": ("pace.py", "left == inf", "True"),
+    "let the batch outgrow the targets": ("pace.py", "policy.DECODE_PART * itl", "2 * itl"),
     "one more than the quota": (
         "intake.py",
         "account.live >= quota.live_sequences",

@@ -1,0 +1,159 @@
+"""How much fits into the time that was promised: chunks, places in the batch, and prices."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+from math import inf
+from typing import NamedTuple
+
+from dynamo_serve.core import policy
+from dynamo_serve.core.batch import Phase
+from dynamo_serve.core.journal import Kind, Reason
+from dynamo_serve.core.lifecycle import Lifecycle
+from dynamo_serve.core.preemption import shape_of
+from dynamo_serve.core.sequence import Sequence
+from dynamo_serve.core.step_cost import StepCost, StepShape
+
+MIN_CHUNK = 16  # prompt tokens that a step runs whatever was promised: prefill must not stand still
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The caps of a step: `max_queue_delay` in seconds, the others in tokens and sequences.
+
+    With `mix_phases` a step decodes every live sequence and fills up with prompt chunks; without,
+    prefill and decode steps alternate. With `fit_chunks` the size of a chunk follows from the ITL
+    targets of whoever is decoding; without, only from `max_prefill_tokens`.
+    """
+
+    max_prefill_tokens: int = 512
+    max_decode_sequences: int = 64
+    max_queue_delay: float = 0.003
+    max_waiting: int = 10_000
+    mix_phases: bool = False
+    fit_chunks: bool = True
+
+
+class Budget(NamedTuple):
+    """Prompt tokens that a step may run, what set that limit, and the seconds it may take."""
+
+    tokens: int
+    limit: Reason
+    seconds: float
+
+
+class Pace:
+    """Turns targets in seconds into numbers of tokens and sequences, by the learned step times."""
+
+    def __init__(self, life: Lifecycle, limits: Limits, cost: StepCost) -> None:
+        self.life = life
+        self.limits = limits
+        self.cost = cost
+        self._is_late = False
+
+    # ── prompt tokens ────────────────────────────────────────────────────────
+
+    def budget(self, decoding: list[Sequence], base: StepShape, now: float) -> Budget:
+        """What this step may spend on prompts. `base` is what else it runs. Without mixed steps
+        the next decode step has to fit into the same time."""
+        cap = self.limits.max_prefill_tokens
+        left = policy.time_left(decoding, now) if self.limits.fit_chunks else inf
+        if left == inf:
+            return Budget(cap, Reason.TOKEN_CAP, inf)
+        others = base if self.limits.mix_phases else shape_of(decoding)
+        needed = self.cost.predict(others)
+        self._tell_if_late(needed > left, needed, left, now)
+        if needed > policy.tightest_itl(decoding):
+            left = policy.LEEWAY * needed
+        if not self.limits.mix_phases:
+            left -= needed
+        chunk = self._fitting(base, self._deepest(), left, cap)
+        return Budget(chunk, Reason.ITL_TARGET if chunk < cap else Reason.TOKEN_CAP, left)
+
+    def _fitting(self, base: StepShape, position: int, seconds: float, cap: int) -> int:
+        """The largest chunk that fits a time, but never so small that prefill stands still."""
+        return max(self.cost.largest_chunk(base, position, seconds, cap), min(MIN_CHUNK, cap))
+
+    def refit(
+        self, chunks: list[tuple[Sequence, int]], base: StepShape, seconds: float
+    ) -> list[tuple[Sequence, int]]:
+        """Several prompts cost more than one of as many tokens: the long one gives way."""
+        fitted = []
+        for seq, part in sorted(chunks, key=lambda chunk: chunk[1] < chunk[0].num_pending):
+            count = part
+            if part < seq.num_pending:
+                count = self._fitting(base, seq.num_computed, seconds, part)
+            base = base.with_chunk(count, seq.num_computed)
+            fitted.append((seq, count))
+        return fitted
+
+    def usual_chunk(self, base: StepShape, itl: float) -> int:
+        """Prompt tokens that fit a step beside `base`, whose tightest target is `itl`."""
+        cap = self.limits.max_prefill_tokens
+        if itl == inf or not base.decode_sequences or not self.limits.fit_chunks:
+            return cap
+        needed = self.cost.predict(base)
+        left = policy.SAFETY * itl if needed <= itl else policy.LEEWAY * needed
+        if not self.limits.mix_phases:
+            base, left = StepShape(), left - needed
+        return max(min(MIN_CHUNK, cap), self.cost.largest_chunk(base, 0, left, cap))
+
+    def _deepest(self) -> int:
+        """The position of the prompt that has got furthest: attention makes it the dearest."""
+        running = self.life.running.values()
+        return max((seq.num_computed for seq in running if seq.phase is Phase.PREFILL), default=0)
+
+    def _tell_if_late(self, is_late: bool, needed: float, left: float, now: float) -> None:
+        """Note when decoding alone is too slow for what was promised, and when that is over."""
+        if is_late and not self._is_late:
+            self.life.journal.note(
+                now, Kind.DEGRADE, Reason.ITL_TARGET.value, predicted_s=needed, allowed_s=left
+            )
+        self._is_late = is_late
+
+    # ── places ───────────────────────────────────────────────────────────────
+
+    def has_place(self, seq: Sequence) -> bool:
+        """Whether the batch has a place left, also in the time that ITL targets leave."""
+        running = self.life.running
+        if len(running) >= self.limits.max_decode_sequences:
+            return False
+        return not running or self._in_time([*running.values(), seq])
+
+    def _in_time(self, seqs: list[Sequence]) -> bool:
+        """Whether these can decode together within the tightest ITL target of a strict class."""
+        itl = policy.strict_itl(seqs) if self.limits.fit_chunks else inf
+        return itl == inf or self.cost.predict(shape_of(seqs)) <= self._allowed(itl)
+
+    def _allowed(self, itl: float) -> float:
+        """Seconds a decode step may take under an ITL target. Where one sequence alone takes
+        longer than the target, serving them one by one would help nobody."""
+        alone = self.cost.predict(StepShape(decode_sequences=1, decode_context=1))
+        return max(policy.DECODE_PART * itl, policy.LEEWAY * alone)
+
+    def places(self, running: list[Sequence], seq: Sequence) -> int:
+        """How many sequences like these may run together."""
+        cap = self.limits.max_decode_sequences
+        itl = policy.strict_itl([*running, seq]) if self.limits.fit_chunks else inf
+        if itl == inf:
+            return cap
+        context = sum(s.num_tokens for s in [*running, seq]) // (len(running) + 1)
+
+        def seconds(count: int) -> float:
+            return self.cost.predict(
+                StepShape(decode_sequences=count, decode_context=count * context)
+            )
+
+        return max(1, bisect_right(range(1, cap + 1), self._allowed(itl), key=seconds))
+
+    # ── prices ───────────────────────────────────────────────────────────────
+
+    def prices(self) -> tuple[float, float]:
+        """Estimated device-seconds for one more prompt token and for one more token of output."""
+        decoding = max(1, len(self.life.running))
+        base = StepShape(decode_sequences=decoding, decode_context=128 * decoding)
+        cap = self.limits.max_prefill_tokens
+        whole = self.cost.predict(base)
+        more = self.cost.predict(base.with_chunk(cap, 0))
+        return max(0.0, more - whole) / cap, whole / decoding
