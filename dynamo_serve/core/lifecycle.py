@@ -56,7 +56,9 @@ class Lifecycle:
         self.shares.advance(busy)
         if tenant not in busy:
             self.shares.wake(tenant)
-        self.shares.account(tenant).num_requests += 1
+        account = self.shares.account(tenant)
+        account.num_requests += 1
+        account.last_arrival = now
         seq.waits_since = seq.request.arrival
         if self.waiting.count(tenant):
             seq.waits_for = Reason.ORDER.value

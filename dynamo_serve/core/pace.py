@@ -58,18 +58,31 @@ class Pace:
         """What this step may spend on prompts. `base` is what else it runs. Without mixed steps
         the next decode step has to fit into the same time."""
         cap = self.limits.max_prefill_tokens
-        left = policy.time_left(decoding, now) if self.limits.fit_chunks else inf
+        left = inf
+        if self.limits.fit_chunks:
+            left = min(policy.time_left(decoding, now), self._for_newcomers(now))
         if left == inf:
             return Budget(cap, Reason.TOKEN_CAP, inf)
         others = base if self.limits.mix_phases else shape_of(decoding)
         needed = self.cost.predict(others)
-        self._tell_if_late(needed > left, needed, left, now)
-        if needed > policy.tightest_itl(decoding):
-            left = policy.LEEWAY * needed
+        self._tell_if_late(needed > policy.tightest_itl(decoding), needed, left, now)
+        if needed > min(policy.tightest_itl(decoding), self._for_newcomers(now)):
+            left = max(left, policy.LEEWAY * needed)
         if not self.limits.mix_phases:
             left -= needed
         chunk = self._fitting(base, self._deepest(), left, cap)
         return Budget(chunk, Reason.ITL_TARGET if chunk < cap else Reason.TOKEN_CAP, left)
+
+    def _for_newcomers(self, now: float) -> float:
+        """Seconds a step may take so that whoever comes while it runs can still get a first token
+        in time: tenants that have been here lately are expected to come again."""
+        tenancy = self.life.shares.tenancy
+        targets = (
+            tenancy.class_of(name).ttft
+            for name, account in self.life.shares.accounts.items()
+            if now - account.last_arrival < policy.LATELY
+        )
+        return policy.NEWCOMER_PART * min(targets, default=inf)
 
     def _fitting(self, base: StepShape, position: int, seconds: float, cap: int) -> int:
         """The largest chunk that fits a time, but never so small that prefill stands still."""

@@ -13,6 +13,8 @@ from dynamo_serve.core.shares import Account
 
 SAFETY = 0.9  # of the time that an ITL target leaves; the rest is for what no model foresees
 DECODE_PART = 0.75  # of an ITL target, for decoding; what is left keeps the prompts moving
+NEWCOMER_PART = 0.5  # of a TTFT target, for the step that runs when somebody comes
+LATELY = 30.0  # seconds
 LEEWAY = 1.5  # of the time that decoding takes alone, where that is more than was promised
 PARTIAL_PART = 0.75  # of a step's prompt tokens, for a prompt that does not end in it
 

@@ -57,6 +57,7 @@ class Account:
     saved_tokens: int = 0
     output_tokens: int = 0
     num_requests: int = 0
+    last_arrival: float = -inf
     num_finished: int = 0
     runs_full: float = 0.5  # part of its requests that use all of max_tokens
     usual_outputs: float = FIRST_GUESS  # tokens of the others

@@ -17,7 +17,7 @@ ITL = 0.25
 CLASSES = {
     "chat": Class("chat", 0, ttft=1.0, itl=ITL),
     "steady": Class("steady", 0, itl=ITL, strict=True),
-    "quick": Class("quick", 0, ttft=0.3, itl=ITL),
+    "quick": Class("quick", 0, ttft=0.5, itl=ITL),
     "shed": Class("shed", 0, ttft=2.0, itl=ITL, strict=True),
     "batch": Class("batch", 2),
 }
