@@ -58,14 +58,18 @@ CLASSES = {
     "standard": Class("standard", 1, ttft=5.0, itl=0.3),
     "batch": Class("batch", 2, max_queue_delay=0.02),
 }
+# Without a tenants file nobody was promised anything; but no stream should stand still for long.
+UNNAMED = Class("unnamed", 1, itl=1.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Tenancy:
     """Every tenant and every class by name."""
 
-    tenants: Mapping[str, Tenant] = field(default_factory=lambda: {"default": Tenant("default")})
-    classes: Mapping[str, Class] = field(default_factory=lambda: CLASSES)
+    tenants: Mapping[str, Tenant] = field(
+        default_factory=lambda: {"default": Tenant("default", class_name=UNNAMED.name)}
+    )
+    classes: Mapping[str, Class] = field(default_factory=lambda: {**CLASSES, UNNAMED.name: UNNAMED})
 
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> Tenancy:
