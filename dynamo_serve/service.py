@@ -142,9 +142,9 @@ class Service:
 
     def configure(self, tenancy: Tenancy) -> None:
         """Other tenants, classes and quotas, for this engine and those after it."""
-        self._tenancy = tenancy
         if self._link:
             self._link.send(Configure(tenancy))
+        self._tenancy = tenancy  # last: what cannot be sent must not stop the next engine
         if self.state in (State.READY, State.DRAINING):  # else `start` will
             self._check_guarantees()
 

@@ -84,6 +84,8 @@ class Key:
 
     def from_yaml(self, value: object) -> object:
         """The value found in a file. Raises `BadValue`; nothing is converted but int to float."""
+        if type(value) is int and abs(value) >= 2**63:  # more than a message or a float may hold
+            raise self._refused(value)
         if self.kind is float and type(value) is int:
             return self._check(value, float(value))
         return self._check(value, value)

@@ -133,6 +133,7 @@ def _request_fields(request: Request) -> tuple[Any, ...]:
         request.class_name,
         request.priority,
         request.num_choices,
+        request.call_tokens,
     )
 
 

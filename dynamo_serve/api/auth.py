@@ -86,8 +86,9 @@ class Access:
         return changes(old, self._directory)
 
     def _load(self) -> None:
-        self._directory = tenants.load(self._server)
-        self._configure(self._directory.tenancy)
+        directory = tenants.load(self._server)
+        self._configure(directory.tenancy)
+        self._directory = directory
 
 
 def _digest(authorization: str | None) -> str:

@@ -89,19 +89,7 @@ def to_job(
     is_chat = isinstance(body, ChatRequest)
     job_id = ("chatcmpl-" if is_chat else "cmpl-") + secrets.token_hex(12)
     first = _request(body, job_id, bounds, caller, terms)
-    total = len(prompts) * body.n
-    requests = [
-        replace(
-            first,
-            id=f"{job_id}-{at * body.n + choice}",
-            num_choices=0 if at or choice else total,
-            prompt_ids=tuple(ids),
-            max_tokens=_max_tokens(body, len(ids), bounds.spec.max_model_len),
-            sampling=replace(first.sampling, seed=choice_seed(first.sampling.seed, choice)),
-        )
-        for at, ids in enumerate(prompts)
-        for choice in range(body.n)
-    ]
+    requests = _choices(first, prompts, body, bounds)
     return Job(
         id=job_id,
         created=int(time.time()),
@@ -138,6 +126,25 @@ def _request(body: Body, id: str, bounds: Bounds, caller: Caller, terms: Terms) 
         class_name=terms.class_name,
         priority=terms.priority,
     )
+
+
+def _choices(first: Request, prompts: list[list[int]], body: Body, bounds: Bounds) -> list[Request]:
+    """A request for each choice of each prompt; the first answers to the quotas for all."""
+    total, tokens = len(prompts) * body.n, body.n * sum(map(len, prompts))
+    call, seed = first.id, first.sampling.seed
+    return [
+        replace(
+            first,
+            id=f"{call}-{at * body.n + choice}",
+            num_choices=0 if at or choice else total,
+            call_tokens=0 if at or choice else tokens,
+            prompt_ids=tuple(ids),
+            max_tokens=_max_tokens(body, len(ids), bounds.spec.max_model_len),
+            sampling=replace(first.sampling, seed=choice_seed(seed, choice)),
+        )
+        for at, ids in enumerate(prompts)
+        for choice in range(body.n)
+    ]
 
 
 def _check(body: Body, num_prompts: int, bounds: Bounds) -> None:

@@ -63,7 +63,8 @@ def openai_routes(edge: Edge) -> APIRouter:
 
 def _job(edge: Edge, http: Request, body: Body, prompts: list[list[int]], model: str) -> Job:
     bounds = Bounds(edge.service.spec, edge.server.max_choices, edge.tokenizer.eos_ids)
-    caller = http.state.caller
+    # Asked again: between the headers and the end of the body the tenants may have been reloaded.
+    caller = edge.access.caller(http.headers.get("authorization"))
     terms = terms_of(
         body,
         http.headers.get(HEADER),

@@ -11,7 +11,7 @@ from dynamo_serve.core.tenant import Class, Tenancy
 from dynamo_serve.errors import Forbidden, InvalidRequest
 
 HEADER = "X-Request-Deadline-Ms"
-MILLISECONDS = re.compile(r"0*[1-9]\d{0,7}", re.ASCII)
+MILLISECONDS = re.compile(r"0{0,20}[1-9]\d{0,7}", re.ASCII)
 
 
 class Terms(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import inf
 
 from dynamo_serve.core import policy
-from dynamo_serve.core.bookings import EARLY, Bookings
+from dynamo_serve.core.bookings import EARLY, HORIZON, Bookings
 from dynamo_serve.core.forecast import Forecast, forecast
 from dynamo_serve.core.intake import Intake
 from dynamo_serve.core.journal import Kind, Reason
@@ -40,7 +40,7 @@ class Admission:
         refusal = self._by_quota(seq, account, now) or self._by_forecast(seq, account, now)
         if refusal is None:
             account.requests.level -= count
-            account.tokens.level -= seq.prompt_len * count
+            account.tokens.level -= _prompt_tokens(seq)
             if self._refused and self._refused[0] == call:
                 self._refused = None
             return None
@@ -74,7 +74,7 @@ class Admission:
             )
             or self._by_rate(
                 *(seq, Reason.TOKENS_PER_MINUTE, quota.tokens_per_minute),
-                *(account.tokens, count * seq.prompt_len, now),
+                *(account.tokens, _prompt_tokens(seq), now),
             )
         )
 
@@ -165,7 +165,7 @@ class Admission:
         if wait <= (target if is_expected else policy.SAFETY * target) or is_alone:
             return None
         part = policy.entitled(tenant, busy, shares.accounts)
-        seconds = shares.price(seq, *self.intake.pace.prices()) / part
+        seconds = min(HORIZON, shares.price(seq, *self.intake.pace.prices()) / part)
         earliest = now + max(seconds, wait - COMFORT * target)
         due = bookings.book(earliest, seconds, seconds, _known(seq), now)
         text = f"the first token would take {wait:.1f} s, the target is {target:g} s"
@@ -177,6 +177,11 @@ class Admission:
         accounts = self.life.shares.accounts
         room = policy.Room(len(self.life.running), {name: accounts[name].live for name in busy})
         return len(busy) > 1 and policy.is_over_share(tenant, room, busy, accounts)
+
+
+def _prompt_tokens(seq: Sequence) -> int:
+    """Of all choices of a call."""
+    return seq.request.call_tokens or seq.prompt_len * seq.request.num_choices
 
 
 def _known(seq: Sequence) -> int:
@@ -211,7 +216,7 @@ def _refusal(
         reason=reason.value,
         message=text,
         is_own=is_own,
-        retry_after=retry_after,
+        retry_after=min(retry_after, NEVER),
         limit=limit,
         predicted_wait=seen.first_token if seen else None,
         queue_position=seen.position if seen else None,

@@ -168,16 +168,17 @@ class _Play:
 
     def _prefill(self, tokens: int) -> None:
         """Run so many prompt tokens in chunks, beside everything that decodes."""
-        price = self.prices[0]
-        while tokens > 0:
-            if self.left <= 0:
-                self.left = self.intake.pace.usual_chunk(self._shape(), self.itl)
-                self.time += self._step_seconds()
-                self.steps += 1 if self.ends else 0
-            part = min(tokens, self.left)
-            self.time += part * price
-            self.left -= part
-            tokens -= part
+        tokens = max(0, tokens)
+        self.time += tokens * self.prices[0]
+        part = min(tokens, max(0, self.left))
+        self.left -= part
+        tokens -= part
+        if tokens:
+            chunk = self.intake.pace.usual_chunk(self._shape(), self.itl)
+            count = -(-tokens // chunk)
+            self.time += count * self._step_seconds()
+            self.steps += count if self.ends else 0
+            self.left = count * chunk - tokens
 
     def _shape(self) -> StepShape:
         count = len(self.ends)

@@ -63,7 +63,7 @@ class Intake:
         left, partial = budget, policy.partial_budget(budget)
         is_full = False
         while queues and left > 0:
-            name = policy.next_tenant(queues, accounts)
+            name = policy.next_tenant(queues, accounts, now)
             seq = queues[name].popleft()
             if not queues[name]:
                 del queues[name]

@@ -17,7 +17,9 @@ from dynamo_serve.core.tenant import Tenancy
 log = logging.getLogger(__name__)
 
 IDLE_SECONDS = 0.1  # without work, before the books are read: a large pool takes a while
-MAX_COMMANDS = 128  # obeyed between two steps: admission looks ahead, and that takes time
+# What is obeyed between two steps: admission and answers look ahead, and that takes time.
+MAX_COMMANDS = 128
+COMMAND_SECONDS = 0.01
 MAX_FAILED_STEPS = 3  # in a row; then the engine is beyond helping itself
 
 
@@ -60,6 +62,11 @@ Reply = Callable[[int, Any], None]
 """Called with the ticket of an `Inspect` and its answer: plain lists, dicts, texts and numbers."""
 
 
+def is_question(command: Command) -> bool:
+    """Answers can wait until everything else is done."""
+    return isinstance(command, Inspect)
+
+
 class Loop:
     """Owns the scheduler and the engine; nothing else calls either."""
 
@@ -92,8 +99,12 @@ class Loop:
     def turn(self) -> None:
         events: list[TokenEvent] = []
         commands = self._commands()
-        for command in commands:
+        until = self.clock() + COMMAND_SECONDS
+        for count, command in enumerate(commands, start=1):
             events += self._obey(command)
+            if self.clock() > until:
+                self._postponed[:0] = commands[count:]
+                break
         if not commands:
             self._check_if_idle()
         events += self.scheduler.expire(self.clock())
@@ -110,6 +121,7 @@ class Loop:
         """What has arrived, but no more than fits between two steps."""
         patience = 0.0 if self._postponed else self._patience()
         self._postponed += self.inbox(patience)
+        self._postponed.sort(key=is_question)
         commands = self._postponed[:MAX_COMMANDS]
         del self._postponed[:MAX_COMMANDS]
         return commands

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from dynamo_serve.core.batch import Phase
+from dynamo_serve.core.sequence import AGING_SECONDS
 from dynamo_serve.core.sequence import Sequence as Seq
 from dynamo_serve.core.shares import Account
 
@@ -51,9 +52,15 @@ def merge_until(
 # ── between tenants ──────────────────────────────────────────────────────────
 
 
-def next_tenant(names: Iterable[str], accounts: Mapping[str, Account]) -> str:
-    """Whose turn it is: who has had least for its weight."""
-    return min(names, key=lambda name: (accounts[name].lead, name))
+def next_tenant(
+    queues: Mapping[str, Sequence[Seq]], accounts: Mapping[str, Account], now: float
+) -> str:
+    """Whose turn it is: who has had least for its weight. But a tenant of which nothing runs, and
+    whose first request is long overdue, goes before: the smallest share is still served."""
+    for name, queue in queues.items():
+        if not accounts[name].live and now - queue[0].due > AGING_SECONDS:
+            return name
+    return min(queues, key=lambda name: (accounts[name].lead, name))
 
 
 def entitled(name: str, busy: Iterable[str], accounts: Mapping[str, Account]) -> float:

@@ -56,7 +56,8 @@ class Request:
 
     `class_name` None means the class of the tenant. `priority` 0 is the tenant's own; a higher
     one puts the request behind those of the same tenant. Of several choices of one call the first
-    has their number in `num_choices` and answers to the quotas for all; the others have 0.
+    has their number in `num_choices` and answers to the quotas for all; the others have 0. Where
+    their prompts differ, it has the sum of their tokens in `call_tokens`.
     """
 
     id: str
@@ -72,6 +73,7 @@ class Request:
     class_name: str | None = None
     priority: int = 0
     num_choices: int = 1
+    call_tokens: int = 0
 
 
 class TokenLogprob(NamedTuple):

@@ -205,7 +205,7 @@ class Scheduler:
     def _keep_within_burst(self, seq: Sequence, now: float) -> None:
         """A tenant whose sequences have outgrown its quota loses the place of one of them."""
         name = seq.request.tenant
-        burst = self.tenancy.tenant(name).quota.pages_burst
+        burst = self.shares.account(name).tenant.quota.pages_burst
         if burst is None:
             return
         own = [other for other in self.running.values() if other.request.tenant == name]

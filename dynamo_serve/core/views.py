@@ -37,11 +37,14 @@ def answer(scheduler: Scheduler, what: str, id: str, now: float) -> Any:
 
 def requests(scheduler: Scheduler, id: str, now: float) -> list[dict[str, Any]]:
     """The requests called `id` or `id`-0, `id`-1, …: live ones, and those not forgotten yet."""
-    live = [
-        {**_live(scheduler, seq, now), "timeline": _timeline(seq)}
-        for seq in (*scheduler.running.values(), *scheduler.waiting)
-        if _belongs(seq.id, id)
-    ]
+    own = [seq for seq in (*scheduler.running.values(), *scheduler.waiting) if _belongs(seq.id, id)]
+    live = [{**_live(scheduler, seq, now), "timeline": _timeline(seq)} for seq in own]
+    for seq, facts in zip(own, live, strict=True):
+        if facts["state"] == "waiting":  # the first of a call tells enough; it takes a while
+            seen = forecast(seq, scheduler.life, scheduler.intake)
+            facts["queue_position"] = seen.position
+            facts["predicted_first_token_in_s"] = seen.first_token
+            break
     gone = scheduler.journal.gone.items()
     return live + [_gone(history) for at, history in gone if _belongs(at, id)]
 
@@ -73,10 +76,7 @@ def _live(scheduler: Scheduler, seq: Sequence, now: float) -> dict[str, Any]:
         **summary._asdict(),
     }
     if not is_running:
-        seen = forecast(seq, scheduler.life, scheduler.intake)
         facts["waits_for"] = _waits_for(scheduler, seq)
-        facts["queue_position"] = seen.position
-        facts["predicted_first_token_in_s"] = seen.first_token
     return facts
 
 

@@ -12,7 +12,7 @@ MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 40
 # 750 were enough for one tenant; fair share, admission, the step-time model, forecasts and the
 # journal are the rest.
-CORE_CODE_LINES = 2400
+CORE_CODE_LINES = 2450
 LONGER_ON_PURPOSE: frozenset[str] = frozenset()  # dotted names of functions
 
 

@@ -65,6 +65,22 @@ def test_what_is_guaranteed_is_not_taken_to_let_others_grow() -> None:
     assert lost and all(entry.tenant == "b" for entry in lost)
 
 
+def test_the_smallest_weight_is_served_within_a_minute() -> None:
+    play = Play(limits(), tenancy(a=Tenant("", 1000.0, "batch"), b=batch()))
+    heavy = [ask(f"a{i}", 100, 60, tenant="a") for i in range(500)]
+    light = [ask(f"b{i}", 100, 60, 2.0 + 10 * i, tenant="b") for i in range(5)]
+    play.run([*heavy, *light], until=120.0)
+    assert max(play.ttft(f"b{i}") for i in range(5)) < 75.0
+
+
+def test_a_removed_tenant_keeps_its_quotas() -> None:
+    play = Play(limits(), tenancy(a=batch(Quota(live_sequences=1)), b=batch()))
+    play.run([ask(f"a{i}", 50, 30, tenant="a") for i in range(6)], until=0.5)
+    play.harness.commands.append(Configure(tenancy(b=batch())))
+    play.run([], until=1.5)
+    assert sum(seq.request.tenant == "a" for seq in play.scheduler.running.values()) == 1
+
+
 def test_a_strict_tenant_gets_in_beside_long_answers_of_another() -> None:
     play = Play(limits(64), tenancy(a=Tenant("", 1.0, "strict"), b=batch()))
     play.run([ask(f"w{i}", 60, 20, 0.1 * i, tenant="a") for i in range(10)])
