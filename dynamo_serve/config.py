@@ -74,6 +74,9 @@ class ModelSection:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
         "auto", "Weights and KV dtype; auto takes the checkpoint's."
     )
+    quantization: Literal["none", "int8"] = setting(
+        "none", "int8 keeps the weights in 8 bits, with the native CPU kernels only."
+    )
     max_model_len: int = setting(
         0, "Longest prompt + output in tokens; 0 takes the model's own limit.", low=0
     )
@@ -90,8 +93,12 @@ class EngineSection:
         "Where the model runs; auto takes CUDA if there is one.",
         pattern=r"auto|cpu|cuda(:\d+)?",
     )
-    attention: Literal["auto", "torch", "varlen", "triton"] = setting(
+    attention: Literal["auto", "torch", "native", "varlen", "triton"] = setting(
         "auto", "Attention backend; auto takes the best one the device and torch offer."
+    )
+    kernels: Literal["auto", "torch", "amx", "avx512_bf16", "avx512", "avx2"] = setting(
+        "auto",
+        "CPU kernels; auto takes the best native set the processor runs, torch takes none of them.",
     )
     cuda_graphs: bool = setting(True, "Capture decode batches in CUDA graphs (CUDA only).")
     threads: int = setting(0, "CPU compute threads; 0 takes all cores.", low=0, high=1024)

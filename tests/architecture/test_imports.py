@@ -19,9 +19,10 @@ LAW: dict[str, tuple[str, ...]] = {
     "dynamo_serve.bundled.": (),
     "dynamo_serve.core.": ("dynamo_serve.core.",),
     "dynamo_serve.engines.": (
-        *("config", "core.", "engines.", "errors"),
+        *("config", "core.", "engines.", "errors", "native."),
         *("safetensors.", "torch.", "transformers.", "triton."),
     ),
+    "dynamo_serve.native.": ("native.", "torch."),
     "dynamo_serve.text.": ("core.", "errors", "jinja2.", "text.", "tokenizers.", "transformers."),
     "dynamo_serve.wire": ("core.", "msgpack."),
     "dynamo_serve.worker": ("config", "core.", "engines.", "errors", "wire"),

@@ -67,12 +67,13 @@ class AttentionBackend(Protocol):
 
 
 class BackendNeeds(NamedTuple):
-    """What the model and the settings ask of a backend."""
+    """What the model and the settings ask of a backend; `kernels` is `engine.kernels`."""
 
     layers: Sequence[LayerSpec]
     page_size: int
     dtype: torch.dtype
     device: torch.device
+    kernels: str = "auto"
 
 
 class BackendUnavailable(Exception):

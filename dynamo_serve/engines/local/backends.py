@@ -10,10 +10,14 @@ from dynamo_serve.engines.local.attention import (
     BackendNeeds,
     BackendUnavailable,
 )
+from dynamo_serve.engines.local.native_attention import build as build_native
 from dynamo_serve.engines.local.torch_attention import TorchAttention
 from dynamo_serve.errors import EngineStartError
 
 logger = logging.getLogger(__name__)
+
+
+CANDIDATES = {"cuda": ("varlen", "triton", "torch"), "cpu": ("native", "torch")}
 
 
 def choose_backend(wish: str, needs: BackendNeeds) -> AttentionBackend:
@@ -29,7 +33,9 @@ def choose_backend(wish: str, needs: BackendNeeds) -> AttentionBackend:
             raise EngineStartError(
                 f"engine.attention: {wish} cannot run here: {reason}; 'auto' takes what can"
             ) from reason
-    for name in ("varlen", "triton", "torch") if needs.device.type == "cuda" else ("torch",):
+    for name in CANDIDATES[needs.device.type]:
+        if name == "native" and needs.kernels == "torch":
+            continue
         try:
             return BUILDERS[name](needs)
         except BackendUnavailable as reason:
@@ -39,6 +45,12 @@ def choose_backend(wish: str, needs: BackendNeeds) -> AttentionBackend:
 
 def _torch(needs: BackendNeeds) -> AttentionBackend:
     return TorchAttention(needs.page_size, needs.dtype, needs.device)
+
+
+def _native(needs: BackendNeeds) -> AttentionBackend:
+    if needs.device.type != "cpu":
+        raise BackendUnavailable(f"it runs on the CPU, this is {needs.device}")
+    return build_native(needs)
 
 
 def _varlen(needs: BackendNeeds) -> AttentionBackend:
@@ -64,6 +76,7 @@ def _require_cuda(needs: BackendNeeds) -> None:
 
 BUILDERS: dict[str, Callable[[BackendNeeds], AttentionBackend]] = {
     "torch": _torch,
+    "native": _native,
     "varlen": _varlen,
     "triton": _triton,
 }

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
 
 import torch
+from transformers import PreTrainedModel
 
 from dynamo_serve.core.batch import Work
 from dynamo_serve.core.request import Sampling
 from dynamo_serve.engines.local.discovery import FORWARD_FAILURES, UnsupportedModel
 from dynamo_serve.engines.local.kv_cache import PoolSize
-from dynamo_serve.engines.local.runner import ModelRunner
-from dynamo_serve.engines.local.step import pack
+from dynamo_serve.engines.local.step import PackedStep, pack
 
 logger = logging.getLogger(__name__)
 
@@ -22,51 +24,79 @@ MAX_WINDOW = 128  # a sliding window up to this long is crossed by the check
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 
 
-def check_pages(runner: ModelRunner, attention: str, size: PoolSize) -> float:
-    """Run two sequences packed, in two chunks, and return the relative error (the chunks'
-    medians, the larger one).
+class Runner(Protocol):
+    """What runs a step, whoever does it."""
 
-    Raises `UnsupportedModel` when it exceeds the tolerance: the architecture needs something that
-    our attention did not get. Writes to the first pages of the pool.
+    @property
+    def model(self) -> PreTrainedModel: ...
+
+    def logits(self, step: PackedStep) -> torch.Tensor:
+        """Logits [n, vocab] of the n sampling tokens."""
+        ...
+
+
+class PageCheck:
+    """Two prompts and what `model`'s own forward makes of them, to be held against ours.
+
+    Made while `model` still has its weights; packing them takes them away.
     """
-    windows = [w for w in runner.attention.windows if w <= MAX_WINDOW]
-    length = max([9, *(window + 3 for window in windows)])
-    length = min(length, max(1, size.num_pages // 2) * size.page_size)
-    prompts = [_prompt(runner, length, 1)]
-    if size.num_pages > 1:
-        prompts.append(_prompt(runner, max(1, length - 2), 2))
+
+    def __init__(
+        self, model: PreTrainedModel, windows: Iterable[int], attention: str, size: PoolSize
+    ) -> None:
+        """`attention` is the name of the function to give back to `model` afterwards."""
+        length = max([9, *(window + 3 for window in windows if window <= MAX_WINDOW)])
+        length = min(length, max(1, size.num_pages // 2) * size.page_size)
+        self._prompts = [_prompt(model, length, 1)]
+        if size.num_pages > 1:
+            self._prompts.append(_prompt(model, max(1, length - 2), 2))
+        self._page_size = size.page_size
+        with torch.inference_mode(), _failures(model):
+            self._expected = _plain_logits(model, self._prompts, attention)
+
+    def compare(self, runner: Runner, tolerance: float | None = None) -> float:
+        """Run both packed, in two chunks, and return the relative error (the chunks' medians, the
+        larger one). None takes the tolerance of the model's dtype.
+
+        Raises `UnsupportedModel` when it exceeds the tolerance: the architecture needs something
+        that our attention did not get. Writes to the first pages of the pool.
+        """
+        model, prompts, plain = runner.model, self._prompts, self._expected
+        with torch.inference_mode(), _failures(model):
+            ours = _paged_logits(runner, prompts, self._page_size)
+        off = (ours - plain).norm(dim=-1) / plain.norm(dim=-1).clamp_min(1e-9)
+        position = torch.cat([torch.arange(len(p), device=off.device) for p in prompts])
+        second = position >= _first_chunk(prompts)  # these must have found the first chunk's KV
+        worst = max(float(part.median()) for part in (off[~second], off[second]) if len(part))
+        if not worst <= (tolerance or TOLERANCE[model.dtype]):
+            reason = f"its logits over pages differ from its plain forward (by {worst:.1e})"
+            raise UnsupportedModel(model.config, reason)
+        logger.info("engine: pages agree with the plain forward, relative error %.1e", worst)
+        return worst
+
+
+@contextmanager
+def _failures(model: PreTrainedModel) -> Iterator[None]:
     try:
-        with torch.inference_mode():
-            ours = _paged_logits(runner, prompts, size.page_size)
-            plain = _plain_logits(runner, prompts, attention)
+        yield
     except torch.OutOfMemoryError:
         raise
     except FORWARD_FAILURES as error:
-        reason = f"a step over pages failed: {error}"
-        raise UnsupportedModel(runner.model.config, reason) from error
-    off = (ours - plain).norm(dim=-1) / plain.norm(dim=-1).clamp_min(1e-9)
-    position = torch.cat([torch.arange(len(p), device=off.device) for p in prompts])
-    second = position >= _first_chunk(prompts)  # these must have found the first chunk's KV
-    worst = max(float(part.median()) for part in (off[~second], off[second]) if len(part))
-    if not worst <= TOLERANCE[runner.model.dtype]:
-        reason = f"its logits over pages differ from its plain forward (by {worst:.1e})"
-        raise UnsupportedModel(runner.model.config, reason)
-    logger.info("engine: pages agree with the plain forward, relative error %.1e", worst)
-    return worst
+        raise UnsupportedModel(model.config, f"a step over pages failed: {error}") from error
 
 
 def _first_chunk(prompts: Sequence[tuple[int, ...]]) -> int:
     return -(-len(prompts[0]) // 2)
 
 
-def _prompt(runner: ModelRunner, length: int, seed: int) -> tuple[int, ...]:
-    vocab_size = runner.model.config.get_text_config().vocab_size
+def _prompt(model: PreTrainedModel, length: int, seed: int) -> tuple[int, ...]:
+    vocab_size = model.config.get_text_config().vocab_size
     generator = torch.Generator().manual_seed(seed)
     return tuple(torch.randint(vocab_size, (length,), generator=generator).tolist())
 
 
 def _paged_logits(
-    runner: ModelRunner, prompts: Sequence[tuple[int, ...]], page_size: int
+    runner: Runner, prompts: Sequence[tuple[int, ...]], page_size: int
 ) -> torch.Tensor:
     """Logits [tokens, vocab] of all prompts, run side by side in two chunks."""
     needed = -(-len(prompts[0]) // page_size)
@@ -91,10 +121,9 @@ def _paged_logits(
 
 
 def _plain_logits(
-    runner: ModelRunner, prompts: Sequence[tuple[int, ...]], attention: str
+    model: PreTrainedModel, prompts: Sequence[tuple[int, ...]], attention: str
 ) -> torch.Tensor:
     """The same without pages, with the model's own attention."""
-    model = runner.model
     model.set_attn_implementation("eager")
     try:
         found = [

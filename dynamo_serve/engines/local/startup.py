@@ -34,8 +34,10 @@ from dynamo_serve.engines.local.loader import (
     resolve_device,
 )
 from dynamo_serve.engines.local.malloc import keep_freed_memory
+from dynamo_serve.engines.local.native_model import NotNative
+from dynamo_serve.engines.local.native_start import NativeWish
 from dynamo_serve.engines.local.runner import ModelRunner
-from dynamo_serve.engines.local.self_check import check_pages
+from dynamo_serve.engines.local.self_check import PageCheck, Runner
 from dynamo_serve.engines.local.step import pack
 from dynamo_serve.errors import EngineStartError
 
@@ -68,7 +70,7 @@ class Ready:
 
     spec: EngineSpec
     cache: KVCache
-    runner: ModelRunner
+    runner: Runner
     graphs: DecodeGraphs | None
     attention: str
 
@@ -83,13 +85,32 @@ class Ready:
         del ALL_ATTENTION_FUNCTIONS[self.attention]
 
 
+class Hook(NamedTuple):
+    """Our attention function as transformers knows it, and what stands in for it at first."""
+
+    name: str
+    recorder: LayerRecorder
+
+
 def start_up(wishes: Wishes, progress: Callable[[str, float], None]) -> Ready:
     """Raises `EngineStartError` with the remedy; nothing stays registered then."""
+    native = NativeWish(wishes.model, wishes.engine)
+    try:
+        return _with_attention(wishes, progress, native)
+    except NotNative as reason:  # the packed model does not compute what the plain one does
+        native.do_without(str(reason))
+        native.kernels = "torch"
+        return _with_attention(wishes, progress, native)
+
+
+def _with_attention(
+    wishes: Wishes, progress: Callable[[str, float], None], native: NativeWish
+) -> Ready:
     attention = next(_names)
     recorder = LayerRecorder()
     ALL_ATTENTION_FUNCTIONS[attention] = recorder
     try:
-        return _start_up(wishes, progress, attention, recorder)
+        return _start_up(wishes, progress, Hook(attention, recorder), native)
     except torch.OutOfMemoryError as error:
         del ALL_ATTENTION_FUNCTIONS[attention]
         raise EngineStartError(
@@ -102,40 +123,61 @@ def start_up(wishes: Wishes, progress: Callable[[str, float], None]) -> Ready:
 
 
 def _start_up(
-    wishes: Wishes,
-    progress: Callable[[str, float], None],
-    attention: str,
-    recorder: LayerRecorder,
+    wishes: Wishes, progress: Callable[[str, float], None], hook: Hook, native: NativeWish
 ) -> Ready:
     device = resolve_device(wishes.engine.device)
     use(device, wishes.engine.threads)
     progress("weights", 0.0)
     config = load_config(wishes.path)
-    model = load_model(wishes.path, config, wishes.model.dtype, device, attention)
+    model = load_model(wishes.path, config, wishes.model.dtype, device, hook.name)
     progress("weights", 1.0)
     progress("warm-up", 0.0)
-    layers, activations = _examine(model, recorder, wishes.limits)
-    needs = BackendNeeds([*layers.values()], wishes.cache.page_size, model.dtype, device)
-    backend = choose_backend(wishes.engine.attention, needs)
+    layers, activations = _examine(model, hook.recorder, wishes.limits)
+    page_size, kernels = wishes.cache.page_size, native.kernels
+    needs = BackendNeeds([*layers.values()], page_size, model.dtype, device, kernels)
     longest = _longest_wished(model, wishes.model.max_model_len)
     size = _pool_size(wishes, needs, longest, activations)
-    cache = KVCache(needs.layers, size, model.dtype, device)
-    parts = zip(layers, zip(needs.layers, cache.layers, strict=True), strict=True)
-    paged = PagedAttention(dict(parts), backend)
-    ALL_ATTENTION_FUNCTIONS[attention] = paged
-    runner = ModelRunner(model, paged)
-    check_pages(runner, attention, size)
-    progress("warm-up", 1.0)
     max_model_len = _longest_served(longest, wishes.model.max_model_len, size)
+    cache = KVCache(needs.layers, size, model.dtype, device)
+    facts = _facts(model, size)
+    check = PageCheck(model, [layer.window or 0 for layer in needs.layers], hook.name, size)
+    packed = native.run(model, needs, cache, max_model_len, check)
     graphs = None
-    if wishes.engine.cuda_graphs and device.type == "cuda":
-        width = -(-max_model_len // size.page_size)
-        geometry = PageGeometry(size.page_size, width, cache.scratch_page)
-        graphs = _record(runner, backend, geometry, wishes.limits, progress)
-    facts = _facts(model, backend, size) | {"cuda_graphs": graphs is not None}
+    if packed is not None:
+        runner: Runner = packed
+        facts |= packed.facts
+    else:
+        plain, backend = _plain(wishes, model, needs, [*layers], cache, hook)
+        check.compare(plain)
+        runner = plain
+        if wishes.engine.cuda_graphs and device.type == "cuda":
+            width = -(-max_model_len // size.page_size)
+            geometry = PageGeometry(size.page_size, width, cache.scratch_page)
+            graphs = _record(plain, backend, geometry, wishes.limits, progress)
+        facts |= {"attention_backend": backend.name, "kernels": "torch"}
+    if device.type == "cpu":
+        keep_freed_memory()  # not sooner: the weights that were packed shall go back
+    progress("warm-up", 1.0)
+    facts |= {"cuda_graphs": graphs is not None}
     vocab_size = int(config.get_text_config().vocab_size)
     spec = EngineSpec(max_model_len, size.page_size, size.num_pages, vocab_size, facts)
-    return Ready(spec, cache, runner, graphs, attention)
+    return Ready(spec, cache, runner, graphs, hook.name)
+
+
+def _plain(
+    wishes: Wishes,
+    model: PreTrainedModel,
+    needs: BackendNeeds,
+    modules: Sequence[int],
+    cache: KVCache,
+    hook: Hook,
+) -> tuple[ModelRunner, AttentionBackend]:
+    """Transformers' own modules, with our attention; `modules` are ids of the attention layers."""
+    backend = choose_backend(wishes.engine.attention, needs)
+    parts = zip(modules, zip(needs.layers, cache.layers, strict=True), strict=True)
+    paged = PagedAttention(dict(parts), backend)
+    ALL_ATTENTION_FUNCTIONS[hook.name] = paged
+    return ModelRunner(model, paged), backend
 
 
 def use(device: torch.device, threads: int) -> None:
@@ -144,9 +186,7 @@ def use(device: torch.device, threads: int) -> None:
         can_ask = hasattr(os, "sched_getaffinity")  # Linux can; the cores we may use, not all
         threads = len(os.sched_getaffinity(0)) if can_ask else os.cpu_count() or 1
     torch.set_num_threads(threads)
-    if device.type == "cpu":
-        keep_freed_memory()
-    elif device.index is not None:
+    if device.index is not None:
         # Graphs and Triton kernels go to the current device, wherever their tensors are.
         torch.cuda.set_device(device)
 
@@ -215,9 +255,7 @@ def _record(
     return graphs
 
 
-def _facts(
-    model: PreTrainedModel, backend: AttentionBackend, size: PoolSize
-) -> dict[str, str | int | float | bool]:
+def _facts(model: PreTrainedModel, size: PoolSize) -> dict[str, str | int | float | bool]:
     device = model.device
     parameters = list(model.parameters())
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
@@ -226,7 +264,6 @@ def _facts(
         "model_type": str(model.config.model_type),
         "device": name if device.type == "cpu" else f"{device} ({name})",
         "dtype": str(model.dtype).removeprefix("torch."),
-        "attention_backend": backend.name,
         "num_parameters": sum(p.numel() for p in parameters),
         "weights_bytes": sum(p.numel() * p.element_size() for p in parameters),
         "kv_bytes_per_token": size.bytes_per_token,

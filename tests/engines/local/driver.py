@@ -20,9 +20,11 @@ def make_engine(path: str, **wishes: Any) -> LocalEngine:
         "page_size": 4,
         "num_pages": 96,
         "dtype": "auto",
+        "quantization": "none",
         "max_model_len": 0,
         "device": "cpu",
         "attention": "auto",
+        "kernels": "auto",
         "cuda_graphs": True,
         "max_decode_sequences": 16,
         "max_prefill_tokens": 64,
@@ -31,9 +33,15 @@ def make_engine(path: str, **wishes: Any) -> LocalEngine:
     assert set(wishes) <= set(known), wishes
     w = known | wishes
     return LocalEngine(
-        ModelSection(dtype=w["dtype"], max_model_len=w["max_model_len"]),
+        ModelSection(
+            dtype=w["dtype"], quantization=w["quantization"], max_model_len=w["max_model_len"]
+        ),
         EngineSection(
-            device=w["device"], attention=w["attention"], cuda_graphs=w["cuda_graphs"], threads=2
+            device=w["device"],
+            attention=w["attention"],
+            kernels=w["kernels"],
+            cuda_graphs=w["cuda_graphs"],
+            threads=2,
         ),
         CacheSection(page_size=w["page_size"], num_pages=w["num_pages"]),
         max_decode_sequences=w["max_decode_sequences"],

@@ -8,6 +8,7 @@ import pytest
 
 from dynamo_serve.engines.local import LocalEngine
 from tests.engines.local.driver import Driver, Seq, make_engine
+from tests.engines.local.native import KERNEL_SETS, NATIVE, require_kernels
 from tests.engines.local.zoo import MODELS, checkpoint, expected_tokens
 
 COUNT = 8
@@ -20,11 +21,21 @@ PROMPTS = (
 )
 
 
-@pytest.fixture(scope="module", params=sorted(MODELS))
+# Every architecture as it is served, and those that the native kernels run on each set of them.
+CASES = [
+    *((name, "auto") for name in sorted(MODELS)),
+    *((name, kernels) for name in NATIVE for kernels in ("torch", *KERNEL_SETS)),
+]
+
+
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
 def loaded(request: pytest.FixtureRequest) -> Iterator[tuple[str, LocalEngine]]:
-    engine = make_engine(checkpoint(request.param))
-    engine.start()
-    yield request.param, engine
+    name, kernels = request.param
+    require_kernels(kernels)
+    engine = make_engine(checkpoint(name), kernels=kernels)
+    found = engine.start().facts["kernels"]
+    assert kernels in ("auto", found)
+    yield name, engine
     engine.close()
 
 

@@ -17,6 +17,7 @@ from dynamo_serve.engines.local.graphs import (
     padded,
     static_inputs,
 )
+from dynamo_serve.engines.local.runner import ModelRunner
 from dynamo_serve.engines.local.startup import Ready
 from dynamo_serve.engines.local.torch_attention import TorchAttention
 from dynamo_serve.engines.local.varlen_attention import VarlenAttention
@@ -28,7 +29,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def ready() -> Iterator[tuple[Driver, Ready]]:
-    engine = make_engine(checkpoint("mistral"))
+    engine = make_engine(checkpoint("mistral"), kernels="torch")
     engine.start()
     assert engine._ready is not None
     yield Driver(engine, 4, 96), engine._ready
@@ -79,6 +80,7 @@ def test_static_shapes_depend_on_the_size_alone() -> None:
 def test_only_small_pure_decode_steps_are_replayed(ready: tuple[Driver, Ready]) -> None:
     _, engine = ready
     geometry = PageGeometry(4, 10, 96)
+    assert isinstance(engine.runner, ModelRunner)
     graphs = DecodeGraphs(engine.runner, VarlenAttention(print, 4, CPU), geometry)
     graphs._sizes = [1, 2]
     one = Work("a", (1,), 3, (0,), True, Sampling(), 1)

@@ -74,7 +74,7 @@ def test_attention_that_reads_no_pages_is_found_out(monkeypatch: pytest.MonkeyPa
         Grouping, "_pages", lambda self, row, window: original(self, row, window)[:1] * 9
     )
     with pytest.raises(UnsupportedModel, match=r"LlamaForCausalLM.*differ from its plain forward"):
-        make_engine(checkpoint("llama")).start()
+        make_engine(checkpoint("llama"), kernels="torch").start()
 
 
 def test_a_step_longer_than_any_sequence_is_examined_within_the_positions() -> None:
@@ -92,13 +92,15 @@ def test_a_step_longer_than_any_sequence_is_examined_within_the_positions() -> N
 
 def test_spec_says_what_was_got() -> None:
     stages: list[tuple[str, float]] = []
-    engine = make_engine(checkpoint("llama"), progress=lambda *at: stages.append(at))
+    engine = make_engine(
+        checkpoint("llama"), kernels="torch", progress=lambda *at: stages.append(at)
+    )
     spec = engine.start()
     engine.close()
     assert (spec.page_size, spec.num_pages, spec.vocab_size) == (4, 96, 128)
     assert spec.max_model_len == 256  # the model's limit; the pool would hold 384
     assert spec.facts["architecture"] == "LlamaForCausalLM"
-    assert spec.facts["attention_backend"] == "torch"
+    assert spec.facts["attention_backend"] == spec.facts["kernels"] == "torch"
     assert spec.facts["dtype"] == "float32"
     assert spec.facts["device"] == "cpu"
     assert spec.facts["cuda_graphs"] is False

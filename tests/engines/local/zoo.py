@@ -36,6 +36,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_moe": ("Qwen3MoeConfig", {"num_experts": 4, "head_dim": 8, **MOE}),
     "mistral": ("MistralConfig", {"sliding_window": 6}),
     "mixtral": ("MixtralConfig", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "gemma": ("GemmaConfig", {"head_dim": 8}),
     "gemma2": ("Gemma2Config", {"head_dim": 8, "attn_logit_softcapping": 2.0, **SLIDING}),
     "gemma3": ("Gemma3TextConfig", {"head_dim": 8, **SLIDING}),
     "phi3": ("Phi3Config", {}),

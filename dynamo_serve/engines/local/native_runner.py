@@ -1,0 +1,41 @@
+"""One forward of a natively packed model over a packed step."""
+
+from __future__ import annotations
+
+import torch
+from transformers import PreTrainedModel
+
+from dynamo_serve.engines.local.native_model import NativeModel
+from dynamo_serve.engines.local.native_step import NativeStep
+from dynamo_serve.engines.local.step import PackedStep
+from dynamo_serve.native.library import Kernels
+
+
+class NativeRunner:
+    """Runs steps through the kernels; what is left of `model` holds its settings."""
+
+    def __init__(
+        self, model: PreTrainedModel, native: NativeModel, kernels: Kernels, page_size: int
+    ) -> None:
+        self.model = model
+        self.native = native
+        self._kernels = kernels
+        self._page_size = page_size
+
+    @property
+    def facts(self) -> dict[str, str | int | float | bool]:
+        """What the log and `/v1/server` say of it."""
+        return {
+            "attention_backend": "native",
+            "kernels": self._kernels.name,
+            "weights_bytes": self.native.weights_bytes,
+        }
+
+    def logits(self, step: PackedStep) -> torch.Tensor:
+        """Logits [n, vocab] in float32 of the n sampling tokens."""
+        arrays = NativeStep(step, self._page_size)
+        logits = torch.empty(len(step.sample_index), self.native.vocab_size)
+        arrays.struct.logits = logits.data_ptr()
+        self._kernels.forward(self.native.struct, arrays.struct)
+        cap = self.native.softcap
+        return logits if cap is None else torch.tanh(logits / cap) * cap

@@ -1,0 +1,138 @@
+"""Find and load the kernels that were built with the package, and call them."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import POINTER, byref, c_char_p, c_float, c_int32, c_uint64, c_void_p
+from functools import cache
+from pathlib import Path
+
+from dynamo_serve.native import structs
+from dynamo_serve.native.structs import Type
+
+NUM_SETS = 4  # amx, avx512_bf16, avx512, avx2
+
+
+class NativeUnavailable(Exception):
+    """The kernels cannot be used here; the message says why."""
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    """The shared library beside this file. Raises `NativeUnavailable`."""
+    found = sorted(Path(__file__).parent.glob("_kernels*.so"))
+    if not found:
+        raise NativeUnavailable("they were not built (no C++ compiler when it was installed?)")
+    try:
+        library = ctypes.CDLL(str(found[0]))
+    except OSError as error:
+        raise NativeUnavailable(f"{found[0].name} cannot be loaded: {error}") from error
+    _declare(library)
+    for which, struct in enumerate(structs.ALL):
+        if library.ds_struct_size(which) != ctypes.sizeof(struct):
+            raise NativeUnavailable(f"{found[0].name} is of another version; install again")
+    return library
+
+
+def _declare(library: ctypes.CDLL) -> None:
+    pointer, number = c_void_p, c_int32
+    for name, result, arguments in (
+        ("ds_kernels", pointer, (number,)),
+        ("ds_kernels_name", c_char_p, (number,)),
+        ("ds_set_threads", None, (number,)),
+        ("ds_allocate", pointer, (c_uint64,)),
+        ("ds_release", None, (pointer,)),
+        ("ds_packed_bytes", c_uint64, (pointer, number, number, number)),
+        ("ds_pack", None, (pointer, pointer, pointer, pointer, *(number,) * 5)),
+        ("ds_forward", None, (pointer, POINTER(structs.Model), POINTER(structs.Step))),
+        ("ds_attend", None, (pointer, *map(POINTER, _ATTEND))),
+        ("ds_linear", None, (pointer, POINTER(structs.Linear), pointer, pointer, number)),
+        ("ds_struct_size", number, (number,)),
+    ):
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+
+
+_ATTEND = (structs.Attention, structs.Step, structs.Queries)
+
+
+class Kernels:
+    """The kernels of one instruction set."""
+
+    def __init__(self, name: str, handle: int) -> None:
+        self.name = name
+        self._handle = handle
+        self._library = _library()
+
+    def set_threads(self, count: int) -> None:
+        """For the whole process; `count` includes the thread that calls."""
+        self._library.ds_set_threads(count)
+
+    def packed_bytes(self, outputs: int, inputs: int, kind: Type) -> int:
+        return int(self._library.ds_packed_bytes(self._handle, outputs, inputs, kind))
+
+    def pack(
+        self,
+        to: int,
+        scales: int | None,
+        rows: int,
+        row_type: Type,
+        shape: tuple[int, int],
+        kind: Type,
+        gated: bool,
+    ) -> None:
+        """Pack `rows` [outputs, inputs] to the address `to`."""
+        self._library.ds_pack(self._handle, to, scales, rows, row_type, *shape, kind, gated)
+
+    def forward(self, model: structs.Model, step: structs.Step) -> None:
+        self._library.ds_forward(self._handle, byref(model), byref(step))
+
+    def attend(
+        self, attention: structs.Attention, step: structs.Step, queries: structs.Queries
+    ) -> None:
+        self._library.ds_attend(self._handle, byref(attention), byref(step), byref(queries))
+
+    def linear(self, linear: structs.Linear, x: int, y: int, tokens: int) -> None:
+        self._library.ds_linear(self._handle, byref(linear), x, y, tokens)
+
+
+class Memory:
+    """A block on huge pages where the system has them; freed with the object."""
+
+    def __init__(self, num_bytes: int) -> None:
+        self._library = _library()
+        self.address = int(self._library.ds_allocate(max(num_bytes, 1)))
+        self.num_bytes = num_bytes
+
+    def floats(self) -> ctypes.Array[c_float]:
+        return (c_float * (self.num_bytes // 4)).from_address(self.address)
+
+    def __del__(self) -> None:
+        if hasattr(self, "address"):
+            self._library.ds_release(self.address)
+
+
+def available() -> dict[str, Kernels]:
+    """Every set that this processor runs, best first. Raises `NativeUnavailable` without any."""
+    library = _library()
+    found = {}
+    for i in range(NUM_SETS):
+        handle = library.ds_kernels(i)
+        if handle:
+            name = library.ds_kernels_name(i).decode()
+            found[name] = Kernels(name, handle)
+    if not found:
+        raise NativeUnavailable("this processor has not even AVX2")
+    return found
+
+
+def choose(wish: str) -> Kernels:
+    """The set named `wish`, or the best for auto. Raises `NativeUnavailable`."""
+    if wish == "torch":
+        raise NativeUnavailable("engine.kernels is torch")
+    found = available()
+    if wish == "auto":
+        return next(iter(found.values()))
+    if wish not in found:
+        raise NativeUnavailable(f"this processor runs {', '.join(found)}, but not {wish}")
+    return found[wish]

@@ -1,0 +1,23 @@
+// One instruction set: LEVEL and NAMESPACE are set by the file that includes this one.
+#include <immintrin.h>
+
+#include "kernels.h"
+#include "pool.h"
+
+namespace ds {
+namespace NAMESPACE {
+#include "vec.inl"
+#include "product.inl"
+#if LEVEL >= 3
+#include "product_amx.inl"
+#endif
+#include "pack.inl"
+#include "elementwise.inl"
+#include "attention.inl"
+#if LEVEL >= 3
+#include "attention_amx.inl"
+#endif
+#include "attention_run.inl"
+#include "forward.inl"
+}  // namespace NAMESPACE
+}  // namespace ds
