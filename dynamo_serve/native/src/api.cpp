@@ -79,18 +79,21 @@ void ds_pack(const Kernels *k, void *packed, float *scales, const void *rows, in
 
 void ds_forward(const Kernels *k, const ds::Model *model, const ds::Step *step) {
   const std::lock_guard<std::mutex> lock(one_call);
+  const ds::Normal normal;
   k->forward(*model, *step);
 }
 
 void ds_attend(const Kernels *k, const ds::Attention *a, const ds::Step *step,
                const ds::Queries *queries) {
   const std::lock_guard<std::mutex> lock(one_call);
+  const ds::Normal normal;
   k->attend(*a, *step, *queries);
 }
 
 void ds_linear(const Kernels *k, const ds::Linear *linear, const float *x, float *y,
                int32_t tokens) {
   const std::lock_guard<std::mutex> lock(one_call);
+  const ds::Normal normal;
   k->linear(*linear, x, y, tokens);
 }
 

@@ -96,39 +96,47 @@ struct Softmax {
   const Attention &a;
   float *most, *total;  // [rows]
 
-  // Make `scores` of keys first .. first + count - 1 into weights, in place; keys outside
-  // [low, high) are hidden. Returns the factor for what was summed up before.
-  METHOD float weigh(float *scores, int64_t row, int64_t first, int64_t count, int64_t low,
-                     int64_t high) const {
-    int64_t i = 0;
-    vec best = splat(HIDDEN_SCORE);
-    for (; i < count; i += WIDTH) {
-      vec s = load(scores + i) * a.scale;
-      if (a.softcap > 0) s = hyperbolic_tangent(s / a.softcap) * a.softcap;
-      if (first + i < low || first + i + WIDTH > high) {
-        const ivec key = first_integers() + static_cast<int32_t>(first + i);
-        s = key < static_cast<int32_t>(low) || key >= static_cast<int32_t>(high)
-                ? splat(HIDDEN_SCORE)
-                : s;
-      }
-      store(scores + i, s);
-      best = larger(best, s);
+  // Turn `scores` of keys first .. first + count - 1 into `weights`; keys outside [low, high) are
+  // hidden. `count` is a multiple of WIDTH. Returns the factor for what was summed up before.
+  template <class Weight>
+  METHOD float weigh(float *scores, Weight *weights, int64_t row, int64_t first, int64_t count,
+                     int64_t low, int64_t high) const {
+    if (a.softcap > 0) cap(scores, count);
+    if (first < low || first + count > high) hide(scores, first, count, low, high);
+    const float scale = a.softcap > 0 ? 1.0f : a.scale, before = most[row];
+    vec best = load(scores);
+    for (int64_t i = WIDTH; i < count; i += WIDTH) best = larger(best, load(scores + i));
+    const float top = largest(best);
+    if (top <= HIDDEN_SCORE) {  // nothing is seen here: weights are 0, not e^0
+      for (int64_t i = 0; i < count; i += WIDTH) store(weights + i, vec{});
+      return 1.0f;
     }
-    const float before = most[row], now = larger_float(before, largest(best));
+    const float now = before > top * scale ? before : top * scale;
+    const float slope = scale * LOG2_E, offset = now * LOG2_E;
     vec sums{};
-    for (i = 0; i < count; i += WIDTH) {
-      vec weight = exponential(load(scores + i) - now);
-      if (now <= HIDDEN_SCORE) weight = vec{};  // nothing seen yet: not e^0
-      store(scores + i, weight);
+    for (int64_t i = 0; i < count; i += WIDTH) {
+      const vec weight = power_of_2(load(scores + i) * slope - offset);
+      store(weights + i, weight);
       sums += weight;
     }
-    const float factor = before == now ? 1.0f : exponential(splat(before - now))[0];
+    const float factor = before == now ? 1.0f : exponential(before - now);
     most[row] = now;
     total[row] = total[row] * factor + sum(sums);
     return factor;
   }
 
-  METHOD static float larger_float(float a, float b) { return a > b ? a : b; }
+  METHOD void cap(float *scores, int64_t count) const {
+    for (int64_t i = 0; i < count; i += WIDTH)
+      store(scores + i,
+            hyperbolic_tangent(load(scores + i) * (a.scale / a.softcap)) * a.softcap);
+  }
+
+  METHOD static void hide(float *scores, int64_t first, int64_t count, int64_t low, int64_t high) {
+    const ivec before = splat_int(low - first), after = splat_int(high - first);
+    ivec key = first_integers();
+    for (int64_t i = 0; i < count; i += WIDTH, key += WIDTH)
+      store(scores + i, (key < before) | (key >= after) ? splat(HIDDEN_SCORE) : load(scores + i));
+  }
 };
 
 // A row is finished: normalise it into `out`, or keep it to be merged.
@@ -143,7 +151,7 @@ INLINE void finish_row(const Attention &a, float most, float total, const float 
     copy(values, to + 2, dim);
     return;
   }
-  if (a.sinks != nullptr) total += exponential(splat(a.sinks[head] - most))[0];
+  if (a.sinks != nullptr) total += exponential(a.sinks[head] - most);
   const float factor = 1.0f / total;
   for (int64_t i = 0; i < dim; i++) put(out + i, values[i] * factor);
 }
@@ -155,58 +163,28 @@ INLINE void merge_token(const Attention &a, const float *one, const float *other
   for (int64_t head = 0; head < a.heads; head++) {
     const float *x = one + head * (dim + 2), *y = other + head * (dim + 2);
     const float most = x[0] > y[0] ? x[0] : y[0];
-    const float fx = exponential(splat(x[0] - most))[0], fy = exponential(splat(y[0] - most))[0];
+    const float fx = exponential(x[0] - most), fy = exponential(y[0] - most);
     float total = x[1] * fx + y[1] * fy;
-    if (a.sinks != nullptr) total += exponential(splat(a.sinks[head] - most))[0];
+    if (a.sinks != nullptr) total += exponential(a.sinks[head] - most);
     const float inverse = 1.0f / total;
     for (int64_t i = 0; i < dim; i++)
       put(out + head * dim + i, (x[2 + i] * fx + y[2 + i] * fy) * inverse);
   }
 }
 
-// ── few queries: KV is streamed once, everything else stays in the first cache ─────────────────
+// ── where KV lies ──────────────────────────────────────────────────────────────────────────────
 
-constexpr int64_t KEYS = 32;        // per round
-constexpr int64_t FEW_ROWS = 8;     // queries per KV head
-
-template <class Page>
-INLINE const Page *kv_row(const Attention &a, const void *pages, const Segment &s, int64_t token) {
-  const int64_t page = s.pages[token / a.page_size];
-  return static_cast<const Page *>(pages) +
-         (page * a.page_size + token % a.page_size) * a.kv_heads * a.head_dim;
-}
-
-template <class T>
-INLINE float dot(const T *x, const float *y, int64_t n) {
-  vec sums{};
-  int64_t i = 0;
-  for (; i + WIDTH <= n; i += WIDTH) sums += load(x + i) * load(y + i);
-  float total = sum(sums);
-  for (; i < n; i++) total += get(x + i) * y[i];
-  return total;
-}
-
-// values[n] = values[n] * factor + weights[count] times the rows of V.
-template <class Page>
-INLINE void add_values(const Attention &a, const Segment &s, int64_t first, int64_t count,
-                       int64_t head, const float *weights, float factor, float *values) {
-  constexpr int PARTS = 4;
-  const int64_t dim = a.head_dim;
-  int64_t i = 0;
-  for (; i + PARTS * WIDTH <= dim; i += PARTS * WIDTH) {
-    vec sums[PARTS];
-    for (int j = 0; j < PARTS; j++) sums[j] = load(values + i + j * WIDTH) * factor;
-    for (int64_t t = 0; t < count; t++) {
-      const Page *v = kv_row<Page>(a, a.values, s, first + t) + head * dim + i;
-      for (int j = 0; j < PARTS; j++) sums[j] += splat(weights[t]) * load(v + j * WIDTH);
+// Offsets, in numbers, of the rows of `count` tokens of a segment, for keys and values alike.
+INLINE void find_rows(const Attention &a, const Segment &s, int64_t first, int64_t count,
+                      int64_t *offsets) {
+  const int64_t row = static_cast<int64_t>(a.kv_heads) * a.head_dim;
+  int64_t page = first / a.page_size, inside = first % a.page_size;
+  for (int64_t t = 0; t < count; t++) {
+    offsets[t] = (s.pages[page] * static_cast<int64_t>(a.page_size) + inside) * row;
+    if (++inside == a.page_size) {
+      inside = 0;
+      page++;
     }
-    for (int j = 0; j < PARTS; j++) store(values + i + j * WIDTH, sums[j]);
-  }
-  for (; i < dim; i++) {
-    float total = values[i] * factor;
-    for (int64_t t = 0; t < count; t++)
-      total += weights[t] * get(kv_row<Page>(a, a.values, s, first + t) + head * dim + i);
-    values[i] = total;
   }
 }
 
@@ -217,50 +195,9 @@ INLINE int64_t end_seen(const Segment &s, int64_t position) {
   return s.causal ? smaller(s.kv_end, position + 1) : s.kv_end;
 }
 
-// The queries of `piece` (at most FEW_ROWS per KV head) for KV heads first_head .. last_head - 1.
-template <class In, class Page>
-INLINE void attend_few(const Attention &a, const Step &step, const Plan &plan, const Piece &piece,
-                       int64_t first_head, int64_t last_head, const In *queries,
-                       int64_t query_stride, In *out, int64_t out_stride) {
-  const Segment &s = plan.segments.data[piece.segment];
-  const int64_t dim = a.head_dim, group = a.heads / a.kv_heads, rows = piece.tokens * group;
-  const int64_t heads = last_head - first_head, all = heads * rows;
-  auto *memory = static_cast<float *>(thread_scratch(SCORES, all * (KEYS + 2 * dim + 2) * 4));
-  float *scores = memory, *q = scores + all * KEYS, *values = q + all * dim;
-  const Softmax softmax{a, values + all * dim, values + all * dim + all};
-  for (int64_t i = 0; i < all; i++) {
-    const int64_t head = (first_head + i / rows) * group + i % group;
-    copy(queries + (piece.token + i % rows / group) * query_stride + head * dim, q + i * dim, dim);
-    softmax.most[i] = HIDDEN_SCORE;
-    softmax.total[i] = 0;
-  }
-  __builtin_memset(values, 0, all * dim * 4);
-  const int64_t last_position = step.positions[piece.token + piece.tokens - 1];
-  const int64_t begin = first_seen(a, s, step.positions[piece.token]);
-  const int64_t end = end_seen(s, last_position);
-  for (int64_t first = begin; first < end; first += KEYS) {
-    const int64_t count = smaller(KEYS, end - first);
-    for (int64_t t = 0; t < count; t++) {
-      const Page *k = kv_row<Page>(a, a.keys, s, first + t) + first_head * dim;
-      for (int64_t i = 0; i < all; i++)
-        scores[i * KEYS + t] = dot(k + i / rows * dim, q + i * dim, dim);
-    }
-    for (int64_t i = 0; i < all; i++) {
-      const int64_t position = step.positions[piece.token + i % rows / group];
-      const float factor =
-          softmax.weigh(scores + i * KEYS, i, first, KEYS, first_seen(a, s, position),
-                        smaller(end, end_seen(s, position)));
-      add_values<Page>(a, s, first, count, first_head + i / rows, scores + i * KEYS, factor,
-                       values + i * dim);
-    }
-  }
-  for (int64_t i = 0; i < all; i++) {
-    const int64_t token = piece.token + i % rows / group;
-    const int64_t head = (first_head + i / rows) * group + i % group;
-    float *found = s.found < 0 ? nullptr
-                               : plan.found.data + s.found +
-                                     (token - s.token) * a.heads * (dim + 2);
-    finish_row(a, softmax.most[i], softmax.total[i], values + i * dim, found, head,
-               out + token * out_stride + head * dim);
-  }
+// Ask for `n` numbers before they are needed: pages lie anywhere, so the processor can't guess.
+template <class T>
+INLINE void fetch(const T *x, int64_t n) {
+  for (int64_t i = 0; i < n; i += 64 / static_cast<int64_t>(sizeof(T)))
+    _mm_prefetch(reinterpret_cast<const char *>(x + i), _MM_HINT_T0);
 }

@@ -34,10 +34,17 @@ struct Round {
   const Attention &a;
   const Segment &s;
   int64_t head, first, count;  // keys first .. first + count - 1; the rest of the round is zeros
+  int64_t offsets[ROUND];
+
+  METHOD Round(const Attention &a, const Segment &s, int64_t head, int64_t first, int64_t count)
+      : a(a), s(s), head(head), first(first), count(count) {
+    find_rows(a, s, first, count, offsets);
+  }
 
   METHOD __m512i part(const void *pages, int64_t key, int64_t from) const {
     if (key >= count) return _mm512_setzero_si512();
-    return _mm512_loadu_si512(kv_row<bf16>(a, pages, s, first + key) + head * a.head_dim + from);
+    return _mm512_loadu_si512(static_cast<const bf16 *>(pages) + offsets[key] +
+                              head * a.head_dim + from);
   }
 
   // [16 keys each][head_dim / 32] tiles of [16 pairs of the head][16 keys][2].
@@ -51,24 +58,15 @@ struct Round {
 
   // [32 keys each][head_dim / 16] tiles of [16 pairs of keys][16 of the head][2].
   METHOD void pack_values(__m512i *to) const {
-    const __m512i low = pairs_from(0), high = pairs_from(16);
+    const Interleave interleave = Interleave::make();
     for (int64_t key = 0; key < round_up(count, 32); key += 32)
       for (int64_t from = 0; from < a.head_dim; from += 32, to += 32)
         for (int64_t i = 0; i < 16; i++) {
           const __m512i even = part(a.values, key + 2 * i, from);
           const __m512i odd = part(a.values, key + 2 * i + 1, from);
-          to[i] = _mm512_permutex2var_epi16(even, low, odd);
-          to[16 + i] = _mm512_permutex2var_epi16(even, high, odd);
+          to[i] = _mm512_permutex2var_epi16(even, interleave.low, odd);
+          to[16 + i] = _mm512_permutex2var_epi16(even, interleave.high, odd);
         }
-  }
-
-  METHOD static __m512i pairs_from(int first) {
-    alignas(64) uint16_t index[32];
-    for (int i = 0; i < 16; i++) {
-      index[2 * i] = static_cast<uint16_t>(first + i);
-      index[2 * i + 1] = static_cast<uint16_t>(first + i + 32);
-    }
-    return _mm512_load_si512(index);
   }
 };
 
@@ -145,11 +143,10 @@ INLINE void run_round(const Workspace &w, const Round &round, const Step &step, 
   const Softmax softmax{a, w.most, w.total};
   for (int64_t row = 0; row < rows; row++) {
     const int64_t position = step.positions[piece.token + row / group];
-    float *scores = w.scores + row * ROUND;
     const float factor = softmax.weigh(
-        scores, row, round.first, keys, first_seen(a, round.s, position),
+        w.scores + row * ROUND, w.weights + row * ROUND, row, round.first, keys,
+        first_seen(a, round.s, position),
         smaller(round.first + round.count, end_seen(round.s, position)));
-    copy(scores, w.weights + row * ROUND, keys);
     if (factor != 1.0f)
       for (int64_t i = 0; i < dim; i += WIDTH)
         store(w.values + row * dim + i, load(w.values + row * dim + i) * factor);
@@ -183,7 +180,7 @@ INLINE void attend_many(const Attention &a, const Step &step, const Plan &plan, 
   const int64_t begin = first_seen(a, s, step.positions[piece.token]);
   const int64_t end = end_seen(s, step.positions[piece.token + piece.tokens - 1]);
   for (int64_t first = begin; first < end; first += ROUND)
-    run_round(w, Round{a, s, head, first, smaller(ROUND, end - first)}, step, piece, rows);
+    run_round(w, Round(a, s, head, first, smaller(ROUND, end - first)), step, piece, rows);
   for (int64_t row = 0; row < rows; row++) {
     const int64_t token = piece.token + row / group, query = head * group + row % group;
     float *found = s.found < 0 ? nullptr

@@ -6,7 +6,7 @@ constexpr bool HAS_TILES = true;
 constexpr bool HAS_TILES = false;
 #endif
 constexpr int64_t MANY_ROWS = 10;  // queries per KV head from which on tiles pay
-constexpr int64_t TILE_ROWS = 64;  // that one task takes
+constexpr int64_t TILE_ROWS = 128; // that one task takes
 
 template <class In, class Page>
 INLINE bool takes_tiles(const Attention &a, const Segment &s) {

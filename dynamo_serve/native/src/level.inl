@@ -14,6 +14,7 @@ namespace NAMESPACE {
 #include "pack.inl"
 #include "elementwise.inl"
 #include "attention.inl"
+#include "attention_few.inl"
 #if LEVEL >= 3
 #include "attention_amx.inl"
 #endif

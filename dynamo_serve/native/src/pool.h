@@ -8,6 +8,15 @@ namespace ds {
 void set_threads(int count);
 int num_threads();
 
+// While one of these lives, the thread that made it counts denormal numbers as 0; the pool's threads
+// always do.
+struct Normal {
+  Normal();
+  ~Normal();
+  Normal(const Normal &) = delete;
+  unsigned before = 0;
+};
+
 using Task = void (*)(void *context, int64_t index);
 
 // Run `task` for 0 .. count - 1, on the caller and on whichever threads are awake. The caller waits

@@ -45,6 +45,7 @@ INLINE ivec first_integers() {
   for (int i = 0; i < WIDTH; i++) x[i] = i;
   return x;
 }
+INLINE ivec splat_int(int64_t x) { return static_cast<int32_t>(x) - ivec{}; }
 INLINE vec load(const float *p) { return *reinterpret_cast<const vec_any *>(p); }
 INLINE void store(float *p, vec x) { *reinterpret_cast<vec_any *>(p) = x; }
 INLINE float widen(bf16 x) { return __builtin_bit_cast(float, static_cast<uint32_t>(x) << 16); }
@@ -121,21 +122,27 @@ INLINE float get(const bf16 *p) { return widen(*p); }
 INLINE void put(float *p, float x) { *p = x; }
 INLINE void put(bf16 *p, float x) { *p = narrow(x); }
 
-// exp(x): 2 ** n times a polynomial of degree 6 in the rest; relative error below 2e-7. Far below
-// zero it becomes 0, so that masked scores (-infinity stands for them as -1e30) vanish.
-INLINE vec exponential(vec x) {
-  x = larger(splat(-104.0f), x);  // in this order a NaN stays one
-  const vec n = round_to_even(x * 1.44269504f);
-  const vec r = (x - n * 0.693145752f) - n * 1.42860677e-6f;
-  vec p = splat(1.0f / 720);
-  p = p * r + 1.0f / 120;
-  p = p * r + 1.0f / 24;
-  p = p * r + 1.0f / 6;
-  p = p * r + 0.5f;
+// 2 ** x: 2 ** n times a polynomial of degree 6 in the rest; relative error about 1e-7. Below 2 **
+// -126 it is 0, so that masked scores vanish: denormal numbers take the processor a hundred times
+// as long. A NaN stays one.
+INLINE vec power_of_2(vec exponent) {
+  // In this order, because the second one wins if either is NaN.
+  const vec x = larger(splat(-126.0f), exponent);
+  const vec n = round_to_even(x), r = x - n;
+  vec p = splat(1.54035304e-4f);
+  p = p * r + 1.33335581e-3f;
+  p = p * r + 9.61812911e-3f;
+  p = p * r + 5.55041087e-2f;
+  p = p * r + 2.40226507e-1f;
+  p = p * r + 6.93147181e-1f;
   p = p * r + 1.0f;
-  p = p * r + 1.0f;
-  return times_power_of_2(p, n);
+  return exponent < -126.0f ? vec{} : times_power_of_2(p, n);
 }
+
+constexpr float LOG2_E = 1.44269504f;
+
+INLINE vec exponential(vec x) { return power_of_2(x * LOG2_E); }
+INLINE float exponential(float x) { return exponential(splat(x))[0]; }
 
 INLINE vec hyperbolic_tangent(vec x) {
   const vec bounded = larger(splat(-15.0f), -larger(splat(-15.0f), -x));
