@@ -75,6 +75,7 @@ def build_fake(config: Config, model_path: str) -> Engine:
         max_model_len=max_model_len,
         page_size=config.cache.page_size,
         num_pages=num_pages,
+        step_seconds=config.engine.fake_step_ms / 1000,
     )
 
 
