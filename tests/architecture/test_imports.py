@@ -39,7 +39,7 @@ LAW: dict[str, tuple[str, ...]] = {
     "dynamo_serve.metrics_tenants": (),
     "dynamo_serve.api.": (
         *("", "api.", "config", "core.", "directory", "errors", "service", "tenants", "text."),
-        *("fastapi.", "starlette.", "sse_starlette.", "pydantic."),
+        *("fastapi.", "starlette.", "pydantic."),
     ),
     "dynamo_serve.settings_key": ("yaml.",),
     "dynamo_serve.settings": ("config", "errors", "settings_key", "yaml."),
