@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dynamo_serve import wire
+from dynamo_serve import garbage, wire
 from dynamo_serve.config import (
     CacheSection,
     Config,
@@ -152,6 +152,7 @@ def serve(channel: Channel, config: Config, model_path: str, tenancy: Tenancy) -
     )
     try:
         spec = engine.start()
+        garbage.settle()
         channel.send_spec(spec)
         loop = build_loop(
             config,

@@ -24,7 +24,8 @@ LAW: dict[str, tuple[str, ...]] = {
     ),
     "dynamo_serve.text.": ("core.", "errors", "jinja2.", "text.", "tokenizers.", "transformers."),
     "dynamo_serve.wire": ("core.", "msgpack."),
-    "dynamo_serve.worker": ("config", "core.", "engines.", "errors", "wire"),
+    "dynamo_serve.garbage": (),
+    "dynamo_serve.worker": ("config", "core.", "engines.", "errors", "garbage", "wire"),
     "dynamo_serve.link": ("config", "core.", "errors", "wire", "worker"),
     "dynamo_serve.inbox": ("core.", "errors"),
     "dynamo_serve.observer": ("core.",),
@@ -52,8 +53,8 @@ LAW: dict[str, tuple[str, ...]] = {
     "dynamo_serve.cli_progress": (),
     "dynamo_serve.cli": (*("", "errors", "settings", "chat", "cli_keys", "cli_serve", "tenants"),),
     "dynamo_serve.cli_serve": (
-        *("", "api.", "bundled.", "cli_progress", "config", "directory", "errors", "metrics"),
-        *("service", "text.", "uvicorn."),
+        *("", "api.", "bundled.", "cli_progress", "config", "directory", "errors", "garbage"),
+        *("metrics", "service", "text.", "uvicorn."),
     ),
     "dynamo_serve.reference": (
         *("", "api.", "cli", "config", "errors", "metrics", "settings", "settings_key"),
