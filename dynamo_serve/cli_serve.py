@@ -17,7 +17,7 @@ from pathlib import Path
 
 import uvicorn
 
-from dynamo_serve import __version__, bundled
+from dynamo_serve import __version__, bundled, garbage
 from dynamo_serve.api import middleware
 from dynamo_serve.api.app import create_app
 from dynamo_serve.api.auth import Access
@@ -102,6 +102,7 @@ class Run:
         try:
             await self._first_of(starting, stopped, answering)
             if not self._stop.is_set():
+                garbage.settle()
                 tell(self._what_next(names))
                 await self._first_of(stopped, answering)
             await self._drain()

@@ -102,6 +102,9 @@ class EngineSection:
     )
     cuda_graphs: bool = setting(True, "Capture decode batches in CUDA graphs (CUDA only).")
     threads: int = setting(0, "CPU compute threads; 0 takes all cores.", low=0, high=1024)
+    fake_step_ms: float = setting(
+        0.0, "kind fake: how long it sleeps in every step, as a device would compute.", low=0
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dynamo_serve import wire
+from dynamo_serve import garbage, wire
 from dynamo_serve.config import (
     CacheSection,
     Config,
@@ -75,6 +75,7 @@ def build_fake(config: Config, model_path: str) -> Engine:
         max_model_len=max_model_len,
         page_size=config.cache.page_size,
         num_pages=num_pages,
+        step_seconds=config.engine.fake_step_ms / 1000,
     )
 
 
@@ -151,6 +152,7 @@ def serve(channel: Channel, config: Config, model_path: str, tenancy: Tenancy) -
     )
     try:
         spec = engine.start()
+        garbage.settle()
         channel.send_spec(spec)
         loop = build_loop(
             config,

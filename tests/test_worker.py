@@ -20,7 +20,7 @@ from dynamo_serve.core.loop import Command, Stop, Submit
 from dynamo_serve.core.request import Request
 from dynamo_serve.core.tenant import Tenancy
 from dynamo_serve.link import ENGINE_SECTIONS
-from dynamo_serve.worker import Channel, settings_of
+from dynamo_serve.worker import Channel, build_fake, settings_of
 from tests.core.traffic import VOCAB_SIZE
 
 CONFIG = Config(engine=EngineSection(kind="fake"), cache=CacheSection(page_size=4, num_pages=64))
@@ -44,6 +44,14 @@ def folder(tmp_path: Path) -> str:
     facts = {"vocab_size": VOCAB_SIZE, "max_position_embeddings": 256}
     (tmp_path / "config.json").write_text(json.dumps(facts))
     return str(tmp_path)
+
+
+def test_the_fake_engine_sleeps_as_long_as_it_is_told(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dynamo_serve.worker.FakeEngine", lambda **arguments: arguments)
+    config = Config(engine=EngineSection(kind="fake", fake_step_ms=5))
+    assert build_fake(config, folder)["step_seconds"] == 0.005  # type: ignore[index]
 
 
 def configure(folder: str) -> bytes:

@@ -9,7 +9,6 @@ from typing import Annotated
 from fastapi import Depends, FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.security import HTTPBearer
-from sse_starlette.sse import AppStatus
 
 from dynamo_serve import __version__
 from dynamo_serve.api.admin import admin_routes
@@ -44,9 +43,6 @@ def create_app(
 ) -> FastAPI:
     """The app for a started (or starting) service. It does not start or close the service."""
     assert model_names, "a model needs a name"
-    # Left on, the library would cut every stream as soon as uvicorn is told to stop. Ours end
-    # when the service has drained or closed.
-    AppStatus.disable_automatic_graceful_drain()
     # No browser pages for the document: FastAPI's load their scripts from the internet.
     app = FastAPI(
         title="dynamo_serve",

@@ -60,7 +60,7 @@ class Job:
         # A message is a text of its own; a completion continues its prompt, and that decides
         # whether its first token shows a leading space.
         context = request.prompt_ids if self.continues_text else ()
-        detokenizer = Detokenizer(tokenizer.decode, tokenizer.special_ids, context)
+        detokenizer = Detokenizer(tokenizer.decode, tokenizer.special_ids, context, tokenizer.alone)
         return Transcript(detokenizer, self.stops, request.min_tokens)
 
 

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator, Coroutine
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
 from fastapi import Request, Response
-from sse_starlette import EventSourceResponse
+from fastapi.responses import StreamingResponse
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from dynamo_serve.api.choices import Tally, Updates, fold
+from dynamo_serve.api.choices import Updates, fold
+from dynamo_serve.api.frames import frames
 from dynamo_serve.api.job import Job
 from dynamo_serve.api.render import Envelope, Renderer, to_json
-from dynamo_serve.errors import RequestError
 from dynamo_serve.text.stream import Delta
 
-logger = logging.getLogger(__name__)
-
-DONE = b"data: [DONE]\n\n"
+PING = b": ping\n\n"
+HEADERS = {
+    "Cache-Control": "no-store",
+    "Connection": "keep-alive",
+    "X-Accel-Buffering": "no",  # a proxy that collects the events would hold them back
+}
 
 T = TypeVar("T")
 
@@ -34,9 +36,9 @@ async def respond(
     What goes wrong before the first token is raised, and so becomes a proper HTTP status.
     """
     if job.stream:
-        first = await until_disconnect(http, _first(updates))
+        first = await until_hang_up(_first(updates), hang_up(http.receive))
         return EventStream(frames(first, updates, job, renderer), updates, ping)
-    answers, tally = await until_disconnect(http, fold(updates, job))
+    answers, tally = await until_hang_up(fold(updates, job), hang_up(http.receive))
     choices = [renderer.choice(i, answer, streamed=False) for i, answer in enumerate(answers)]
     body = Envelope(job, renderer).whole(choices, tally.usage())
     return Response(to_json(body), media_type="application/json")
@@ -46,66 +48,37 @@ async def _first(updates: Updates) -> tuple[int, Delta]:
     return await anext(updates)
 
 
-async def frames(
-    first: tuple[int, Delta], updates: Updates, job: Job, renderer: Renderer
-) -> AsyncGenerator[bytes, None]:
-    """The events of a stream, ready to be sent; an error after the first token is an event too."""
-    envelope = Envelope(job, renderer)
-    tally = Tally(job)
-    opened: set[int] = set()
-    verbose = job.return_token_ids
-    try:
-        async for index, delta in _chain(first, updates):
-            tally.add(index, delta)
-            if index not in opened:
-                opened.add(index)
-                if (opening := renderer.opening(index)) is not None:
-                    chat_ids = verbose and not job.continues_text
-                    text = (envelope.prompt_chunk if chat_ids else envelope.chunk)(opening)
-                    yield _frame(text)
-            if delta.text or delta.finish or delta.tokens or verbose:
-                yield _frame(envelope.chunk(renderer.choice(index, delta, streamed=True)))
-        if job.include_usage:
-            yield _frame(envelope.usage_chunk(tally.usage()))
-    except RequestError as error:
-        yield _frame(to_json(error.body()))
-    except Exception:
-        logger.exception("request %s failed in the middle of its stream", job.id)
-        yield _frame(to_json(RequestError("The server failed; its log says why.").body()))
-    yield DONE
-
-
-async def _chain(first: tuple[int, Delta], updates: Updates) -> Updates:
-    yield first
-    async for update in updates:
-        yield update
-
-
-def _frame(text: str) -> bytes:
-    return b"data: " + text.encode() + b"\n\n"
-
-
-class EventStream(Response):
-    """Sends `frames`; however that ends, `updates` (already begun) is closed and so cancelled.
+class EventStream(StreamingResponse):
+    """Sends `frames`, and a comment every `ping` seconds; however that ends, `updates` (already
+    begun) is closed and so cancelled.
 
     A generator that never began does not run its `finally`: this is why it is not enough to
     close `frames`.
     """
 
     def __init__(self, frames: AsyncGenerator[bytes, None], updates: Updates, ping: float) -> None:
-        super().__init__(media_type="text/event-stream")
+        super().__init__(frames, headers=HEADERS, media_type="text/event-stream")
         self._updates = updates
-        self._events = EventSourceResponse(frames, ping=ping, sep="\n")
+        self._ping = ping
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with aclosing(self._updates):
-            await self._events(scope, receive, send)
+            with suppress(ClientDisconnect):
+                await until_hang_up(self.stream_response(send), self._keep_alive(receive, send))
+
+    async def _keep_alive(self, receive: Receive, send: Send) -> None:
+        """`hang_up`, with pings until then. It sleeps between them, whatever is streamed."""
+        while True:
+            try:
+                async with asyncio.timeout(self._ping):
+                    return await hang_up(receive)
+            except TimeoutError:
+                await send({"type": "http.response.body", "body": PING, "more_body": True})
 
 
-async def until_disconnect(http: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is cancelled if the client hangs up: then `ClientDisconnect`."""
-    task = asyncio.create_task(work)
-    watch = asyncio.create_task(_hung_up(http))
+async def until_hang_up(work: Coroutine[Any, Any, T], client: Coroutine[Any, Any, None]) -> T:
+    """The result of `work`, which is cancelled if `client` ends first: then `ClientDisconnect`."""
+    task, watch = asyncio.create_task(work), asyncio.create_task(client)
     try:
         await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
@@ -114,8 +87,10 @@ async def until_disconnect(http: Request, work: Coroutine[Any, Any, T]) -> T:
     finally:
         watch.cancel()
         task.cancel()
+        await asyncio.wait({task, watch})  # what they held is the caller's again
 
 
-async def _hung_up(http: Request) -> None:
-    while (await http.receive())["type"] != "http.disconnect":
+async def hang_up(receive: Receive) -> None:
+    """Return when the client has gone."""
+    while (await receive())["type"] != "http.disconnect":
         pass

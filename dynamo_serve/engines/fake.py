@@ -4,32 +4,27 @@ from __future__ import annotations
 
 import math
 import time
+from array import array
 from collections.abc import Callable, Iterable, Sequence
+from hashlib import blake2b
 
 from dynamo_serve.core.batch import Batch, SequenceOutput, Work
 from dynamo_serve.core.engine import EngineSpec
 from dynamo_serve.core.request import TokenLogprob
 
 EMPTY = -1
-MASK = (1 << 64) - 1
-
-
-def mix(state: int, value: int) -> int:
-    """One round of a 64-bit hash (the finalizer of SplitMix64, Steele et al. 2014)."""
-    z = (state + 0x9E3779B97F4A7C15 + value) & MASK
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK
-    return z ^ (z >> 31)
 
 
 def next_token(context: Iterable[int], vocab_size: int, banned: frozenset[int]) -> int:
     """The 'model': a pure function of every token so far, never a banned one."""
-    state = 0
-    for token in context:
-        state = mix(state, token)
-    while state % vocab_size in banned:
-        state = mix(state, 0)
-    return state % vocab_size
+    state = _hash(array("q", context).tobytes())
+    while (token := int.from_bytes(state) % vocab_size) in banned:
+        state = _hash(state)
+    return token
+
+
+def _hash(data: bytes) -> bytes:
+    return blake2b(data, digest_size=8).digest()
 
 
 class FakeEngine:
@@ -58,12 +53,12 @@ class FakeEngine:
             vocab_size=vocab_size,
             facts={"architecture": "fake", "device": "none", "attention_backend": "none"},
         )
-        self.slots: list[int] = []
+        self.slots = array("q")
         self._step_seconds = step_seconds
         self._sleep = sleep
 
     def start(self) -> EngineSpec:
-        self.slots = [EMPTY] * (self.spec.page_size * self.spec.num_pages)
+        self.slots = array("q", [EMPTY]) * (self.spec.page_size * self.spec.num_pages)
         return self.spec
 
     def step(self, batch: Batch) -> list[SequenceOutput]:
@@ -77,17 +72,17 @@ class FakeEngine:
         pass  # pages are the pool's business
 
     def close(self) -> None:
-        self.slots = []
+        self.slots = array("q")
 
     def _write(self, work: Work) -> None:
         size = self.spec.page_size
         for position, token in enumerate(work.token_ids, start=work.position):
             self.slots[work.page_table[position // size] * size + position % size] = token
 
-    def _read(self, work: Work) -> list[int]:
+    def _read(self, work: Work) -> array[int]:
         size = self.spec.page_size
         length = work.position + len(work.token_ids)
-        context: list[int] = []
+        context = array("q")
         for page_id in work.page_table[: -(-length // size)]:
             context += self.slots[page_id * size : (page_id + 1) * size]
         return context[:length]

@@ -23,6 +23,10 @@ class Detokenizer:
 
     `decode` maps ids to text. Ids in `skip` (special tokens) yield no text. `context` are tokens
     that went before: their text is not emitted, but it decides about leading spaces.
+
+    `alone`, where the vocabulary allows it, maps a token to its text if that is the same in any
+    company, and to None if it is no whole characters. Then nothing needs to be decoded except
+    where a character is made of several tokens, and the window only holds such a character.
     """
 
     def __init__(
@@ -30,9 +34,11 @@ class Detokenizer:
         decode: Callable[[Sequence[int]], str],
         skip: Collection[int] = (),
         context: Sequence[int] = (),
+        alone: Callable[[int], str | None] | None = None,
     ) -> None:
         self._decode = decode
         self._skip = skip
+        self._alone = alone
         self._window, before = self._begin(context)
         self._sent = len(before) - _broken_tail(before)
 
@@ -40,15 +46,22 @@ class Detokenizer:
         """The text that became certain with this token; "" if none."""
         if token_id in self._skip:
             return ""
+        if not self._window and self._alone is not None:
+            whole = self._alone(token_id)
+            if whole is not None:
+                return whole
         self._window.append(token_id)
         text = self._decode(self._window)
         run = _broken_tail(text)
         settled = len(text) - (run if run <= LONGEST_WAIT else STILL_OPEN)
         new = text[self._sent : settled]
         self._sent = max(self._sent, settled)
+        if run == 0 and self._alone is not None:
+            self._window.clear()
+            self._sent = 0
         # Not while a character is open: a decoder may show its whole run of byte tokens as broken
         # until it is complete, and then `_sent` does not fit the text at hand.
-        if len(self._window) >= WINDOW and (run == 0 or run > LONGEST_WAIT):
+        elif len(self._window) >= WINDOW and (run == 0 or run > LONGEST_WAIT):
             self._slide(text)
         return new
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -45,6 +46,28 @@ class Pieces(dict[int, bytes]):
         if self._has_space_marks:
             return str(token).replace("▁", " ").encode()
         return str(self._tokenizer.decode([token_id])).encode()
+
+
+class WholeTexts(dict[int, str | None]):
+    """Token id -> its text if that is whole characters, else None; found on first use.
+
+    Only of a byte-level vocabulary: there a text is its tokens' bytes, end to end, so that a token
+    of whole characters reads the same in any company.
+    """
+
+    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
+        super().__init__()
+        self._decode = decode
+
+    def __missing__(self, token_id: int) -> str | None:
+        text = self._decode([token_id])
+        whole = self[token_id] = None if "\ufffd" in text else text
+        return whole
+
+
+def is_byte_level(tokenizer: Any) -> bool:
+    """Whether decoding is putting the tokens' bytes together, and nothing else."""
+    return _decoder_kinds(tokenizer) == {"ByteLevel"}
 
 
 def _decoder_kinds(tokenizer: Any) -> frozenset[str]:

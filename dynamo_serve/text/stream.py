@@ -43,11 +43,16 @@ class Transcript:
     ) -> None:
         self._detokenizer = detokenizer
         self._stop = StopMatcher(stops)
+        self._has_stops = bool(stops)
         self._unwatched = min_tokens
         self._offset = 0
 
     def push(self, event: TokenEvent) -> Delta:
         """Add an event. Tokens after the one that completes a stop string are dropped."""
+        if event.finish is None and not (self._has_stops or event.logprobs):  # nearly all
+            text = "".join(map(self._detokenizer.push, event.token_ids))
+            self._offset += len(text)
+            return Delta(text, event.token_ids, (), None, event.cached_tokens)
         text, num_tokens, tokens = self._read(event)
         finish = event.finish
         if self._stop.matched is None and finish is not None:

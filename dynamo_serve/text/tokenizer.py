@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from transformers.utils import cached_file
 
 from dynamo_serve.errors import InvalidRequest
-from dynamo_serve.text.pieces import Pieces
+from dynamo_serve.text.pieces import Pieces, WholeTexts, is_byte_level
 
 # Above this many characters, encoding would hold up the event loop for a millisecond and more.
 INLINE_CHARACTERS = 8_192
@@ -35,7 +35,7 @@ class Tokenizer:
 
     `eos_ids` end an answer: those of generation_config.json and of the tokenizer. `special_ids`
     yield no text. `vocab_size` counts added tokens too; the model's own may be larger (padding).
-    `template_parameters` are not for clients to set.
+    `template_parameters` are not for clients to set. `alone`: see `Detokenizer`.
     """
 
     def __init__(self, tokenizer: Any, eos_ids: frozenset[int] = frozenset()) -> None:
@@ -54,6 +54,8 @@ class Tokenizer:
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
         self.vocab_size = len(tokenizer)
         self._pieces = Pieces(tokenizer)
+        whole = WholeTexts(self.decode) if is_byte_level(tokenizer) else None
+        self.alone = whole.__getitem__ if whole is not None else None
         self.has_chat_template = bool(tokenizer.chat_template)
         signature = inspect.signature(tokenizer.apply_chat_template)
         self.template_parameters = frozenset(signature.parameters) | {"messages"}
@@ -72,7 +74,8 @@ class Tokenizer:
         """The ids of `text`; `add_special_tokens` adds what the model wants around a text (BOS)."""
         if self._fast:
             # A batch of one: unlike a single text, it is encoded without the interpreter lock.
-            batch = self._backend.encode_batch([text], add_special_tokens=add_special_tokens)
+            # "Fast" is without the position of each token in the text, which nobody asks for.
+            batch = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
             ids: list[int] = batch[0].ids
             return ids
         with self._lock:

@@ -25,7 +25,8 @@ LAW: dict[str, tuple[str, ...]] = {
     "dynamo_serve.native.": ("native.", "torch."),
     "dynamo_serve.text.": ("core.", "errors", "jinja2.", "text.", "tokenizers.", "transformers."),
     "dynamo_serve.wire": ("core.", "msgpack."),
-    "dynamo_serve.worker": ("config", "core.", "engines.", "errors", "wire"),
+    "dynamo_serve.garbage": (),
+    "dynamo_serve.worker": ("config", "core.", "engines.", "errors", "garbage", "wire"),
     "dynamo_serve.link": ("config", "core.", "errors", "wire", "worker"),
     "dynamo_serve.inbox": ("core.", "errors"),
     "dynamo_serve.observer": ("core.",),
@@ -40,7 +41,7 @@ LAW: dict[str, tuple[str, ...]] = {
     "dynamo_serve.metrics_tenants": (),
     "dynamo_serve.api.": (
         *("", "api.", "config", "core.", "directory", "errors", "service", "tenants", "text."),
-        *("fastapi.", "starlette.", "sse_starlette.", "pydantic."),
+        *("fastapi.", "starlette.", "pydantic."),
     ),
     "dynamo_serve.settings_key": ("yaml.",),
     "dynamo_serve.settings": ("config", "errors", "settings_key", "yaml."),
@@ -53,8 +54,8 @@ LAW: dict[str, tuple[str, ...]] = {
     "dynamo_serve.cli_progress": (),
     "dynamo_serve.cli": (*("", "errors", "settings", "chat", "cli_keys", "cli_serve", "tenants"),),
     "dynamo_serve.cli_serve": (
-        *("", "api.", "bundled.", "cli_progress", "config", "directory", "errors", "metrics"),
-        *("service", "text.", "uvicorn."),
+        *("", "api.", "bundled.", "cli_progress", "config", "directory", "errors", "garbage"),
+        *("metrics", "service", "text.", "uvicorn."),
     ),
     "dynamo_serve.reference": (
         *("", "api.", "cli", "config", "errors", "metrics", "settings", "settings_key"),

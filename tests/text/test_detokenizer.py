@@ -10,30 +10,42 @@ from tests.text.tiny import byte_level, sentencepiece_like
 
 BYTE_LEVEL = Tokenizer(byte_level())
 SENTENCEPIECE = Tokenizer(sentencepiece_like())
+WINDOWED = Tokenizer(byte_level())  # as if its tokens could not be told alone
+WINDOWED.alone = None
+ALL = pytest.mark.parametrize(
+    "tokenizer", [BYTE_LEVEL, WINDOWED, SENTENCEPIECE], ids=["bytes", "windowed bytes", "pieces"]
+)
+BYTES = pytest.mark.parametrize("tokenizer", [BYTE_LEVEL, WINDOWED], ids=["alone", "windowed"])
 SPACE = SENTENCEPIECE.encode("a b")[2:][0]
 
 WORDS = st.text(st.sampled_from("ab lo.he wö你好世界😀🏳️\u200d🌈\n▁"), max_size=120)
 
 
 def pieces(tokenizer: Tokenizer, ids: Sequence[int], context: Sequence[int] = ()) -> list[str]:
-    detokenizer = Detokenizer(tokenizer.decode, tokenizer.special_ids, context)
+    detokenizer = Detokenizer(tokenizer.decode, tokenizer.special_ids, context, tokenizer.alone)
     return [*map(detokenizer.push, ids), detokenizer.flush()]
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(st.integers(0, BYTE_LEVEL.vocab_size + 5), max_size=150))
-def test_any_byte_level_ids_give_the_text_of_the_full_decode(ids: list[int]) -> None:
-    assert "".join(pieces(BYTE_LEVEL, ids)) == BYTE_LEVEL.decode(ids, skip_special_tokens=True)
+@BYTES
+@given(ids=st.lists(st.integers(0, BYTE_LEVEL.vocab_size + 5), max_size=150))
+def test_any_byte_level_ids_give_the_text_of_the_full_decode(
+    tokenizer: Tokenizer, ids: list[int]
+) -> None:
+    assert "".join(pieces(tokenizer, ids)) == tokenizer.decode(ids, skip_special_tokens=True)
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(st.sampled_from([BYTE_LEVEL.encode(c)[0] for c in "é你😀a"]), max_size=120))
-def test_broken_bytes_give_the_text_of_the_full_decode(ids: list[int]) -> None:
-    assert "".join(pieces(BYTE_LEVEL, ids)) == BYTE_LEVEL.decode(ids)
+@BYTES
+@given(ids=st.lists(st.sampled_from([BYTE_LEVEL.encode(c)[0] for c in "é你😀a"]), max_size=120))
+def test_broken_bytes_give_the_text_of_the_full_decode(
+    tokenizer: Tokenizer, ids: list[int]
+) -> None:
+    assert "".join(pieces(tokenizer, ids)) == tokenizer.decode(ids)
 
 
 @settings(max_examples=300, deadline=None)
-@pytest.mark.parametrize("tokenizer", [BYTE_LEVEL, SENTENCEPIECE], ids=["bytes", "pieces"])
+@ALL
 @given(text=WORDS)
 def test_whole_text_is_never_emitted_by_halves(tokenizer: Tokenizer, text: str) -> None:
     ids = tokenizer.encode(text)
@@ -43,7 +55,7 @@ def test_whole_text_is_never_emitted_by_halves(tokenizer: Tokenizer, text: str) 
 
 
 @settings(max_examples=200, deadline=None)
-@pytest.mark.parametrize("tokenizer", [BYTE_LEVEL, SENTENCEPIECE], ids=["bytes", "pieces"])
+@ALL
 @given(text=WORDS, cut=st.integers(0, 120))
 def test_a_continuation_is_what_the_full_text_has_after_the_prompt(
     tokenizer: Tokenizer, text: str, cut: int
@@ -66,6 +78,20 @@ def test_special_tokens_yield_nothing_and_disturb_nobody() -> None:
     first, second = BYTE_LEVEL.encode("ü")
     end = min(BYTE_LEVEL.special_ids)
     assert pieces(BYTE_LEVEL, [first, end, second]) == ["", "", "ü", ""]
+
+
+def test_only_a_character_of_several_tokens_is_decoded() -> None:
+    decoded: list[list[int]] = []
+
+    def decode(ids: Sequence[int]) -> str:
+        decoded.append(list(ids))
+        return BYTE_LEVEL.decode(ids)
+
+    ids = BYTE_LEVEL.encode("hello 😀 hello")
+    detokenizer = Detokenizer(decode, alone=BYTE_LEVEL.alone)
+    assert "".join(map(detokenizer.push, ids)) == "hello 😀 hello"
+    parts = [i for i in ids if BYTE_LEVEL.alone is not None and BYTE_LEVEL.alone(i) is None]
+    assert decoded == [parts[: n + 1] for n in range(len(parts))]
 
 
 def test_half_a_character_waits_and_shows_as_broken_at_the_end() -> None:

@@ -16,7 +16,7 @@ END = min(TOKENIZER.eos_ids)
 
 
 def transcript(stops: Sequence[str] = (), min_tokens: int = 0) -> Transcript:
-    detokenizer = Detokenizer(TOKENIZER.decode, TOKENIZER.special_ids)
+    detokenizer = Detokenizer(TOKENIZER.decode, TOKENIZER.special_ids, alone=TOKENIZER.alone)
     return Transcript(detokenizer, stops, min_tokens)
 
 

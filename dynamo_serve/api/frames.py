@@ -1,0 +1,87 @@
+"""The events of a stream as bytes, ready to be sent."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator
+
+from dynamo_serve.api.choices import Tally, Updates
+from dynamo_serve.api.job import Job
+from dynamo_serve.api.render import Envelope, Renderer, to_json
+from dynamo_serve.errors import RequestError
+from dynamo_serve.text.stream import Delta
+
+logger = logging.getLogger(__name__)
+
+DONE = b"data: [DONE]\n\n"
+MARK = "\0"  # stands for the text of an event; in no id, and in no name of a model
+
+
+async def frames(
+    first: tuple[int, Delta], updates: Updates, job: Job, renderer: Renderer
+) -> AsyncGenerator[bytes, None]:
+    """What each update adds to the stream; an error after the first token is an event too."""
+    writer = Writer(job, renderer)
+    tally = Tally(job)
+    update: tuple[int, Delta] | None = first
+    try:
+        while update is not None:
+            tally.add(*update)
+            if events := writer.events(*update):
+                yield events
+            update = await anext(updates, None)
+        if job.include_usage:
+            yield writer.usage(tally)
+    except RequestError as error:
+        yield _frame(to_json(error.body()))
+    except Exception:
+        logger.exception("request %s failed in the middle of its stream", job.id)
+        yield _frame(to_json(RequestError("The server failed; its log says why.").body()))
+    yield DONE
+
+
+class Writer:
+    """Writes the events of one job."""
+
+    def __init__(self, job: Job, renderer: Renderer) -> None:
+        self._renderer = renderer
+        self._envelope = Envelope(job, renderer)
+        self._verbose = job.return_token_ids
+        self._prompt_first = job.return_token_ids and not job.continues_text
+        self._only_text = job.logprobs is None and not job.return_token_ids
+        self._around: dict[int, tuple[bytes, bytes]] = {}  # of each choice that has begun
+
+    def events(self, index: int, delta: Delta) -> bytes:
+        """What a delta adds to a choice, and before the first what the choice opens with."""
+        around = self._around.get(index)
+        if around is None:
+            self._around[index] = self._split(index)
+            return self._opening(index) + self.events(index, delta)
+        if self._only_text and delta.finish is None:  # nearly all there ever are
+            before, after = around
+            return before + to_json(delta.text).encode() + after if delta.text else b""
+        if delta.text or delta.finish or delta.tokens or self._verbose:
+            return self._choice(index, delta)
+        return b""
+
+    def usage(self, tally: Tally) -> bytes:
+        return _frame(self._envelope.usage_chunk(tally.usage()))
+
+    def _split(self, index: int) -> tuple[bytes, bytes]:
+        """The bytes before and after the text in an event that has nothing else to say."""
+        before, after = self._choice(index, Delta(MARK, ())).split(to_json(MARK).encode())
+        return before, after
+
+    def _opening(self, index: int) -> bytes:
+        opening = self._renderer.opening(index)
+        if opening is None:
+            return b""
+        envelope = self._envelope
+        return _frame((envelope.prompt_chunk if self._prompt_first else envelope.chunk)(opening))
+
+    def _choice(self, index: int, delta: Delta) -> bytes:
+        return _frame(self._envelope.chunk(self._renderer.choice(index, delta, streamed=True)))
+
+
+def _frame(text: str) -> bytes:
+    return b"data: " + text.encode() + b"\n\n"
