@@ -29,13 +29,15 @@ from statistics import median
 from typing import NamedTuple
 
 Item = tuple[int, int, bool]
-"""One sequence's share of a step: (number of tokens, position of the first, is it prefill)."""
+"""One sequence's share of a step: (number of tokens, position of the first, is it prefill). All but
+the first token of a sequence that decodes are its draft."""
 
 TILES = (16, 32)  # tokens after which matrix kernels may take one more tile: the time jumps
 KNOTS = (0, 16, 32, 64, 128, 256, 512)  # tokens at which the curve may bend
 WIDTHS = (*(b - a for a, b in pairwise(KNOTS)), 1 << 40)
 PIECES = tuple(zip(KNOTS, WIDTHS, strict=True))
 PAIRS, SEQUENCES, READS, JUMPS = 1, 2, 3, 4  # places among the features; 0 is the fixed time
+DRAFTS = PAIRS  # in a step without prompt tokens: whether it has a draft at all
 CURVE = JUMPS + len(TILES)
 NEAR_WIDTHS = (*WIDTHS[:-1], KNOTS[-1])
 
@@ -57,6 +59,7 @@ class StepShape(NamedTuple):
 
     `prefill_context` counts pairs of a prompt token and one that it attends to; `prefill_reads`
     and `decode_context` count the tokens whose KV the chunks and the decoding sequences read.
+    `draft_tokens` come on top of one token for each decoding sequence.
     """
 
     prefill_tokens: int = 0
@@ -64,10 +67,11 @@ class StepShape(NamedTuple):
     decode_sequences: int = 0
     decode_context: int = 0
     prefill_reads: int = 0
+    draft_tokens: int = 0
 
     @classmethod
     def of(cls, works: Iterable[Item]) -> StepShape:
-        prompt = sequences = context = reads = 0
+        prompt = sequences = context = reads = drafts = 0
         pairs = 0.0
         for count, position, is_prefill in works:
             if is_prefill:
@@ -77,7 +81,12 @@ class StepShape(NamedTuple):
             else:
                 sequences += 1
                 context += position + count
-        return cls(prompt, pairs, sequences, context, reads)
+                drafts += count - 1
+        return cls(prompt, pairs, sequences, context, reads, drafts)
+
+    @property
+    def tokens(self) -> int:
+        return self.prefill_tokens + self.decode_sequences + self.draft_tokens
 
     def with_chunk(self, count: int, position: int) -> StepShape:
         """This step and `count` tokens of one more prompt, which stands at `position`."""
@@ -87,19 +96,25 @@ class StepShape(NamedTuple):
             prefill_reads=self.prefill_reads + position + count,
         )
 
+    def with_drafts(self, count: int) -> StepShape:
+        """This step and `count` draft tokens more."""
+        return self._replace(
+            decode_context=self.decode_context + count, draft_tokens=self.draft_tokens + count
+        )
+
 
 def _dot(a: Sequence[float], b: Sequence[float]) -> float:
     return float(sum(map(mul, a, b)))
 
 
 def _features(shape: StepShape, is_prefill: bool) -> list[float]:
-    prompt, pairs, sequences, context, reads = shape
-    tokens = prompt + sequences
-    # Without prompt tokens the curve is one in sequences, and has no need of a price for each.
-    apart = sequences if is_prefill else 0
+    tokens = shape.tokens
+    # Several tokens of one sequence may run other kernels than one of each does.
+    pairs = shape.prefill_context if is_prefill else float(shape.draft_tokens > 0)
     jumps = [tokens > tile for tile in TILES]
     curve = [min(max(tokens - knot, 0), width) for knot, width in PIECES]
-    return [1.0, pairs, apart, context + reads, *jumps, *curve]
+    reads = shape.decode_context + shape.prefill_reads
+    return [1.0, pairs, shape.decode_sequences, reads, *jumps, *curve]
 
 
 class _Fit:
@@ -206,7 +221,7 @@ class StepCost:
         if most < 1 or self._floor(base) > budget_s:
             return 0
         prices = self._prefill.prices
-        slopes, tokens = prices[CURVE:], base.prefill_tokens + base.decode_sequences
+        slopes, tokens = prices[CURVE:], base.tokens
         heights = [0.0, *accumulate(a * b for a, b in zip(slopes, WIDTHS, strict=True))]
         features = _features(base, is_prefill=True)[:JUMPS]
         features[READS] += position
@@ -229,13 +244,15 @@ class StepCost:
         shape = StepShape.of(works)
         prices, features = self._fit(shape).prices, _features(shape, bool(shape.prefill_tokens))
         common = prices[0] + _dot(prices[JUMPS:], features[JUMPS:])
-        per_token = max(common, LEAST_SECONDS) / (shape.prefill_tokens + shape.decode_sequences)
+        if not shape.prefill_tokens:
+            common += prices[DRAFTS] * features[DRAFTS]
+        per_token = max(common, LEAST_SECONDS) / shape.tokens
         costs = []
         for count, position, is_prefill in works:
             cost = per_token * count + prices[READS] * (position + count)
             if is_prefill:
                 cost += prices[PAIRS] * count * (position + count / 2)
-            elif shape.prefill_tokens:
+            else:
                 cost += prices[SEQUENCES]
             costs.append(cost)
         whole = sum(costs)

@@ -133,8 +133,12 @@ def _start_up(
         geometry = PageGeometry(size.page_size, width, cache.scratch_page)
         graphs = _record(runner, backend, geometry, wishes.limits, progress)
     facts = _facts(model, backend, size) | {"cuda_graphs": graphs is not None}
+    # A recorded step has one token for each sequence: a draft would be run without the graph.
+    verifies_drafts = graphs is None
     vocab_size = int(config.get_text_config().vocab_size)
-    spec = EngineSpec(max_model_len, size.page_size, size.num_pages, vocab_size, facts)
+    spec = EngineSpec(
+        max_model_len, size.page_size, size.num_pages, vocab_size, facts, verifies_drafts
+    )
     return Ready(spec, cache, runner, graphs, attention)
 
 
