@@ -12,6 +12,7 @@ from array import array
 from collections.abc import Sequence
 
 SHORTEST = 2  # tokens that must be equal
+SLIP = 1
 LONGEST = 8  # equal tokens beyond which a match is no better
 MOST_PLACES = 8  # looked at in one search, the latest first
 LEAST_HEADS, MOST_HEADS = 1 << 8, 1 << 15
@@ -21,14 +22,16 @@ MOST_FOLLOWED = 32  # new tokens compared with what was foreseen; of more, only 
 OWN_GAIN = 0.15  # of what one token tells about its sequence
 COMMON_GAIN = 0.01  # the same about its tenant
 # How often the next token is right after so many equal ones, before the first was seen.
-FIRST_GUESS = (0.0, 0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.8)
+FIRST_GUESS = (0.0, 0.3, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.8)
 
 
 class Lookup:
     """Follows one sequence, whose tokens are only ever appended to.
 
     The last `matched` tokens (at most `LONGEST` count) are equal to those that end at place
-    `source`; 0 means that there is no such place.
+    `source`; 0 means that there is no such place. Texts go on as before where a word has been
+    replaced: a token that was not the expected one counts as equal (then `matched` is `SLIP`) if
+    those before it were and nothing better is found.
     """
 
     __slots__ = ("_heads", "_links", "_mask", "matched", "source")
@@ -71,11 +74,12 @@ class Lookup:
             if matched:
                 is_right = tokens[self.source + 1] == tokens[place]
                 outcomes.append((matched, is_right))
+                self.source += 1
                 if is_right:
-                    self.source += 1
                     self.matched = min(matched + 1, LONGEST)
                     continue
-            self._search(tokens, place)
+            if not self._search(tokens, place) and matched > SLIP:
+                self.matched = SLIP
         return outcomes
 
     def draft(self, tokens: Sequence[int], count: int) -> tuple[int, ...]:
@@ -87,8 +91,8 @@ class Lookup:
             draft.append(tokens[place] if place < length else draft[place - length])
         return tuple(draft)
 
-    def _search(self, tokens: Sequence[int], place: int) -> None:
-        """The latest of the longest matches for the tokens that end at `place`."""
+    def _search(self, tokens: Sequence[int], place: int) -> bool:
+        """Find the latest of the longest matches for the tokens that end at `place`."""
         links, best = self._links, SHORTEST - 1
         other = links[place]
         for _ in range(MOST_PLACES):
@@ -103,6 +107,7 @@ class Lookup:
                     break
             other = links[other]
         self.matched = best if best >= SHORTEST else 0
+        return best >= SHORTEST
 
 
 class Drafter:

@@ -117,6 +117,7 @@ class Scheduler:
         simply has none yet."""
         produced = {out.seq_id: out for out in outputs}
         self.bill.settle(produced, now)
+        accepted = self.life.totals["draft_accepted"]
         events: list[TokenEvent] = []
         for work in batch.work:
             seq = self.running.get(work.seq_id)
@@ -128,6 +129,9 @@ class Scheduler:
             event = self.life.accept(seq, work, out, now)
             if event is not None:
                 events.append(event)
+        if batch.phase is Phase.DECODE and self.bill.step is not None:
+            accepted = self.life.totals["draft_accepted"] - accepted
+            self.speculation.settle(now - self.bill.step.began, accepted)
         return events
 
     # ── what the loop needs to know ──────────────────────────────────────────

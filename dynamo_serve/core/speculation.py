@@ -4,28 +4,44 @@ The engine picks every token by its own logits and its own random number, drafte
 draft only says how many picks of one step count. So answers are the same with drafts and without.
 
 A draft is worth the steps it will save: the chance that its tokens are right, times what a token
-costs now. It costs what it makes the step longer (`step_cost`). Y. Leviathan, M. Kalman, Y. Matias,
-"Fast Inference from Transformers via Speculative Decoding", ICML 2023, section 3.
+costs now. It costs what it makes the step longer (`step_cost`); see Y. Leviathan, M. Kalman,
+Y. Matias, "Fast Inference from Transformers via Speculative Decoding", ICML 2023, section 3. Both
+are estimates, so accounts are kept of what steps with drafts really took and brought, and losses
+are bounded whatever was estimated.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from itertools import accumulate
+from typing import NamedTuple
 
 from dynamo_serve.core.journal import Kind, Reason
 from dynamo_serve.core.lookup import FIRST_GUESS, Drafter
 from dynamo_serve.core.pace import Pace
 from dynamo_serve.core.preemption import shape_of
 from dynamo_serve.core.sequence import Sequence
-from dynamo_serve.core.step_cost import StepShape
 
 Drafts = dict[str, tuple[int, ...]]
 
-LEAST_RETURN = 1.25  # seconds saved for each second that a draft costs; both are estimates
+LEAST_RETURN = 1.25  # seconds saved for each second that a draft costs
+LOSS_PART = 0.01  # of all steps' time may be lost to drafts that do not pay
+MOST_CREDIT = 4.0  # steps' time that may be lost at once, after gains or a long time without drafts
+FIRST_CREDIT = 2.0
+PLAIN_EVERY = 50  # steps one goes without drafts, to know what they are compared with
+MOST_SURPRISE = 2.0  # times the predicted duration: what is beyond it is not the drafts' doing
 MOST_IN_STEP = 64  # draft tokens
 COUNTS = (1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, MOST_IN_STEP)  # to choose from
 READ_IN_STEP = 1024  # tokens of prompts indexed between two steps: about a millisecond
+
+
+class Trial(NamedTuple):
+    """A step with drafts: what it is predicted to take with them and without, and what a token of
+    output costs without; in seconds."""
+
+    predicted: float
+    alone: float
+    value: float
 
 
 class Speculation:
@@ -35,15 +51,15 @@ class Speculation:
         self.pace = pace
         self.life = pace.life
         self.rates: dict[str, list[float]] = {}  # by tenant
+        self.credit = FIRST_CREDIT  # steps' time that may be lost
+        self._trial: Trial | None = None
+        self._num_trials = 0  # since the last plain step
 
     def drafts(self, decoding: list[Sequence], now: float) -> Drafts:
         """A draft for each of `decoding` (which have room for their newest token) that is worth
         one. Their pages cover it when this returns."""
+        self._trial = None
         if not self.pace.limits.max_draft_tokens or not decoding:
-            return {}
-        base = shape_of(decoding)
-        best_case = [1.0] * min(MOST_IN_STEP, len(decoding) * self.pace.limits.max_draft_tokens)
-        if not self._best_count(base, best_case, now, decoding):
             return {}
         self._catch_up(decoding)
         likely = sorted(
@@ -54,11 +70,30 @@ class Speculation:
                 for chance in seq.drafter.chances(seq.tokens, self._most(seq))
             ),
             reverse=True,
-        )[:MOST_IN_STEP]
-        count = self._best_count(base, [chance for chance, _ in likely], now, decoding)
+        )[: min(MOST_IN_STEP, self.pace.cost.draft_reach)]
+        if not likely or not self._may_try():
+            return {}
+        count = self._best_count(decoding, [chance for chance, _ in likely], now)
         lengths = Counter(-i for _, i in likely[:count])
         drafts = (self._draft(decoding[i], length, now) for i, length in lengths.items())
         return {seq_id: draft for seq_id, draft in drafts if draft}
+
+    def _may_try(self) -> bool:
+        cost = self.pace.cost
+        return self.credit > 0 and cost.knows_decoding and self._num_trials < PLAIN_EVERY
+
+    def settle(self, seconds: float, accepted: int) -> None:
+        """The step has taken so long, and so many tokens of its drafts were right."""
+        self.credit += LOSS_PART
+        if self._trial is None:
+            self._num_trials = 0
+        else:
+            self._num_trials += 1
+            predicted, alone, value = self._trial
+            if self.pace.cost.knows_drafts:
+                seconds = min(seconds, MOST_SURPRISE * predicted)
+            self.credit += (value * accepted - (seconds - alone)) / alone
+        self.credit = min(self.credit, MOST_CREDIT)
 
     def _catch_up(self, decoding: list[Sequence]) -> None:
         budget = READ_IN_STEP
@@ -79,23 +114,20 @@ class Speculation:
             most = min(most, request.min_tokens - num_outputs - 1)
         return most
 
-    def _best_count(
-        self, base: StepShape, chances: list[float], now: float, decoding: list[Sequence]
-    ) -> int:
+    def _best_count(self, decoding: list[Sequence], chances: list[float], now: float) -> int:
         """How many draft tokens, the likeliest first, gain most in a step; 0 if none do."""
-        cost = self.pace.cost
+        cost, base = self.pace.cost, shape_of(decoding)
         alone = cost.predict(base)
         value = alone / len(decoding)
         allowed = self.pace.time_for_drafts(decoding, now)
         gains = list(accumulate(chances))
         best, best_gain = 0, 0.0
         for count in (*(c for c in COUNTS if c < len(gains)), len(gains)):
-            if not count:
-                break
             seconds = cost.predict(base.with_drafts(count))
             gain = value * gains[count - 1] - LEAST_RETURN * (seconds - alone)
             if gain > best_gain and seconds <= allowed:
                 best, best_gain = count, gain
+                self._trial = Trial(seconds, alone, value)
         return best
 
     def _draft(self, seq: Sequence, count: int, now: float) -> tuple[str, tuple[int, ...]]:

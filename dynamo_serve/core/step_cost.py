@@ -37,7 +37,6 @@ KNOTS = (0, 16, 32, 64, 128, 256, 512)  # tokens at which the curve may bend
 WIDTHS = (*(b - a for a, b in pairwise(KNOTS)), 1 << 40)
 PIECES = tuple(zip(KNOTS, WIDTHS, strict=True))
 PAIRS, SEQUENCES, READS, JUMPS = 1, 2, 3, 4  # places among the features; 0 is the fixed time
-DRAFTS = PAIRS  # in a step without prompt tokens: whether it has a draft at all
 CURVE = JUMPS + len(TILES)
 NEAR_WIDTHS = (*WIDTHS[:-1], KNOTS[-1])
 
@@ -50,6 +49,7 @@ MAX_SURPRISE = 0.3  # of log(actual / predicted); anything more counts as this m
 FIRST_SURPRISE = 1.0  # the same, until a kind is learned
 LEARNED_STEPS = 16  # of a kind, with prompt tokens or without
 FIRST_REACH = 32  # prompt tokens in a step that are risked without having seen any
+FIRST_DRAFTS = 2  # draft tokens
 LEAST_SECONDS = 1e-6
 ERRORS_KEPT = 256  # steps that the reported error looks back on
 
@@ -109,12 +109,12 @@ def _dot(a: Sequence[float], b: Sequence[float]) -> float:
 
 def _features(shape: StepShape, is_prefill: bool) -> list[float]:
     tokens = shape.tokens
-    # Several tokens of one sequence may run other kernels than one of each does.
-    pairs = shape.prefill_context if is_prefill else float(shape.draft_tokens > 0)
+    # With one token for each the curve is one in sequences, and has no need of a price for them.
+    apart = shape.decode_sequences if is_prefill or shape.draft_tokens else 0
     jumps = [tokens > tile for tile in TILES]
     curve = [min(max(tokens - knot, 0), width) for knot, width in PIECES]
     reads = shape.decode_context + shape.prefill_reads
-    return [1.0, pairs, shape.decode_sequences, reads, *jumps, *curve]
+    return [1.0, shape.prefill_context, apart, reads, *jumps, *curve]
 
 
 class _Fit:
@@ -170,8 +170,9 @@ class StepCost:
     """Learns online what steps cost. Deterministic: equal observations, equal predictions.
 
     The arguments are what is believed before the first observation: a fixed time, and more per
-    prompt token and per decoding sequence, in seconds. Steps with and without prompt tokens are
-    learned apart, because they run different kernels; the pace of the machine is common to both.
+    prompt token and per decoding sequence, in seconds. Steps with prompt tokens, with drafts, and
+    with neither are learned apart, because they run different kernels; the pace of the machine is
+    common to all. Until it is known better, a draft token costs what a sequence does.
     """
 
     def __init__(
@@ -180,19 +181,24 @@ class StepCost:
         unknown = [0.0] * (1 + len(TILES))  # reads and jumps
         self._prefill = _Fit([step_s, 0.0, sequence_s, *unknown, *[token_s] * len(PIECES)])
         self._decode = _Fit([step_s, 0.0, 0.0, *unknown, *[sequence_s] * len(PIECES)])
+        self._drafts: _Fit | None = None
         self._log_pace = 0.0
         self._most_seen = 0  # prompt tokens in one step
+        self._most_drafts = 0
         self._errors: deque[float] = deque(maxlen=ERRORS_KEPT)
 
     def observe(self, shape: StepShape, seconds: float) -> None:
         """A step has run. One that took no measurable time teaches nothing."""
         if seconds <= 0:
             return
+        if shape.draft_tokens and not shape.prefill_tokens and self._drafts is None:
+            self._drafts = _Fit(self._decode.prices)
         fit, features = self._fit(shape), _features(shape, bool(shape.prefill_tokens))
         pace, expected = exp(self._log_pace), fit(features)
         predicted = max(pace * expected, self._floor(shape))
         self._errors.append(abs(predicted - seconds) / seconds)
         self._most_seen = max(self._most_seen, shape.prefill_tokens)
+        self._most_drafts = max(self._most_drafts, shape.draft_tokens)
         if not fit.count:  # a prior knows how costs relate, but not how fast the machine is
             for other in (self._prefill, self._decode):
                 if not other.count:
@@ -244,15 +250,13 @@ class StepCost:
         shape = StepShape.of(works)
         prices, features = self._fit(shape).prices, _features(shape, bool(shape.prefill_tokens))
         common = prices[0] + _dot(prices[JUMPS:], features[JUMPS:])
-        if not shape.prefill_tokens:
-            common += prices[DRAFTS] * features[DRAFTS]
         per_token = max(common, LEAST_SECONDS) / shape.tokens
         costs = []
         for count, position, is_prefill in works:
             cost = per_token * count + prices[READS] * (position + count)
             if is_prefill:
                 cost += prices[PAIRS] * count * (position + count / 2)
-            else:
+            elif shape.prefill_tokens or shape.draft_tokens:
                 cost += prices[SEQUENCES]
             costs.append(cost)
         whole = sum(costs)
@@ -264,16 +268,32 @@ class StepCost:
         return max(FIRST_REACH, 2 * self._most_seen)
 
     @property
+    def draft_reach(self) -> int:
+        """The same for draft tokens."""
+        return max(FIRST_DRAFTS, 2 * self._most_drafts)
+
+    @property
+    def knows_drafts(self) -> bool:
+        return self._drafts is not None and self._drafts.count >= LEARNED_STEPS
+
+    @property
     def error(self) -> float:
         """Median of |predicted - actual| / actual over the latest steps, each predicted before."""
         return median(self._errors) if self._errors else 0.0
 
+    @property
+    def knows_decoding(self) -> bool:
+        """Whether plain decode steps have been seen often enough to compare others with."""
+        return self._decode.count >= LEARNED_STEPS
+
     def _fit(self, shape: StepShape) -> _Fit:
-        return self._prefill if shape.prefill_tokens else self._decode
+        if shape.prefill_tokens:
+            return self._prefill
+        return self._drafts or self._decode if shape.draft_tokens else self._decode
 
     def _floor(self, shape: StepShape) -> float:
         """What the decoding sequences of a step take without its prompt tokens, once known."""
-        if not shape.decode_sequences or self._decode.count < LEARNED_STEPS:
+        if not shape.decode_sequences or not self.knows_decoding:
             return 0.0
         alone = StepShape(0, 0.0, shape.decode_sequences, shape.decode_context)
         return exp(self._log_pace) * self._decode(_features(alone, is_prefill=False))

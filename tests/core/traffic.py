@@ -101,6 +101,10 @@ class TimedEngine(FakeEngine):
         return super().step(batch)
 
 
+class QuickEngine(TimedEngine):
+    fixed, per_prompt_token, per_sequence, per_draft_token = 0.001, 0.0002, 0.0002, 0.0001
+
+
 def is_decode(work: Work) -> bool:
     return len(work.token_ids) == 1 + work.draft_len and work.position >= work.prompt_len
 
@@ -153,7 +157,7 @@ def check_seed(seed: int, drafting: Drafting) -> Stats:
     page_size = rng.choice([1, 2, 4, 16])
     longest = 36
     num_pages = -(-longest // page_size) + rng.randint(0, 12)
-    engine = FakeEngine(
+    engine = QuickEngine(
         vocab_size=VOCAB_SIZE,
         max_model_len=longest,
         page_size=page_size,
@@ -166,7 +170,7 @@ def check_seed(seed: int, drafting: Drafting) -> Stats:
         max_queue_delay=rng.choice([0.0, 0.003]),
         max_draft_tokens=drafting.most,
     )
-    harness = Harness(engine, limits, prefix_sharing=rng.random() < 0.8)
+    engine.harness = harness = Harness(engine, limits, prefix_sharing=rng.random() < 0.8)
     requests = random_requests(rng, 14, longest)
     cancelled = {r.id for r in requests if rng.random() < 0.2}
     play(harness, rng, requests, cancelled)

@@ -32,7 +32,7 @@ def run(
         engine.drop(scheduler.take_dropped())
         if batch is None:
             break
-        for event in scheduler.update(batch, engine.step(batch), float(now)):
+        for event in scheduler.update(batch, engine.step(batch), now + 0.5):
             tokens[event.request_id] += event.token_ids
             if event.finish is not None:
                 assert event.finish is Finish.LENGTH, event
