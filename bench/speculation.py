@@ -101,10 +101,10 @@ class Run:
         return sum(len(t) - 1 for t in self.tokens.values()) / self.decode_seconds
 
 
-def run(engine: LocalEngine, num_pages: int, requests: list[Request], mode: Mode) -> Run:
-    """All requests at once; prefill is done before decoding is timed."""
+def run(engine: LocalEngine, pool: PagePool, requests: list[Request], mode: Mode) -> Run:
+    """All requests at once; decoding is timed from when all have their first token."""
     limits = Limits(max_queue_delay=0.0, max_draft_tokens=mode.max_draft_tokens)
-    scheduler = Scheduler(PagePool(num_pages, 16), limits, cost=mode.cost)
+    scheduler = Scheduler(pool, limits, cost=mode.cost)
     tokens: dict[str, tuple[int, ...]] = {request.id: () for request in requests}
     for request in requests:
         scheduler.add(request, time.monotonic())
@@ -163,8 +163,9 @@ def measure(
             )
             for i in range(concurrency)
         ]
+        pool = PagePool(args.pages, 16)  # the second finds the prompts of the first
         for name in ("off", "on") if seed % 2 else ("on", "off"):
-            runs[name].append(run(engine, args.pages, requests, modes[name]))
+            runs[name].append(run(engine, pool, requests, modes[name]))
         same += runs["on"][-1].tokens == runs["off"][-1].tokens
     rates = {n: statistics.median(r.tokens_per_second for r in rs) for n, rs in runs.items()}
     drafted = sum(r.drafted for r in runs["on"])

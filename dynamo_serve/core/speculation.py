@@ -75,8 +75,11 @@ class Speculation:
             return {}
         count = self._best_count(decoding, [chance for chance, _ in likely], now)
         lengths = Counter(-i for _, i in likely[:count])
-        drafts = (self._draft(decoding[i], length, now) for i, length in lengths.items())
-        return {seq_id: draft for seq_id, draft in drafts if draft}
+        found = (self._draft(decoding[i], length, now) for i, length in lengths.items())
+        drafts = {seq_id: draft for seq_id, draft in found if draft}
+        if not drafts:
+            self._trial = None
+        return drafts
 
     def _may_try(self) -> bool:
         cost = self.pace.cost

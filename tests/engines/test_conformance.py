@@ -111,7 +111,7 @@ def test_a_draft_counts_as_far_as_it_is_right(started: Started, num_right: int) 
     pages = (3, 9, 1, 30, 31)
     next_token(engine, whole("a", prompt, pages))
     wrong = (expected[num_right + 1] + 1) % spec.vocab_size
-    draft = (*expected[1 : num_right + 1], wrong, wrong)[:4]
+    draft = (*expected[1 : num_right + 1], *[wrong] * 4)[:4]
     work = whole("a", (expected[0], *draft), pages, position=5, prompt_len=5, draft_len=4)
     others = [whole(f"o{i}", (40 + i, 3), (20 + i,)) for i in range(3)]
     sampling = Sampling(temperature=0.0, logprobs=1)
