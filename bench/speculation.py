@@ -29,7 +29,6 @@ from dynamo_serve.config import CacheSection, EngineSection, ModelSection
 from dynamo_serve.core.page_pool import PagePool
 from dynamo_serve.core.request import Request, Sampling
 from dynamo_serve.core.scheduler import Limits, Scheduler
-from dynamo_serve.core.step_cost import StepCost
 from dynamo_serve.engines.local import LocalEngine
 
 GREEDY, SAMPLED = Sampling(temperature=0.0), Sampling(temperature=1.6)
@@ -79,14 +78,6 @@ WORKLOADS = (
 )
 
 
-@dataclass(frozen=True)
-class Mode:
-    """On or off, with what the step-time model has learned so far, as in a server that runs on."""
-
-    max_draft_tokens: int
-    cost: StepCost
-
-
 @dataclass
 class Run:
     decode_seconds: float
@@ -101,10 +92,15 @@ class Run:
         return sum(len(t) - 1 for t in self.tokens.values()) / self.decode_seconds
 
 
-def run(engine: LocalEngine, pool: PagePool, requests: list[Request], mode: Mode) -> Run:
+def make_scheduler(num_pages: int, max_draft_tokens: int) -> Scheduler:
+    """Used for all runs of one kind: it learns on, as in a server that runs on."""
+    limits = Limits(max_queue_delay=0.0, mix_phases=True, max_draft_tokens=max_draft_tokens)
+    return Scheduler(PagePool(num_pages, 16, prefix_sharing=False), limits)
+
+
+def run(engine: LocalEngine, scheduler: Scheduler, requests: list[Request]) -> Run:
     """All requests at once; decoding is timed from when all have their first token."""
-    limits = Limits(max_queue_delay=0.0, max_draft_tokens=mode.max_draft_tokens)
-    scheduler = Scheduler(pool, limits, cost=mode.cost)
+    before = scheduler.stats()
     tokens: dict[str, tuple[int, ...]] = {request.id: () for request in requests}
     for request in requests:
         scheduler.add(request, time.monotonic())
@@ -123,14 +119,14 @@ def run(engine: LocalEngine, pool: PagePool, requests: list[Request], mode: Mode
     return Run(
         time.monotonic() - began,
         tokens,
-        stats.draft_tokens_total,
-        stats.draft_accepted_tokens_total,
+        stats.draft_tokens_total - before.draft_tokens_total,
+        stats.draft_accepted_tokens_total - before.draft_accepted_tokens_total,
         steps,
     )
 
 
 def compare(
-    engine: LocalEngine, args: argparse.Namespace, order: list[int], modes: dict[str, Mode]
+    engine: LocalEngine, args: argparse.Namespace, order: list[int], modes: dict[str, Scheduler]
 ) -> list[dict[str, Any]]:
     rows = []
     for workload in WORKLOADS:
@@ -146,7 +142,7 @@ def measure(
     engine: LocalEngine,
     args: argparse.Namespace,
     order: list[int],
-    modes: dict[str, Mode],
+    modes: dict[str, Scheduler],
     workload: Workload,
     concurrency: int,
 ) -> dict[str, Any]:
@@ -163,9 +159,8 @@ def measure(
             )
             for i in range(concurrency)
         ]
-        pool = PagePool(args.pages, 16)  # the second finds the prompts of the first
         for name in ("off", "on") if seed % 2 else ("on", "off"):
-            runs[name].append(run(engine, pool, requests, modes[name]))
+            runs[name].append(run(engine, modes[name], requests))
         same += runs["on"][-1].tokens == runs["off"][-1].tokens
     rates = {n: statistics.median(r.tokens_per_second for r in rs) for n, rs in runs.items()}
     drafted = sum(r.drafted for r in runs["on"])
@@ -206,7 +201,11 @@ def main() -> None:
     )
     engine.start()
     order = chain(AutoTokenizer.from_pretrained(args.model))
-    modes = {"off": Mode(0, StepCost()), "on": Mode(args.max_draft_tokens, StepCost())}
+    lengths = {"off": 0, "on": args.max_draft_tokens}
+    modes = {name: make_scheduler(args.pages, most) for name, most in lengths.items()}
+    for scheduler in modes.values():  # until the step times are known
+        prompt = tuple(Prompts(order, 99).edits())
+        run(engine, scheduler, [Request("first", prompt, 48, GREEDY)])
     rows = compare(engine, args, order, modes)
     engine.close()
     print(json.dumps({"speculation": rows}))

@@ -25,11 +25,11 @@ from dynamo_serve.core.sequence import Sequence
 Drafts = dict[str, tuple[int, ...]]
 
 LEAST_RETURN = 1.25  # seconds saved for each second that a draft costs
-LOSS_PART = 0.01  # of all steps' time may be lost to drafts that do not pay
-MOST_CREDIT = 4.0  # steps' time that may be lost at once, after gains or a long time without drafts
-FIRST_CREDIT = 2.0
+LOSS_PART = 0.02  # of all steps' time may be lost to drafts that do not pay
+MOST_CREDIT = 4.0  # steps' time that may be lost at once: at first, after gains, or after a pause
 PLAIN_EVERY = 50  # steps one goes without drafts, to know what they are compared with
-MOST_SURPRISE = 2.0  # times the predicted duration: what is beyond it is not the drafts' doing
+# Times the predicted duration: what is beyond it is the machine's doing, not the drafts'.
+MOST_SURPRISE, FIRST_SURPRISE = 2.0, 4.0
 MOST_IN_STEP = 64  # draft tokens
 COUNTS = (1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, MOST_IN_STEP)  # to choose from
 READ_IN_STEP = 1024  # tokens of prompts indexed between two steps: about a millisecond
@@ -51,7 +51,7 @@ class Speculation:
         self.pace = pace
         self.life = pace.life
         self.rates: dict[str, list[float]] = {}  # by tenant
-        self.credit = FIRST_CREDIT  # steps' time that may be lost
+        self.credit = MOST_CREDIT  # steps' time that may be lost
         self._trial: Trial | None = None
         self._num_trials = 0  # since the last plain step
 
@@ -93,8 +93,8 @@ class Speculation:
         else:
             self._num_trials += 1
             predicted, alone, value = self._trial
-            if self.pace.cost.knows_drafts:
-                seconds = min(seconds, MOST_SURPRISE * predicted)
+            surprise = MOST_SURPRISE if self.pace.cost.knows_drafts else FIRST_SURPRISE
+            seconds = min(seconds, surprise * predicted)
             self.credit += (value * accepted - (seconds - alone)) / alone
         self.credit = min(self.credit, MOST_CREDIT)
 
