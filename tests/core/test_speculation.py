@@ -259,8 +259,9 @@ def test_a_draft_is_cut_to_the_pages_there_are() -> None:
         assert len(work.page_table) * 4 >= work.position + len(work.token_ids)
 
 
-def test_a_draft_takes_no_page_beyond_a_quota() -> None:
-    quota = Quota(pages_burst=27)
+@pytest.mark.parametrize("burst", range(22, 29))
+def test_a_draft_takes_no_page_beyond_a_quota(burst: int) -> None:
+    quota = Quota(pages_burst=burst)
     tenancy = Tenancy({"t": Tenant("t", quota=quota)})
     harness, engine = machine(tenancy=tenancy)
     harness.generate(ask("first", 30))  # until it is known how long plain steps take
@@ -270,7 +271,7 @@ def test_a_draft_takes_no_page_beyond_a_quota() -> None:
     while not all(harness.finish_of(r.id) for r in requests):
         harness.turn()
         held = {p for seq in harness.scheduler.running.values() for p in seq.page_table}
-        assert len(held) <= 27
+        assert len(held) <= burst or len(harness.scheduler.running) == 1
     assert engine.drafted
 
 
