@@ -1,6 +1,11 @@
 """Make a model folder of any Qwen3 shape with random, seeded weights and a byte-level tokenizer.
 
     python -m bench.random_model --out MODEL_DIR            # the 0.6B shape of bench/LOG.md
+    python -m bench.random_model --out MODEL_DIR --chain    # the same, for bench.speculation
+
+With `--chain` the model is no more random: after each token it always says the next one of a fixed
+order (`chain`), at the cost of a whole forward. A prompt that holds parts of that order is then one
+whose answer copies from it, exactly as far as the bench wants.
 
 The embedding rows of special and of non-UTF-8 tokens are zero, so that greedy decoding never
 chooses them: every server generates exactly the asked number of tokens.
@@ -70,6 +75,25 @@ def make_model(config: Qwen3Config, silent: list[int], dtype: torch.dtype) -> Qw
     return model
 
 
+def chain(tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """All tokens but the silent ones, in the order in which a `--chain` model says them."""
+    silent = set(silent_tokens(tokenizer))
+    order = [i for i in range(len(tokenizer)) if i not in silent]
+    random.Random(0).shuffle(order)
+    return order
+
+
+def make_chain(model: Qwen3ForCausalLM, order: list[int]) -> None:
+    """Have the layers add next to nothing, and the head look for the token before."""
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.mul_(0.01)
+            layer.mlp.down_proj.weight.mul_(0.01)
+        head = torch.zeros_like(model.lm_head.weight)
+        head[order[1:] + order[:1]] = model.model.embed_tokens.weight[order]
+        model.lm_head.weight.copy_(head)
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
@@ -80,6 +104,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--head-dim", type=int, default=128)
     parser.add_argument("--intermediate", type=int, default=3072)
     parser.add_argument("--vocab", type=int, default=32768)
+    parser.add_argument("--chain", action="store_true", help="say a fixed order of tokens")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     return parser.parse_args()
 
@@ -96,13 +121,15 @@ def main() -> None:
         head_dim=args.head_dim,
         intermediate_size=args.intermediate,
         vocab_size=args.vocab,
-        tie_word_embeddings=True,
+        tie_word_embeddings=not args.chain,
         max_position_embeddings=max_length,
         bos_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
     model = make_model(config, silent_tokens(tokenizer), getattr(torch, args.dtype))
+    if args.chain:
+        make_chain(model, chain(tokenizer))
     model.save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
     print(f"{args.out}: {sum(p.numel() for p in model.parameters()) / 1e6:.0f} M parameters")

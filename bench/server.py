@@ -23,8 +23,13 @@ def free_port() -> int:
 
 
 def our_command(model: Path, port: int, settings: Sequence[str]) -> list[str]:
-    """dynamo_serve with a model folder, known by its path."""
-    sets = [word for setting in settings for word in ("--set", setting)]
+    """dynamo_serve with a model folder, known by its path.
+
+    Without speculation, unless asked for: random weights soon say the same over and over, which is
+    easily guessed and flatters whoever guesses.
+    """
+    wanted = ("scheduler.speculation=off", *settings)
+    sets = [word for setting in wanted for word in ("--set", setting)]
     return [sys.executable, "-m", "dynamo_serve.cli", "serve", "--model", str(model),
             "--served-model-name", str(model), "--port", str(port), *sets]  # fmt: skip
 

@@ -76,6 +76,12 @@ DECLARED = {
         "counter", "dserve_prompt_tokens", "Prompt tokens of admitted requests."
     ),
     "output_tokens_total": Declared("counter", "dserve_output_tokens", "Tokens generated."),
+    "draft_tokens_total": Declared(
+        "counter", "dserve_draft_tokens", "Guessed tokens verified beside the next one."
+    ),
+    "draft_accepted_tokens_total": Declared(
+        "counter", "dserve_draft_accepted_tokens", "Guessed tokens that were right."
+    ),
     "finishes": Declared("counter", "dserve_finishes", "Requests by how they ended.", ("finish",)),
     "refusals": Declared(
         "counter",

@@ -90,6 +90,7 @@ def build_loop(
     reply: Reply,
 ) -> Loop:
     pool = PagePool(spec.num_pages, spec.page_size, prefix_sharing=config.cache.prefix_sharing)
+    drafts = spec.verifies_drafts and config.scheduler.speculation == "auto"
     limits = Limits(
         max_prefill_tokens=config.scheduler.max_prefill_tokens,
         max_decode_sequences=config.scheduler.max_decode_sequences,
@@ -97,6 +98,7 @@ def build_loop(
         max_waiting=config.scheduler.max_waiting,
         mix_phases=config.scheduler.mix_phases,
         fit_chunks=config.scheduler.fit_chunks,
+        max_draft_tokens=config.scheduler.max_draft_tokens if drafts else 0,
     )
     scheduler = Scheduler(pool, limits, tenancy)
     return Loop(scheduler, engine, inbox=inbox, publish=publish, reply=reply, clock=time.monotonic)

@@ -122,7 +122,7 @@ def test_usage_of_a_pool_not_yet_known_is_zero() -> None:
 
 def test_aliases_show_the_same_numbers() -> None:
     source = metrics()
-    source.on_stats(Stats(*range(1, 11)))
+    source.on_stats(Stats(*range(1, 13)))
     for key, alias in ALIASES.items():
         if key == "usage":
             continue

@@ -162,6 +162,8 @@ def explained(summary: Summary | None) -> Json | None:
         "page_seconds": round(summary.page_seconds, 3),
         "cached_tokens": summary.cached_tokens,
         "num_preemptions": summary.num_preemptions,
+        "draft_tokens": summary.draft_tokens,
+        "draft_accepted_tokens": summary.draft_accepted,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 from typing import NamedTuple
 
@@ -28,6 +29,10 @@ class Work(NamedTuple):
     non-empty only in the first work after an admission; all others arrive in `token_ids`.
     The first `prompt_len` tokens of the sequence are the prompt, the others are output.
     `banned_ids` may not be picked (stop tokens before `min_tokens`).
+
+    The last `draft_len` of `token_ids` are a draft: a guess at what the engine will pick. It picks
+    after each of them, and after the token before them, as if all before were settled, and returns
+    as many as `kept` says. Work with a draft samples and never looks at a history.
     """
 
     seq_id: str
@@ -39,6 +44,20 @@ class Work(NamedTuple):
     prompt_len: int
     cached_ids: tuple[int, ...] = ()
     banned_ids: frozenset[int] = frozenset()
+    draft_len: int = 0
+
+    def kept(self, picked: Sequence[int]) -> int:
+        """How many of the tokens picked after each place of the draft stand: all up to the first
+        that was not foreseen. What follows it was picked after a token that is not there."""
+        draft = self.token_ids[len(self.token_ids) - self.draft_len :]
+        for count, (token, guess) in enumerate(zip(picked, draft, strict=False), start=1):
+            if token != guess:
+                return count
+        return len(picked)
+
+    def without_draft(self) -> Work:
+        settled = self.token_ids[: len(self.token_ids) - self.draft_len]
+        return self._replace(token_ids=settled, draft_len=0)
 
 
 class Batch(NamedTuple):

@@ -16,6 +16,7 @@ class EngineSpec:
     An engine that manages its own memory reports one page per sequence, as long as a sequence
     may grow: a slot is just a very large page. `max_model_len` never exceeds what the pool can
     hold. `facts` (device, dtype, attention backend, …) go to the log and `/v1/server` as they are.
+    With `verifies_drafts` work may have a draft (`Work.draft_len`).
     """
 
     max_model_len: int
@@ -23,6 +24,7 @@ class EngineSpec:
     num_pages: int
     vocab_size: int
     facts: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+    verifies_drafts: bool = False
 
 
 class Engine(Protocol):

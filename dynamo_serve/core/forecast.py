@@ -44,7 +44,7 @@ class _End(NamedTuple):
 
 
 class _Play:
-    """Everything that decodes gains one token per step, so `steps` is a clock for who ends when:
+    """Everything that decodes gains the same from a step, so `steps` is a clock for who ends when:
     the ends of the running sequences are a heap on that clock."""
 
     def __init__(self, seq: Sequence, life: Lifecycle, intake: Intake) -> None:
@@ -59,9 +59,7 @@ class _Play:
         self.time = self.steps = 0.0
         self.left = 0  # prompt tokens that the step in hand has still room for
         running = list(life.running.values())
-        self.ends = [
-            _End(self.shares.outputs(s), self._pages(s), s.request.tenant) for s in running
-        ]
+        self.ends = [_End(self.shares.steps(s), self._pages(s), s.request.tenant) for s in running]
         heapify(self.ends)
         held = sum(len(s.page_table) for s in running)
         self.free = life.pool.num_pages - life.pool.num_used + held
@@ -111,7 +109,7 @@ class _Play:
         return most is not None and 0 < self.live[name] >= most
 
     def _result(self, position: int) -> Forecast:
-        rest = self.shares.outputs(self.seq) * self._step_seconds()
+        rest = self.shares.steps(self.seq) * self._step_seconds()
         return Forecast(self.time, self.time + rest, position)
 
     def _extrapolated(self) -> Forecast:
@@ -131,7 +129,7 @@ class _Play:
         while self.ends and self.ends[0].step <= self.steps:
             self._wait_for_end()
         self._prefill(self._missing(seq))
-        heappush(self.ends, _End(self.steps + self.shares.outputs(seq), pages, name))
+        heappush(self.ends, _End(self.steps + self.shares.steps(seq), pages, name))
         self.live[name] += 1
         self.free -= pages
 

@@ -17,6 +17,7 @@ class Kind(Enum):
     EVICT = "evict"
     SHED = "shed"
     DEGRADE = "degrade"
+    DRAFT = "draft"  # its first one
     FINISH = "finish"
 
 
@@ -40,6 +41,8 @@ class Reason(Enum):
     TOKEN_CAP = "token_cap"  # max_prefill_tokens
     ITL_TARGET = "itl_target"  # the tightest running sequence
     SHARED = "shared"  # other prompts got their part
+    # draft
+    PAYS = "pays"  # it will save more time than it costs (tokens, matched)
     # preempt
     OVER_SHARE = "over_share"  # makes room for a tenant further below its share
     GUARANTEE = "guarantee"  # makes room for pages that were guaranteed to somebody

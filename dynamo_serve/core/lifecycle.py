@@ -24,7 +24,11 @@ class Lifecycle:
         self.running: dict[str, Sequence] = {}  # in order of admission
         self.dropped: list[str] = []  # for the engine to forget
         self.totals = dict.fromkeys(
-            ("prefix_asked", "prefix_hit", "preemptions", "prompt", "output"), 0
+            (
+                *("prefix_asked", "prefix_hit", "preemptions", "prompt", "output"),
+                *("draft", "draft_accepted"),
+            ),
+            0,
         )
 
     @property
@@ -109,10 +113,10 @@ class Lifecycle:
             waited_s=waited,
         )
 
-    def grow(self, seq: Sequence, now: float) -> bool:
-        """Pages for all its tokens; False, and nothing done, without room."""
+    def grow(self, seq: Sequence, now: float, more: int = 0) -> bool:
+        """Pages for all its tokens and so many more; False, and nothing done, without room."""
         evicted, held = self.pool.num_evicted, len(seq.page_table)
-        has_grown = self.pool.grow(seq.page_table, seq.num_tokens)
+        has_grown = self.pool.grow(seq.page_table, seq.num_tokens + more)
         seq.page_part += len(seq.page_table) - held
         if evicted := self.pool.num_evicted - evicted:
             self.note(seq, now, Kind.EVICT, Reason.PAGES.value, pages=evicted)
@@ -145,6 +149,8 @@ class Lifecycle:
         if out.finish is Finish.ERROR:  # what it left in its pages must not be published
             return self.finish(seq, Finish.ERROR, now, out._replace(token_ids=()))
         tokens, finish, stop_id = self._append(seq, out)
+        if work.samples:
+            self._count(seq, work.draft_len, len(tokens))
         cached_tokens = None
         if tokens:
             if seq.first_token_at is None:
@@ -177,6 +183,16 @@ class Lifecycle:
             if seq.num_outputs >= request.max_tokens:
                 return out.token_ids[:i], Finish.LENGTH, None
         return out.token_ids, out.finish, None
+
+    def _count(self, seq: Sequence, draft_len: int, num_tokens: int) -> None:
+        """Put down what a step brought, and how much of it because of a draft."""
+        if seq.phase is Phase.DECODE:
+            self.shares.learn_pace(num_tokens)
+        accepted = min(draft_len, max(0, num_tokens - 1))
+        seq.draft_tokens += draft_len
+        seq.draft_accepted += accepted
+        self.totals["draft"] += draft_len
+        self.totals["draft_accepted"] += accepted
 
     def _seal(self, seq: Sequence) -> None:
         full = seq.num_computed // self.pool.page_size
@@ -219,6 +235,8 @@ class Lifecycle:
             *(seq, now, Kind.FINISH, finish.value),
             output_tokens=seq.num_outputs,
             device_seconds=seq.device_seconds,
+            draft_tokens=seq.draft_tokens,
+            draft_accepted=seq.draft_accepted,
         )
         self.journal.remember(seq.id, seq.history)
         tokens: tuple[int, ...] = out.token_ids if out else ()

@@ -25,12 +25,14 @@ class Limits:
     With `mix_phases` a step decodes every live sequence and fills up with prompt chunks; without,
     prefill and decode steps alternate. With `fit_chunks` the size of a chunk follows from the ITL
     targets of whoever is decoding; without, only from `max_prefill_tokens`.
+    `max_draft_tokens` of one sequence are verified in a step; 0 is for engines that cannot.
     """
 
     max_prefill_tokens: int = 512
     max_decode_sequences: int = 64
     max_queue_delay: float = 0.003
     max_waiting: int = 10_000
+    max_draft_tokens: int = 0
     mix_phases: bool = False
     fit_chunks: bool = True
 
@@ -87,6 +89,13 @@ class Pace:
     def _fitting(self, base: StepShape, position: int, seconds: float, cap: int) -> int:
         """The largest chunk that fits a time, but never so small that prefill stands still."""
         return max(self.cost.largest_chunk(base, position, seconds, cap), min(MIN_CHUNK, cap))
+
+    def time_for_drafts(self, decoding: list[Sequence], now: float) -> float:
+        """Seconds that a decode step may take with drafts: they break no promise."""
+        if not self.limits.fit_chunks:
+            return inf
+        left = min(policy.time_left(decoding, now), self._for_newcomers(now))
+        return policy.DECODE_PART * left
 
     def refit(
         self, chunks: list[tuple[Sequence, int]], base: StepShape, seconds: float
@@ -169,4 +178,4 @@ class Pace:
         cap = self.limits.max_prefill_tokens
         whole = self.cost.predict(base)
         more = self.cost.predict(base.with_chunk(cap, 0))
-        return max(0.0, more - whole) / cap, whole / decoding
+        return max(0.0, more - whole) / cap, whole / decoding / self.life.shares.tokens_per_step

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
 
 from dynamo_serve.core import policy
 from dynamo_serve.core.journal import Reason
@@ -107,11 +108,14 @@ class Preemption:
     def _next_place(self) -> float:
         """Seconds until the first of the running sequences ends, if it is as long as usual."""
         running = self.life.running.values()
-        fewest = min((self.life.shares.outputs(seq) for seq in running), default=0.0)
+        fewest = min((self.life.shares.steps(seq) for seq in running), default=0.0)
         return fewest * self.cost.predict(shape_of(running))
 
 
-def shape_of(decoding: Collection[Sequence]) -> StepShape:
-    """A step that decodes these."""
+def shape_of(
+    decoding: Collection[Sequence], drafts: Mapping[str, tuple[int, ...]] = MappingProxyType({})
+) -> StepShape:
+    """A step that decodes these, some of them with a draft."""
     context = sum(seq.num_tokens for seq in decoding)
-    return StepShape(decode_sequences=len(decoding), decode_context=context)
+    shape = StepShape(decode_sequences=len(decoding), decode_context=context)
+    return shape.with_drafts(sum(map(len, drafts.values()))) if drafts else shape

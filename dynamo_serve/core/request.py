@@ -95,6 +95,8 @@ class Summary(NamedTuple):
     stall_seconds: float = 0.0  # without pages after a preemption; part of the other times
     device_seconds: float = 0.0  # its share of the steps it was in
     page_seconds: float = 0.0
+    draft_tokens: int = 0  # guessed ones that were verified beside others
+    draft_accepted: int = 0  # those that were right
 
 
 class Refusal(NamedTuple):

@@ -19,6 +19,7 @@ from dynamo_serve.core.preemption import shape_of
 from dynamo_serve.core.request import Finish, Request, TokenEvent
 from dynamo_serve.core.sequence import Sequence
 from dynamo_serve.core.shares import Shares
+from dynamo_serve.core.speculation import Drafts, Speculation
 from dynamo_serve.core.stats import Stats, StepStats
 from dynamo_serve.core.step_cost import Item, StepCost, StepShape
 from dynamo_serve.core.tenant import Tenancy
@@ -45,6 +46,7 @@ class Scheduler:
         self.shares = Shares(self.tenancy)
         self.life = Lifecycle(pool, self.shares, self.journal)
         self.intake = Intake(self.life, limits, self.cost)
+        self.speculation = Speculation(self.intake.pace)
         self.admission = Admission(self.life, self.intake)
         self.waiting = self.life.waiting
         self.running = self.life.running
@@ -115,6 +117,7 @@ class Scheduler:
         simply has none yet."""
         produced = {out.seq_id: out for out in outputs}
         self.bill.settle(produced, now)
+        accepted = self.life.totals["draft_accepted"]
         events: list[TokenEvent] = []
         for work in batch.work:
             seq = self.running.get(work.seq_id)
@@ -126,6 +129,9 @@ class Scheduler:
             event = self.life.accept(seq, work, out, now)
             if event is not None:
                 events.append(event)
+        if batch.phase is Phase.DECODE and self.bill.step is not None:
+            accepted = self.life.totals["draft_accepted"] - accepted
+            self.speculation.settle(now - self.bill.step.began, accepted)
         return events
 
     # ── what the loop needs to know ──────────────────────────────────────────
@@ -159,6 +165,8 @@ class Scheduler:
             preemptions_total=totals["preemptions"],
             prompt_tokens_total=totals["prompt"],
             output_tokens_total=totals["output"],
+            draft_tokens_total=totals["draft"],
+            draft_accepted_tokens_total=totals["draft_accepted"],
             step=step,
         )
 
@@ -171,17 +179,21 @@ class Scheduler:
     def _mixed(self, now: float) -> Batch | None:
         """Every decoding sequence, and as much of the prompts as fits beside them."""
         decoding = self._grown(now)
-        prompts = self._chunks(decoding, shape_of(decoding), now)
+        drafts = self.speculation.drafts(decoding, now)
+        prompts = self._chunks(decoding, shape_of(decoding, drafts), now)
         # Admitting may have preempted somebody.
         decoding = [seq for seq in decoding if seq.id in self.running]
-        return self._batch(decoding, prompts, now)
+        return self._batch(decoding, drafts, prompts, now)
 
     def _alternate(self, now: float) -> Batch | None:
         for phase in policy.phase_order(self._last):
             if phase is Phase.PREFILL:
-                batch = self._batch([], self._chunks(self._in(Phase.DECODE), StepShape(), now), now)
+                prompts = self._chunks(self._in(Phase.DECODE), StepShape(), now)
+                batch = self._batch([], {}, prompts, now)
             else:
-                batch = self._batch(self._grown(now), [], now)
+                decoding = self._grown(now)
+                drafts = self.speculation.drafts(decoding, now)
+                batch = self._batch(decoding, drafts, [], now)
             if batch:
                 self._last = phase
                 return batch
@@ -235,16 +247,20 @@ class Scheduler:
         )
 
     def _batch(
-        self, decoding: list[Sequence], prompts: list[tuple[Sequence, int]], now: float
+        self,
+        decoding: list[Sequence],
+        drafts: Drafts,
+        prompts: list[tuple[Sequence, int]],
+        now: float,
     ) -> Batch | None:
         items: list[tuple[Sequence, Item]] = [
-            *((seq, (1, seq.num_computed, False)) for seq in decoding),
+            *((s, (1 + len(drafts.get(s.id, ())), s.num_computed, False)) for s in decoding),
             *((seq, (count, seq.num_computed, True)) for seq, count in prompts),
         ]
         if not items:
             return None
-        work: list[Work] = []
-        for seq, (count, _, _) in items:
+        work: list[Work] = [seq.work(1, drafts.get(seq.id, ())) for seq in decoding]
+        for seq, count in prompts:
             work.append(seq.work(count))
             seq.num_unseen = 0
         self.bill.expect(items, now)

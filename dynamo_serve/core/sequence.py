@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from dynamo_serve.core.batch import Phase, Work
 from dynamo_serve.core.journal import Entry, Reason
+from dynamo_serve.core.lookup import Drafter
 from dynamo_serve.core.request import Request, Summary
 from dynamo_serve.core.tenant import Class
 
@@ -49,6 +50,9 @@ class Sequence:
     device_seconds: float = 0.0
     page_seconds: float = 0.0
     page_part: float = 0.0  # pages held; one with several holders counts in parts
+    drafter: Drafter | None = None  # once it has been worth looking for drafts
+    draft_tokens: int = 0
+    draft_accepted: int = 0
     history: list[Entry] = field(default_factory=list)  # the latest decisions about it
 
     @classmethod
@@ -85,12 +89,12 @@ class Sequence:
         self.waits_for, self.waits_since = reason, now
         return is_new
 
-    def work(self, count: int) -> Work:
-        """The next `count` pending tokens as a share of a step."""
+    def work(self, count: int, draft: tuple[int, ...] = ()) -> Work:
+        """The next `count` pending tokens, and a guess at what follows, as a share of a step."""
         request, start = self.request, self.num_computed
         return Work(
             seq_id=request.id,
-            token_ids=tuple(self.tokens[start : start + count]),
+            token_ids=(*self.tokens[start : start + count], *draft),
             position=start,
             page_table=tuple(self.page_table),
             samples=count == self.num_pending,
@@ -98,6 +102,7 @@ class Sequence:
             prompt_len=self.prompt_len,
             cached_ids=tuple(self.tokens[: self.num_unseen]),
             banned_ids=request.stop_ids if self.num_outputs < request.min_tokens else NONE_BANNED,
+            draft_len=len(draft),
         )
 
     def summary(self, now: float) -> Summary:
@@ -112,4 +117,6 @@ class Sequence:
             stall_seconds=self.stall_seconds,
             device_seconds=self.device_seconds,
             page_seconds=self.page_seconds,
+            draft_tokens=self.draft_tokens,
+            draft_accepted=self.draft_accepted,
         )

@@ -20,6 +20,7 @@ from dynamo_serve.core.tenant import Tenancy, Tenant
 MEMORY = 0.9  # of what was learned about lengths, for each finished request
 FIRST_GUESS = 256.0  # tokens of an answer that ends by itself, before any was seen
 KNOWN_AFTER = 8  # finished requests
+PACE_GAIN = 0.01  # of what one step of one sequence tells about how many tokens steps bring
 
 
 @dataclass(slots=True)
@@ -84,6 +85,7 @@ class Shares:
         self.device_seconds = 0.0
         self.page_seconds = 0.0
         self.virtual_time = 0.0  # of the whole: how far whoever was busy has got
+        self.tokens_per_step = 1.0  # of a decoding sequence; more with drafts
 
     def configure(self, tenancy: Tenancy) -> None:
         """A tenant that is gone keeps its weight and quotas for what it still has here."""
@@ -135,6 +137,14 @@ class Shares:
         return max(
             1.0, account.runs_full * most + (1 - account.runs_full) * usual - seq.num_outputs
         )
+
+    def steps(self, seq: Sequence) -> float:
+        """Decode steps that a sequence will probably still take."""
+        return max(1.0, self.outputs(seq) / self.tokens_per_step)
+
+    def learn_pace(self, num_tokens: int) -> None:
+        """A step has brought a decoding sequence so many tokens."""
+        self.tokens_per_step += PACE_GAIN * (num_tokens - self.tokens_per_step)
 
     def charge_step(
         self, items: Iterable[tuple[Sequence, Item]], parts: Iterable[float], seconds: float

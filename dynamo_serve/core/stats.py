@@ -28,4 +28,6 @@ class Stats(NamedTuple):
     preemptions_total: int = 0
     prompt_tokens_total: int = 0
     output_tokens_total: int = 0
+    draft_tokens_total: int = 0
+    draft_accepted_tokens_total: int = 0
     step: StepStats | None = None

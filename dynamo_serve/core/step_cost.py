@@ -29,7 +29,8 @@ from statistics import median
 from typing import NamedTuple
 
 Item = tuple[int, int, bool]
-"""One sequence's share of a step: (number of tokens, position of the first, is it prefill)."""
+"""One sequence's share of a step: (number of tokens, position of the first, is it prefill). All but
+the first token of a sequence that decodes are its draft."""
 
 TILES = (16, 32)  # tokens after which matrix kernels may take one more tile: the time jumps
 KNOTS = (0, 16, 32, 64, 128, 256, 512)  # tokens at which the curve may bend
@@ -48,6 +49,7 @@ MAX_SURPRISE = 0.3  # of log(actual / predicted); anything more counts as this m
 FIRST_SURPRISE = 1.0  # the same, until a kind is learned
 LEARNED_STEPS = 16  # of a kind, with prompt tokens or without
 FIRST_REACH = 32  # prompt tokens in a step that are risked without having seen any
+FIRST_DRAFTS = 2  # draft tokens
 LEAST_SECONDS = 1e-6
 ERRORS_KEPT = 256  # steps that the reported error looks back on
 
@@ -57,6 +59,7 @@ class StepShape(NamedTuple):
 
     `prefill_context` counts pairs of a prompt token and one that it attends to; `prefill_reads`
     and `decode_context` count the tokens whose KV the chunks and the decoding sequences read.
+    `draft_tokens` come on top of one token for each decoding sequence.
     """
 
     prefill_tokens: int = 0
@@ -64,10 +67,11 @@ class StepShape(NamedTuple):
     decode_sequences: int = 0
     decode_context: int = 0
     prefill_reads: int = 0
+    draft_tokens: int = 0
 
     @classmethod
     def of(cls, works: Iterable[Item]) -> StepShape:
-        prompt = sequences = context = reads = 0
+        prompt = sequences = context = reads = drafts = 0
         pairs = 0.0
         for count, position, is_prefill in works:
             if is_prefill:
@@ -77,7 +81,12 @@ class StepShape(NamedTuple):
             else:
                 sequences += 1
                 context += position + count
-        return cls(prompt, pairs, sequences, context, reads)
+                drafts += count - 1
+        return cls(prompt, pairs, sequences, context, reads, drafts)
+
+    @property
+    def tokens(self) -> int:
+        return self.prefill_tokens + self.decode_sequences + self.draft_tokens
 
     def with_chunk(self, count: int, position: int) -> StepShape:
         """This step and `count` tokens of one more prompt, which stands at `position`."""
@@ -87,19 +96,25 @@ class StepShape(NamedTuple):
             prefill_reads=self.prefill_reads + position + count,
         )
 
+    def with_drafts(self, count: int) -> StepShape:
+        """This step and `count` draft tokens more."""
+        return self._replace(
+            decode_context=self.decode_context + count, draft_tokens=self.draft_tokens + count
+        )
+
 
 def _dot(a: Sequence[float], b: Sequence[float]) -> float:
     return float(sum(map(mul, a, b)))
 
 
 def _features(shape: StepShape, is_prefill: bool) -> list[float]:
-    prompt, pairs, sequences, context, reads = shape
-    tokens = prompt + sequences
-    # Without prompt tokens the curve is one in sequences, and has no need of a price for each.
-    apart = sequences if is_prefill else 0
+    tokens = shape.tokens
+    # With one token for each the curve is one in sequences, and has no need of a price for them.
+    apart = shape.decode_sequences if is_prefill or shape.draft_tokens else 0
     jumps = [tokens > tile for tile in TILES]
     curve = [min(max(tokens - knot, 0), width) for knot, width in PIECES]
-    return [1.0, pairs, apart, context + reads, *jumps, *curve]
+    reads = shape.decode_context + shape.prefill_reads
+    return [1.0, shape.prefill_context, apart, reads, *jumps, *curve]
 
 
 class _Fit:
@@ -155,8 +170,9 @@ class StepCost:
     """Learns online what steps cost. Deterministic: equal observations, equal predictions.
 
     The arguments are what is believed before the first observation: a fixed time, and more per
-    prompt token and per decoding sequence, in seconds. Steps with and without prompt tokens are
-    learned apart, because they run different kernels; the pace of the machine is common to both.
+    prompt token and per decoding sequence, in seconds. Steps with prompt tokens, with drafts, and
+    with neither are learned apart, because they run different kernels; the pace of the machine is
+    common to all. Until it is known better, a draft token costs what a sequence does.
     """
 
     def __init__(
@@ -165,19 +181,24 @@ class StepCost:
         unknown = [0.0] * (1 + len(TILES))  # reads and jumps
         self._prefill = _Fit([step_s, 0.0, sequence_s, *unknown, *[token_s] * len(PIECES)])
         self._decode = _Fit([step_s, 0.0, 0.0, *unknown, *[sequence_s] * len(PIECES)])
+        self._drafts: _Fit | None = None
         self._log_pace = 0.0
         self._most_seen = 0  # prompt tokens in one step
+        self._most_drafts = 0
         self._errors: deque[float] = deque(maxlen=ERRORS_KEPT)
 
     def observe(self, shape: StepShape, seconds: float) -> None:
         """A step has run. One that took no measurable time teaches nothing."""
         if seconds <= 0:
             return
+        if shape.draft_tokens and not shape.prefill_tokens and self._drafts is None:
+            self._drafts = _Fit(self._decode.prices)
         fit, features = self._fit(shape), _features(shape, bool(shape.prefill_tokens))
         pace, expected = exp(self._log_pace), fit(features)
         predicted = max(pace * expected, self._floor(shape))
         self._errors.append(abs(predicted - seconds) / seconds)
         self._most_seen = max(self._most_seen, shape.prefill_tokens)
+        self._most_drafts = max(self._most_drafts, shape.draft_tokens)
         if not fit.count:  # a prior knows how costs relate, but not how fast the machine is
             for other in (self._prefill, self._decode):
                 if not other.count:
@@ -206,7 +227,7 @@ class StepCost:
         if most < 1 or self._floor(base) > budget_s:
             return 0
         prices = self._prefill.prices
-        slopes, tokens = prices[CURVE:], base.prefill_tokens + base.decode_sequences
+        slopes, tokens = prices[CURVE:], base.tokens
         heights = [0.0, *accumulate(a * b for a, b in zip(slopes, WIDTHS, strict=True))]
         features = _features(base, is_prefill=True)[:JUMPS]
         features[READS] += position
@@ -229,13 +250,13 @@ class StepCost:
         shape = StepShape.of(works)
         prices, features = self._fit(shape).prices, _features(shape, bool(shape.prefill_tokens))
         common = prices[0] + _dot(prices[JUMPS:], features[JUMPS:])
-        per_token = max(common, LEAST_SECONDS) / (shape.prefill_tokens + shape.decode_sequences)
+        per_token = max(common, LEAST_SECONDS) / shape.tokens
         costs = []
         for count, position, is_prefill in works:
             cost = per_token * count + prices[READS] * (position + count)
             if is_prefill:
                 cost += prices[PAIRS] * count * (position + count / 2)
-            elif shape.prefill_tokens:
+            elif shape.prefill_tokens or shape.draft_tokens:
                 cost += prices[SEQUENCES]
             costs.append(cost)
         whole = sum(costs)
@@ -247,16 +268,32 @@ class StepCost:
         return max(FIRST_REACH, 2 * self._most_seen)
 
     @property
+    def draft_reach(self) -> int:
+        """The same for draft tokens."""
+        return max(FIRST_DRAFTS, 2 * self._most_drafts)
+
+    @property
+    def knows_drafts(self) -> bool:
+        return self._drafts is not None and self._drafts.count >= LEARNED_STEPS
+
+    @property
     def error(self) -> float:
         """Median of |predicted - actual| / actual over the latest steps, each predicted before."""
         return median(self._errors) if self._errors else 0.0
 
+    @property
+    def knows_decoding(self) -> bool:
+        """Whether plain decode steps have been seen often enough to compare others with."""
+        return self._decode.count >= LEARNED_STEPS
+
     def _fit(self, shape: StepShape) -> _Fit:
-        return self._prefill if shape.prefill_tokens else self._decode
+        if shape.prefill_tokens:
+            return self._prefill
+        return self._drafts or self._decode if shape.draft_tokens else self._decode
 
     def _floor(self, shape: StepShape) -> float:
         """What the decoding sequences of a step take without its prompt tokens, once known."""
-        if not shape.decode_sequences or self._decode.count < LEARNED_STEPS:
+        if not shape.decode_sequences or not self.knows_decoding:
             return 0.0
         alone = StepShape(0, 0.0, shape.decode_sequences, shape.decode_context)
         return exp(self._log_pace) * self._decode(_features(alone, is_prefill=False))

@@ -136,6 +136,10 @@ def state(scheduler: Scheduler, now: float) -> dict[str, Any]:
             "median_error": scheduler.cost.error,
             "prices_s": scheduler.intake.pace.prices(),
         },
+        "drafts": {
+            "credit_steps": scheduler.speculation.credit,
+            "rates": scheduler.speculation.rates,
+        },
         "limits": asdict(scheduler.limits),
         "tenants": {name: _account(scheduler, a) for name, a in scheduler.shares.accounts.items()},
         "running": [_brief(s, now) for s in islice(scheduler.running.values(), MOST_LISTED)],

@@ -15,9 +15,19 @@ from dynamo_serve.core.request import TokenLogprob
 EMPTY = -1
 
 
-def next_token(context: Iterable[int], vocab_size: int, banned: frozenset[int]) -> int:
-    """The 'model': a pure function of every token so far, never a banned one."""
+def next_token(
+    context: Sequence[int], vocab_size: int, banned: frozenset[int], copying: float = 0.0
+) -> int:
+    """The 'model': a pure function of every token so far, never a banned one.
+
+    In so large a part of cases as `copying` says, it is what came after the latest token the last
+    time: the text repeats itself, as answers do that quote their prompt.
+    """
     state = _hash(array("q", context).tobytes())
+    if copying and int.from_bytes(state[:4]) % 1000 < 1000 * copying:
+        for i in range(len(context) - 2, -1, -1):
+            if context[i] == context[-1] and context[i + 1] not in banned:
+                return context[i + 1]
     while (token := int.from_bytes(state) % vocab_size) in banned:
         state = _hash(state)
     return token
@@ -33,7 +43,8 @@ class FakeEngine:
     Its 'KV cache' holds the token of each slot, and the next token depends on all of the context
     as it stands in the pages, so a wrong page table gives a wrong answer. Temperature, filters and
     penalties have no meaning here: the token is a function of the context alone; log-probabilities
-    are invented. `step_seconds` is slept in every step.
+    are invented. `step_seconds` is slept in every step, `copying` is how much of its text is
+    copied.
     """
 
     def __init__(
@@ -43,6 +54,7 @@ class FakeEngine:
         max_model_len: int = 256,
         page_size: int = 4,
         num_pages: int = 64,
+        copying: float = 0.0,
         step_seconds: float = 0.0,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -52,8 +64,10 @@ class FakeEngine:
             num_pages=num_pages,
             vocab_size=vocab_size,
             facts={"architecture": "fake", "device": "none", "attention_backend": "none"},
+            verifies_drafts=True,
         )
         self.slots = array("q")
+        self._copying = copying
         self._step_seconds = step_seconds
         self._sleep = sleep
 
@@ -88,10 +102,15 @@ class FakeEngine:
         return context[:length]
 
     def _answer(self, work: Work) -> SequenceOutput:
-        token = next_token(self._read(work), self.spec.vocab_size, work.banned_ids)
+        context = self._read(work)
+        picked = [
+            next_token(context[:end], self.spec.vocab_size, work.banned_ids, self._copying)
+            for end in range(len(context) - work.draft_len, len(context) + 1)
+        ]
+        tokens = tuple(picked[: work.kept(picked)])
         wanted = work.sampling.logprobs
-        logprobs = () if wanted is None else (self._logprob(token, wanted),)
-        return SequenceOutput(work.seq_id, (token,), logprobs)
+        logprobs = () if wanted is None else tuple(self._logprob(t, wanted) for t in tokens)
+        return SequenceOutput(work.seq_id, tokens, logprobs)
 
     def _logprob(self, token: int, num_top: int) -> TokenLogprob:
         """Half the mass on the chosen token, half of the rest on the next one, and so on."""

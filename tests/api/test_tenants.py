@@ -328,6 +328,8 @@ def test_the_end_of_each_choice_explains_it(house: House, path: str) -> None:
         "page_seconds": 2.5,
         "cached_tokens": 5,
         "num_preemptions": 1,
+        "draft_tokens": 0,
+        "draft_accepted_tokens": 0,
     }
     whole = house.acme.post(path, json={**body, "explain": True, "n": 2}).json()
     assert [choice["explain"] for choice in whole["choices"]] == [expected] * 2

@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 BOOKS = ("test_page_pool.py", "test_scheduler.py", "test_random_traffic.py")
 PROMISES = ("test_hard_cases.py", "test_promises.py", "test_tenant_traffic.py")
+DRAFTS = ("test_lookup.py", "test_speculation.py")
 HELPERS = ("traffic.py", "playing.py")
 
 BROKEN_BOOKS = {
@@ -141,11 +142,76 @@ BROKEN_PROMISES = {
         "self.level + 0 * (now - self.updated)",
     ),
 }
+BROKEN_DRAFTS = {
+    "take a whole draft for right": ("batch.py", "if token != guess:", "if False:"),
+    "settle what was not verified": (
+        "lifecycle.py",
+        "seq.phase, seq.num_computed = Phase.DECODE, seq.num_tokens - 1",
+        "seq.phase = Phase.DECODE\n"
+        "            seq.num_computed = max(seq.num_tokens - 1, work.position + work.draft_len)",
+    ),
+    "draft beyond the last token": (
+        "speculation.py",
+        "request.max_tokens - num_outputs - 1",
+        "request.max_tokens",
+    ),
+    "draft beyond min_tokens": (
+        "speculation.py",
+        "if num_outputs < request.min_tokens",
+        "if False",
+    ),
+    "draft beyond a stop token": ("speculation.py", "if token in stops", "if False"),
+    "draft where history counts": (
+        "speculation.py",
+        "seq.request.sampling.needs_history or",
+        "",
+    ),
+    "take others' pages for a draft": (
+        "speculation.py",
+        "left >= len(self.life.running) and",
+        "left >= 0 and",
+    ),
+    "take pages beyond a quota for a draft": (
+        "speculation.py",
+        "burst is None or",
+        "True or",
+    ),
+    "draft more than the pages hold": (
+        "speculation.py",
+        "end = min(end, self._room(seq, end, now))",
+        "self._room(seq, end, now)",
+    ),
+    "keep no account of losses": ("speculation.py", "self.credit > 0 and", ""),
+    "draft whatever it costs": (
+        "speculation.py",
+        "LEAST_RETURN * (seconds - alone)",
+        "0.0",
+    ),
+    "forget the promised gaps": ("speculation.py", "and seconds <= allowed", ""),
+    "learn nothing from wrong guesses": (
+        "lookup.py",
+        "gain * (is_right - rates[matched])",
+        "gain * (1.0 - rates[matched])",
+    ),
+    "take the first match for the longest": ("lookup.py", "if length > best:", "if best < 2:"),
+    "lose the thread at a replaced word": ("lookup.py", "self.matched = SLIP", "pass"),
+    "forecast one token a step": (
+        "shares.py",
+        "self.outputs(seq) / self.tokens_per_step",
+        "self.outputs(seq)",
+    ),
+    "let nobody pay for a draft": (
+        "step_cost.py",
+        "                drafts += count - 1",
+        "                drafts += 0",
+    ),
+}
 
 
 MUTANTS = {
     **{name: (BOOKS, mutant) for name, mutant in BROKEN_BOOKS.items()},
     **{name: (PROMISES, mutant) for name, mutant in BROKEN_PROMISES.items()},
+    **{name: (DRAFTS, mutant) for name, mutant in BROKEN_DRAFTS.items()},
 }
 
 
@@ -168,13 +234,13 @@ def copy(tmp_path: Path) -> Path:
     suite.mkdir(parents=True)
     for file in (package, package / "engines", suite.parent, suite):
         (file / "__init__.py").touch()
-    for name in (*BOOKS, *PROMISES, *HELPERS):
+    for name in (*BOOKS, *PROMISES, *DRAFTS, *HELPERS):
         shutil.copy(ROOT / "tests" / "core" / name, suite)
     return tmp_path
 
 
 def test_the_unchanged_core_passes(copy: Path) -> None:
-    result = run_suite(copy, BOOKS + PROMISES)
+    result = run_suite(copy, BOOKS + PROMISES + DRAFTS)
     assert result.returncode == 0, result.stdout
 
 

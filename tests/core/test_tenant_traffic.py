@@ -16,17 +16,14 @@ from dynamo_serve.core.tenant import Class, Quota, Tenancy, Tenant
 from tests.core.traffic import (
     MAX_TURNS,
     VOCAB_SIZE,
+    Drafting,
     Harness,
-    TimedEngine,
+    QuickEngine,
     random_requests,
     reference,
 )
 
 LONGEST = 36
-
-
-class QuickEngine(TimedEngine):
-    fixed, per_prompt_token, per_sequence = 0.001, 0.0002, 0.0002
 
 
 def random_tenancy(rng: random.Random, num_pages: int) -> Tenancy:
@@ -49,11 +46,15 @@ def random_tenancy(rng: random.Random, num_pages: int) -> Tenancy:
     return Tenancy(tenants, classes)
 
 
-def harness_of(rng: random.Random) -> Harness:
+def harness_of(rng: random.Random, drafting: Drafting) -> Harness:
     page_size = rng.choice([1, 2, 4, 16])
     num_pages = -(-LONGEST // page_size) + rng.randint(0, 12)
     engine = QuickEngine(
-        vocab_size=VOCAB_SIZE, max_model_len=LONGEST, page_size=page_size, num_pages=num_pages
+        vocab_size=VOCAB_SIZE,
+        max_model_len=LONGEST,
+        page_size=page_size,
+        num_pages=num_pages,
+        copying=drafting.copying,
     )
     limits = Limits(
         max_prefill_tokens=rng.choice([1, 5, 16, 64]),
@@ -62,6 +63,7 @@ def harness_of(rng: random.Random) -> Harness:
         max_waiting=rng.choice([4, 100]),
         mix_phases=rng.random() < 0.6,
         fit_chunks=rng.random() < 0.8,
+        max_draft_tokens=drafting.most,
     )
     engine.harness = harness = Harness(
         engine, limits, rng.random() < 0.8, random_tenancy(rng, num_pages)
@@ -107,7 +109,7 @@ def play(harness: Harness, rng: random.Random, requests: list[Request]) -> dict[
     raise AssertionError("a request never finished")
 
 
-def judge(harness: Harness, request: Request) -> str:
+def judge(harness: Harness, request: Request, copying: float) -> str:
     """How the request ended, having made sure that it was right."""
     events = [e for e in harness.events if e.request_id == request.id]
     if events[0].refusal is not None:
@@ -117,7 +119,7 @@ def judge(harness: Harness, request: Request) -> str:
     tokens, finish = harness.tokens_of(request.id), harness.finish_of(request.id)
     assert len(finish) == 1, f"{request.id} has {len(finish)} finishes"
     assert events[-1].finish, f"{request.id}: an event after the last event"
-    expected, reason = reference(request)
+    expected, reason = reference(request, copying=copying)
     if events[-1].finish in (Finish.CANCELLED, Finish.DEADLINE):
         assert tokens == expected[: len(tokens)], request.id
         if events[-1].finish is Finish.DEADLINE:
@@ -145,12 +147,16 @@ def check_books(harness: Harness) -> None:
 @pytest.mark.parametrize("first", range(0, 200, 20))
 def test_promises_lose_nothing(first: int) -> None:
     ends: dict[str, int] = {}
+    accepted = 0
     for seed in range(first, first + 20):
         rng = random.Random(seed)
-        harness = harness_of(rng)
+        drafting = Drafting(0.9, 4) if seed % 2 else Drafting()
+        harness = harness_of(rng, drafting)
         sent = play(harness, rng, random_requests(rng, 24, LONGEST))
         check_books(harness)
+        accepted += harness.published[-1].draft_accepted_tokens_total
         for request in sent.values():
-            end = judge(harness, request)
+            end = judge(harness, request, drafting.copying)
             ends[end] = ends.get(end, 0) + 1
     assert {"refused", "stop", "length", "cancelled"} <= ends.keys(), ends
+    assert accepted

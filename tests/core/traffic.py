@@ -9,7 +9,7 @@ from dynamo_serve.core.batch import Batch, SequenceOutput, Work
 from dynamo_serve.core.engine import Engine
 from dynamo_serve.core.loop import Cancel, Command, Loop, Submit
 from dynamo_serve.core.page_pool import PagePool
-from dynamo_serve.core.request import Finish, Refusal, Request, TokenEvent
+from dynamo_serve.core.request import Finish, Refusal, Request, Sampling, TokenEvent
 from dynamo_serve.core.scheduler import Limits, Scheduler
 from dynamo_serve.core.stats import Stats
 from dynamo_serve.core.tenant import Tenancy
@@ -17,6 +17,7 @@ from dynamo_serve.engines.fake import FakeEngine, next_token
 
 VOCAB_SIZE = 23
 MAX_TURNS = 20_000
+SAMPLINGS = (Sampling(), Sampling(), Sampling(logprobs=2), Sampling(presence_penalty=0.5))
 
 
 @dataclass
@@ -85,27 +86,37 @@ class TimedEngine(FakeEngine):
     """Steps take virtual time. The default is a small model on two cores, in seconds."""
 
     harness: Harness
-    fixed, per_prompt_token, per_sequence = 0.08, 0.0008, 0.003
+    fixed, per_prompt_token, per_sequence, per_draft_token = 0.08, 0.0008, 0.003, 0.002
 
     def step(self, batch: Batch) -> list[SequenceOutput]:
         prompt = sum(len(w.token_ids) for w in batch.work if not is_decode(w))
         decoding = sum(map(is_decode, batch.work))
+        drafts = sum(w.draft_len for w in batch.work)
         self.harness.now += (
-            self.fixed + self.per_prompt_token * prompt + self.per_sequence * decoding
+            self.fixed
+            + self.per_prompt_token * prompt
+            + self.per_sequence * decoding
+            + self.per_draft_token * drafts
         )
         return super().step(batch)
 
 
+class QuickEngine(TimedEngine):
+    fixed, per_prompt_token, per_sequence, per_draft_token = 0.001, 0.0002, 0.0002, 0.0001
+
+
 def is_decode(work: Work) -> bool:
-    return len(work.token_ids) == 1 and work.position >= work.prompt_len
+    return len(work.token_ids) == 1 + work.draft_len and work.position >= work.prompt_len
 
 
-def reference(request: Request, vocab_size: int = VOCAB_SIZE) -> tuple[list[int], Finish]:
+def reference(
+    request: Request, vocab_size: int = VOCAB_SIZE, copying: float = 0.0
+) -> tuple[list[int], Finish]:
     """What the fake model answers, worked out without pages, batches or scheduler."""
     output: list[int] = []
     while len(output) < request.max_tokens:
         banned = request.stop_ids if len(output) < request.min_tokens else frozenset[int]()
-        output.append(next_token([*request.prompt_ids, *output], vocab_size, banned))
+        output.append(next_token([*request.prompt_ids, *output], vocab_size, banned, copying))
         if output[-1] in request.stop_ids:
             return output, Finish.STOP
     return output, Finish.LENGTH
@@ -126,31 +137,45 @@ def random_requests(rng: random.Random, count: int, longest: int) -> list[Reques
                 stop_ids=frozenset({13}) if rng.random() < 0.5 else frozenset(),
                 min_tokens=rng.choice([0, 0, 2]),
                 salt=rng.choice(["", "", "other"]),
+                sampling=SAMPLINGS[i % len(SAMPLINGS)],
             )
         )
     return requests
 
 
-def check_seed(seed: int) -> int:
-    """Drive one random mix to its end and compare everything; how many preemptions it met."""
+@dataclass(frozen=True)
+class Drafting:
+    """A model that copies so much of its text, and the longest draft; the default is none."""
+
+    copying: float = 0.0
+    most: int = 0
+
+
+def check_seed(seed: int, drafting: Drafting) -> Stats:
+    """Drive one random mix to its end and compare everything; the last stats."""
     rng = random.Random(seed)
     page_size = rng.choice([1, 2, 4, 16])
     longest = 36
     num_pages = -(-longest // page_size) + rng.randint(0, 12)
-    engine = FakeEngine(
-        vocab_size=VOCAB_SIZE, max_model_len=longest, page_size=page_size, num_pages=num_pages
+    engine = QuickEngine(
+        vocab_size=VOCAB_SIZE,
+        max_model_len=longest,
+        page_size=page_size,
+        num_pages=num_pages,
+        copying=drafting.copying,
     )
     limits = Limits(
         max_prefill_tokens=rng.choice([1, 5, 16, 64]),
         max_decode_sequences=rng.choice([1, 3, 8]),
         max_queue_delay=rng.choice([0.0, 0.003]),
+        max_draft_tokens=drafting.most,
     )
-    harness = Harness(engine, limits, prefix_sharing=rng.random() < 0.8)
+    engine.harness = harness = Harness(engine, limits, prefix_sharing=rng.random() < 0.8)
     requests = random_requests(rng, 14, longest)
     cancelled = {r.id for r in requests if rng.random() < 0.2}
     play(harness, rng, requests, cancelled)
-    judge(harness, requests, cancelled)
-    return harness.published[-1].preemptions_total
+    judge(harness, requests, cancelled, drafting.copying)
+    return harness.published[-1]
 
 
 def play(
@@ -168,7 +193,9 @@ def play(
     raise AssertionError("a request never finished")
 
 
-def judge(harness: Harness, requests: list[Request], cancelled: set[str]) -> None:
+def judge(
+    harness: Harness, requests: list[Request], cancelled: set[str], copying: float = 0.0
+) -> None:
     pool = harness.scheduler.pool
     pool.check([])
     assert pool.num_free + pool.num_cached == pool.num_pages, "a page leaked"
@@ -181,7 +208,10 @@ def judge(harness: Harness, requests: list[Request], cancelled: set[str]) -> Non
             e.cached_tokens for e in harness.events if e.request_id == request.id and e.token_ids
         ]
         assert [t is not None for t in told] == [i == 0 for i in range(len(told))], request.id
-        expected, reason = reference(request)
+        expected, reason = reference(request, copying=copying)
+        for event in harness.events:
+            if event.request_id == request.id and request.sampling.logprobs is not None:
+                assert [lp.token_id for lp in event.logprobs] == list(event.token_ids), request.id
         if last.finish is Finish.CANCELLED:
             assert request.id in cancelled
             assert tokens == expected[: len(tokens)], request.id
@@ -190,4 +220,5 @@ def judge(harness: Harness, requests: list[Request], cancelled: set[str]) -> Non
             assert (last.stop_id is not None) == (reason is Finish.STOP)
     asked = sum(len(r.prompt_ids) for r in requests)
     last_stats = harness.published[-1]
+    assert last_stats.draft_accepted_tokens_total <= last_stats.draft_tokens_total
     assert last_stats.prefix_hit_tokens_total <= last_stats.prefix_asked_tokens_total <= asked

@@ -93,6 +93,42 @@ def test_shared_pages_stand_for_the_tokens_in_them(started: Started) -> None:
     assert next_token(engine, hit) == expected
 
 
+def decoded(engine: Engine, prompt: tuple[int, ...], count: int) -> list[int]:
+    """What follows a prompt, one token at a time, in pages of its own."""
+    pages = tuple(range(40, 60))
+    tokens = [next_token(engine, whole("one", prompt, pages))]
+    for position in range(len(prompt), len(prompt) + count - 1):
+        tokens.append(next_token(engine, whole("one", (tokens[-1],), pages, position=position)))
+    return tokens
+
+
+@pytest.mark.parametrize("num_right", range(5))
+def test_a_draft_counts_as_far_as_it_is_right(started: Started, num_right: int) -> None:
+    engine, spec = started
+    assert spec.verifies_drafts
+    prompt = (5, 6, 7, 8, 9)
+    expected = decoded(engine, prompt, 6)
+    pages = (3, 9, 1, 30, 31)
+    next_token(engine, whole("a", prompt, pages))
+    wrong = (expected[num_right + 1] + 1) % spec.vocab_size
+    draft = (*expected[1 : num_right + 1], *[wrong] * 4)[:4]
+    work = whole("a", (expected[0], *draft), pages, position=5, prompt_len=5, draft_len=4)
+    others = [whole(f"o{i}", (40 + i, 3), (20 + i,)) for i in range(3)]
+    sampling = Sampling(temperature=0.0, logprobs=1)
+    outputs = {
+        o.seq_id: o
+        for o in engine.step(Batch(Phase.MIXED, (*others, work._replace(sampling=sampling))))
+    }
+    kept = len(outputs["a"].token_ids)
+    assert kept == num_right + 1
+    assert outputs["a"].token_ids == tuple(expected[1 : kept + 1])
+    assert [lp.token_id for lp in outputs["a"].logprobs] == list(outputs["a"].token_ids)
+    # What the rest of the draft has left in the pages is overwritten by what comes next.
+    last = whole("a", (expected[kept],), pages, position=5 + kept, prompt_len=5)
+    if kept < 5:
+        assert next_token(engine, last) == expected[kept + 1]
+
+
 def test_banned_token_is_never_picked(started: Started) -> None:
     engine, spec = started
     favourite = next_token(engine, whole("a", (1, 2, 3), (0,)))

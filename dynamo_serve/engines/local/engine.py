@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 
 import torch
 
@@ -11,7 +12,7 @@ from dynamo_serve.config import CacheSection, EngineSection, ModelSection
 from dynamo_serve.core.batch import Batch, SequenceOutput, Work
 from dynamo_serve.core.engine import EngineSpec
 from dynamo_serve.core.request import Finish, Sampling
-from dynamo_serve.engines.local.history import Histories
+from dynamo_serve.engines.local.history import Histories, History
 from dynamo_serve.engines.local.logit_edits import Row
 from dynamo_serve.engines.local.sampler import Choice, choose
 from dynamo_serve.engines.local.startup import Limits, Ready, Wishes, start_up
@@ -55,21 +56,14 @@ class LocalEngine:
         return self._ready.spec
 
     def step(self, batch: Batch) -> list[SequenceOutput]:
-        """Run all of `batch`: a token for each work that samples, an error for any that failed."""
+        """Run all of `batch`: tokens for each work that samples, an error for any that failed."""
         assert self._ready is not None, "not started"
         work = packing_order(batch.work)
-        histories = {w.seq_id: self._histories.see(w) for w in work}
-        rows = [
-            Row(w.sampling, w.position + len(w.token_ids), w.banned_ids, histories[w.seq_id])
-            if w.samples
-            else Row(UNSEEN, w.position)
-            for w in work
-        ]
+        histories = [self._histories.see(w) for w in work]
         # A chunk that samples nothing is looked at too: its pages are shared as soon as it has run,
         # and must not be when they hold NaN.
-        looked_at = [w._replace(samples=True) for w in work]
         with torch.inference_mode():
-            choices = self._choose(looked_at, rows)
+            choices = self._choose(work, histories)
         outputs = [self._output(w, choice) for w, choice in zip(work, choices, strict=True)]
         return [out for w, out in zip(work, outputs, strict=True) if w.samples or out.finish]
 
@@ -84,22 +78,50 @@ class LocalEngine:
             self._ready = None
             self._histories = Histories()
 
-    def _choose(self, work: Sequence[Work], rows: Sequence[Row]) -> list[Choice]:
+    def _choose(
+        self, work: Sequence[Work], histories: Sequence[History | None]
+    ) -> list[list[Choice]]:
+        """For each of `work` what was picked: one token, and one more for each of its draft."""
         assert self._ready is not None
-        logits = self._ready.run(work)
-        choices = choose(logits, rows)
-        if len(work) == 1 or all(choice.token_id is not None for choice in choices):
-            return choices
-        # Rows attended in one call see each other's values times zero, and NaN times zero is NaN:
-        # alone, only those at fault fail. What the others wrote in this step is written again.
-        alone = [self._ready.run([w]).clone() for w in work]
-        return choose(torch.cat(alone), rows)
+        looked_at = [w._replace(samples=True) for w in work]
+        rows = _rows(work, histories)
+        choices = choose(self._ready.run(looked_at), rows)
+        if len(rows) > 1 and any(choice.token_id is None for choice in choices):
+            # Rows attended in one call see each other's values times zero, and NaN times zero is
+            # NaN: alone and without drafts, only those at fault fail. What the others wrote in
+            # this step is written again.
+            work = [w.without_draft() for w in work]
+            for w in looked_at:
+                if w.draft_len:
+                    self._ready.cache.scrub(w.page_table)
+            alone = [self._ready.run([w._replace(samples=True)]).clone() for w in work]
+            choices = choose(torch.cat(alone), _rows(work, histories))
+        parts = iter(choices)
+        return [list(islice(parts, w.draft_len + 1)) for w in work]
 
-    def _output(self, work: Work, choice: Choice) -> SequenceOutput:
-        if choice.token_id is None:
+    def _output(self, work: Work, choices: Sequence[Choice]) -> SequenceOutput:
+        picked = [choice.token_id for choice in choices if choice.token_id is not None]
+        if len(picked) < len(choices):
             assert self._ready is not None
             self._ready.cache.scrub(work.page_table)
             error = "the model's logits were not finite"
             return SequenceOutput(work.seq_id, finish=Finish.ERROR, error=error)
-        logprobs = () if choice.logprob is None else (choice.logprob,)
-        return SequenceOutput(work.seq_id, (choice.token_id,), logprobs)
+        tokens = tuple(picked[: work.kept(picked)])
+        logprobs = [c.logprob for c in choices[: len(tokens)] if c.logprob is not None]
+        return SequenceOutput(work.seq_id, tokens, tuple(logprobs))
+
+
+def _rows(work: Sequence[Work], histories: Sequence[History | None]) -> list[Row]:
+    """What decides each token that is to be picked, one work after the other."""
+    rows: list[Row] = []
+    for w, history in zip(work, histories, strict=True):
+        assert history is None or not w.draft_len, f"{w.seq_id}: a draft would be taken for seen"
+        end = w.position + len(w.token_ids)
+        if not w.samples:
+            rows.append(Row(UNSEEN, end))
+            continue
+        rows += [
+            Row(w.sampling, position, w.banned_ids, history)
+            for position in range(end - w.draft_len, end + 1)
+        ]
+    return rows

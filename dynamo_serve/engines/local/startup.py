@@ -160,7 +160,11 @@ def _start_up(
     progress("warm-up", 1.0)
     facts |= {"cuda_graphs": graphs is not None}
     vocab_size = int(config.get_text_config().vocab_size)
-    spec = EngineSpec(max_model_len, size.page_size, size.num_pages, vocab_size, facts)
+    spec = EngineSpec(
+        *(max_model_len, size.page_size, size.num_pages, vocab_size, facts),
+        # A recorded step has one token for each sequence: a draft would be run without the graph.
+        verifies_drafts=graphs is None,
+    )
     return Ready(spec, cache, runner, graphs, hook.name)
 
 

@@ -28,7 +28,8 @@ class PackedStep(NamedTuple):
     """A step as tensors: T tokens of `rows`, one row after the other, n of them sampling.
 
     `input_ids` and `position_ids` are [1, T]; `slots` [T] says where each token's KV goes in the
-    flattened pool; `sample_index` [n] picks the tokens whose logits are wanted.
+    flattened pool; `sample_index` [n] picks the tokens whose logits are wanted:
+    the last of a sampling row, and with a draft also those before it that the draft follows.
     """
 
     rows: tuple[Row, ...]
@@ -68,7 +69,7 @@ def pack(work: Sequence[Work], page_size: int, device: torch.device) -> PackedSt
         positions += range(w.position, end)
         slots += _slots(w.page_table, w.position, end, page_size)
         if w.samples:
-            sampling.append(len(ids) - 1)
+            sampling += range(len(ids) - 1 - w.draft_len, len(ids))
     whole = torch.tensor([ids, positions, slots], dtype=torch.int64).to(device)
     return PackedStep(
         rows=tuple(Row(len(w.token_ids), w.position, w.page_table) for w in work),

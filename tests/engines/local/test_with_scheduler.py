@@ -10,6 +10,7 @@ import pytest
 from dynamo_serve.core.page_pool import PagePool
 from dynamo_serve.core.request import Finish, Request, Sampling
 from dynamo_serve.core.scheduler import Limits, Scheduler
+from dynamo_serve.core.step_cost import StepCost
 from dynamo_serve.engines.local import LocalEngine
 from tests.engines.local.driver import GREEDY, make_engine
 from tests.engines.local.zoo import checkpoint, expected_tokens
@@ -19,20 +20,25 @@ MAX_STEPS = 2000
 
 
 def run(
-    engine: LocalEngine, num_pages: int, requests: Sequence[Request], limits: Limits
+    engine: LocalEngine,
+    num_pages: int,
+    requests: Sequence[Request],
+    limits: Limits,
+    cost: StepCost | None = None,
 ) -> tuple[dict[str, tuple[int, ...]], Scheduler]:
     """Every request's tokens; all requests arrive at once."""
-    scheduler = Scheduler(PagePool(num_pages, 4), limits)
+    scheduler = Scheduler(PagePool(num_pages, 4), limits, cost=cost)
     tokens: dict[str, tuple[int, ...]] = {request.id: () for request in requests}
     finished: list[str] = []
     for request in requests:
         scheduler.add(request, 0.0)
-    for now in range(1, MAX_STEPS):  # from 1: whatever arrived at 0 has been waited for
-        batch = scheduler.schedule(float(now))
+    for turn in range(100, MAX_STEPS):  # from 100: whatever arrived at 0 has been waited for
+        now = turn / 100
+        batch = scheduler.schedule(now)
         engine.drop(scheduler.take_dropped())
         if batch is None:
             break
-        for event in scheduler.update(batch, engine.step(batch), float(now)):
+        for event in scheduler.update(batch, engine.step(batch), now + 0.005):
             tokens[event.request_id] += event.token_ids
             if event.finish is not None:
                 assert event.finish is Finish.LENGTH, event
