@@ -125,20 +125,11 @@ def _with_attention(
 def _start_up(
     wishes: Wishes, progress: Callable[[str, float], None], hook: Hook, native: NativeWish
 ) -> Ready:
-    device = resolve_device(wishes.engine.device)
-    use(device, wishes.engine.threads)
-    progress("weights", 0.0)
-    config = load_config(wishes.path)
-    model = load_model(wishes.path, config, wishes.model.dtype, device, hook.name)
-    progress("weights", 1.0)
-    progress("warm-up", 0.0)
-    layers, activations = _examine(model, hook.recorder, wishes.limits)
-    page_size, kernels = wishes.cache.page_size, native.kernels
-    needs = BackendNeeds([*layers.values()], page_size, model.dtype, device, kernels)
+    model, modules, needs, activations = _load(wishes, progress, hook, native.kernels)
     longest = _longest_wished(model, wishes.model.max_model_len)
     size = _pool_size(wishes, needs, longest, activations)
     max_model_len = _longest_served(longest, wishes.model.max_model_len, size)
-    cache = KVCache(needs.layers, size, model.dtype, device)
+    cache = KVCache(needs.layers, size, needs.dtype, needs.device)
     facts = _facts(model, size)
     check = PageCheck(model, [layer.window or 0 for layer in needs.layers], hook.name, size)
     packed = native.run(model, needs, cache, max_model_len, check)
@@ -147,25 +138,42 @@ def _start_up(
         runner: Runner = packed
         facts |= packed.facts
     else:
-        plain, backend = _plain(wishes, model, needs, [*layers], cache, hook)
+        plain, backend = _plain(wishes, model, needs, modules, cache, hook)
         check.compare(plain)
         runner = plain
-        if wishes.engine.cuda_graphs and device.type == "cuda":
+        facts |= {"attention_backend": backend.name, "kernels": "torch"}
+        if wishes.engine.cuda_graphs and needs.device.type == "cuda":
             width = -(-max_model_len // size.page_size)
             geometry = PageGeometry(size.page_size, width, cache.scratch_page)
             graphs = _record(plain, backend, geometry, wishes.limits, progress)
-        facts |= {"attention_backend": backend.name, "kernels": "torch"}
-    if device.type == "cpu":
+    if needs.device.type == "cpu":
         keep_freed_memory()  # not sooner: the weights that were packed shall go back
     progress("warm-up", 1.0)
-    facts |= {"cuda_graphs": graphs is not None}
-    vocab_size = int(config.get_text_config().vocab_size)
     spec = EngineSpec(
-        *(max_model_len, size.page_size, size.num_pages, vocab_size, facts),
+        *(max_model_len, size.page_size, size.num_pages),
+        vocab_size=int(model.config.get_text_config().vocab_size),
+        facts=facts | {"cuda_graphs": graphs is not None},
         # A recorded step has one token for each sequence: a draft would be run without the graph.
         verifies_drafts=graphs is None,
     )
     return Ready(spec, cache, runner, graphs, hook.name)
+
+
+def _load(
+    wishes: Wishes, progress: Callable[[str, float], None], hook: Hook, kernels: str
+) -> tuple[PreTrainedModel, list[int], BackendNeeds, int]:
+    """The model, its attention modules' ids, what they ask for, and a step's activations."""
+    device = resolve_device(wishes.engine.device)
+    use(device, wishes.engine.threads)
+    progress("weights", 0.0)
+    config = load_config(wishes.path)
+    model = load_model(wishes.path, config, wishes.model.dtype, device, hook.name)
+    progress("weights", 1.0)
+    progress("warm-up", 0.0)
+    layers, activations = _examine(model, hook.recorder, wishes.limits)
+    specs, page_size = [*layers.values()], wishes.cache.page_size
+    needs = BackendNeeds(specs, page_size, model.dtype, device, kernels)
+    return model, [*layers], needs, activations
 
 
 def _plain(
