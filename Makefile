@@ -20,10 +20,10 @@ check: install
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu $(ARGS)
 
-# Ours alone; ARGS="--transformers PATH" alternates with transformers serve from that environment.
+# Ours alone; ARGS="--vllm PATH --transformers PATH" alternates with these, each in its own environment.
 bench: install
 	test -d $(BENCH_MODEL) || $(BIN)/python -m bench.random_model --out $(BENCH_MODEL)
-	$(BIN)/python -m bench.versus_transformers $(BENCH_MODEL) $(ARGS)
+	$(BIN)/python -m bench.versus_peers $(BENCH_MODEL) $(ARGS)
 
 reference: install
 	$(BIN)/python -m dynamo_serve.reference

@@ -161,8 +161,8 @@ def play(
         base = ["model.dtype=bfloat16", "cache.num_pages=2400", *settings, *args.set]
         if tenants:
             base.append(f"server.tenants_file={path}")
-        with running(our_command(args.model, port, base), port, log) as url:
-            return asyncio.run(act(url))
+        with running(our_command(args.model, port, base), port, log) as server:
+            return asyncio.run(act(server.url))
 
 
 def tell(scenario: str, **facts: Any) -> None:

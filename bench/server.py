@@ -7,8 +7,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -34,16 +35,46 @@ def our_command(model: Path, port: int, settings: Sequence[str]) -> list[str]:
             "--served-model-name", str(model), "--port", str(port), *sets]  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Server:
+    """A server that runs: its base URL and the process that was started."""
+
+    url: str
+    pid: int
+
+    def resident_gib(self) -> float:
+        """Memory of the process and all its children, shared pages in equal parts."""
+        return sum(_resident_bytes(pid) for pid in _family(self.pid)) / 2**30
+
+
+def _family(pid: int) -> list[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *(found for child in children for found in _family(int(child)))]
+
+
+def _resident_bytes(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
 @contextmanager
-def running(command: Sequence[str], port: int, log: Path, ready: str = "/ready") -> Iterator[str]:
-    """The base URL of the server that `command` starts on `port`; it is stopped at the end."""
+def running(
+    command: Sequence[str],
+    port: int,
+    log: Path,
+    ready: str = "/ready",
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Server]:
+    """The server that `command` starts on `port`; it is stopped at the end."""
     url = f"http://127.0.0.1:{port}"
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    whole = {**os.environ, "HF_HUB_OFFLINE": "1", **(environment or {})}
     with log.open("wb") as sink:
-        process = subprocess.Popen(command, env=environment, stdout=sink, stderr=sink)
+        process = subprocess.Popen(command, env=whole, stdout=sink, stderr=sink)
         try:
             wait_until_up(url + ready, process, log)
-            yield url
+            yield Server(url, process.pid)
         finally:
             process.terminate()
             process.wait(60)
@@ -59,5 +90,5 @@ def wait_until_up(url: str, process: subprocess.Popen[bytes], log: Path) -> None
                 return
         except httpx.HTTPError:
             pass
-        time.sleep(0.5)
+        time.sleep(0.2)
     raise RuntimeError(f"the server was not up after {START_SECONDS} s; see {log}")
