@@ -122,7 +122,12 @@ class CacheSection:
 
 @dataclass(frozen=True, slots=True)
 class SchedulerSection:
-    max_prefill_tokens: int = setting(512, "Prompt tokens in one prefill step.", low=1)
+    max_prefill_tokens: int = setting(
+        512, "Prompt tokens in a step while nothing is being decoded.", low=1
+    )
+    max_mixed_tokens: int = setting(
+        256, "Prompt tokens in a step that decodes, too; more throughput, longer gaps.", low=1
+    )
     max_queue_delay_ms: float = setting(
         3.0,
         "Merge window for arrivals; only waited while nothing else could run.",

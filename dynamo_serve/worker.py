@@ -93,6 +93,7 @@ def build_loop(
     drafts = spec.verifies_drafts and config.scheduler.speculation == "auto"
     limits = Limits(
         max_prefill_tokens=config.scheduler.max_prefill_tokens,
+        max_mixed_tokens=config.scheduler.max_mixed_tokens,
         max_decode_sequences=config.scheduler.max_decode_sequences,
         max_queue_delay=config.scheduler.max_queue_delay_ms / 1000,
         max_waiting=config.scheduler.max_waiting,

@@ -22,13 +22,14 @@ MIN_CHUNK = 16  # prompt tokens that a step runs whatever was promised: prefill 
 class Limits:
     """The caps of a step: `max_queue_delay` in seconds, the others in tokens and sequences.
 
-    With `mix_phases` a step decodes every live sequence and fills up with prompt chunks; without,
-    prefill and decode steps alternate. With `fit_chunks` the size of a chunk follows from the ITL
+    With `mix_phases` a step decodes every live sequence and fills up with prompt chunks, of at most
+    `max_mixed_tokens`; without, prefill and decode steps alternate. With `fit_chunks` the size of a chunk follows from the ITL
     targets of whoever is decoding; without, only from `max_prefill_tokens`.
     `max_draft_tokens` of one sequence are verified in a step; 0 is for engines that cannot.
     """
 
     max_prefill_tokens: int = 512
+    max_mixed_tokens: int = 256
     max_decode_sequences: int = 64
     max_queue_delay: float = 0.003
     max_waiting: int = 10_000
@@ -59,7 +60,7 @@ class Pace:
     def budget(self, decoding: list[Sequence], base: StepShape, now: float) -> Budget:
         """What this step may spend on prompts. `base` is what else it runs. Without mixed steps
         the next decode step has to fit into the same time."""
-        cap = self.limits.max_prefill_tokens
+        cap = self._cap(base)
         left = inf
         if self.limits.fit_chunks:
             left = min(policy.time_left(decoding, now), self._for_newcomers(now))
@@ -74,6 +75,12 @@ class Pace:
             left -= needed
         chunk = self._fitting(base, self._deepest(), left, cap)
         return Budget(chunk, Reason.ITL_TARGET if chunk < cap else Reason.TOKEN_CAP, left)
+
+    def _cap(self, base: StepShape) -> int:
+        """Prompt tokens in a step that also runs `base`, whatever was promised."""
+        if base.decode_sequences:
+            return min(self.limits.max_prefill_tokens, self.limits.max_mixed_tokens)
+        return self.limits.max_prefill_tokens
 
     def _for_newcomers(self, now: float) -> float:
         """Seconds a step may take so that whoever comes while it runs can still get a first token
@@ -112,7 +119,7 @@ class Pace:
 
     def usual_chunk(self, base: StepShape, itl: float) -> int:
         """Prompt tokens that fit a step beside `base`, whose tightest target is `itl`."""
-        cap = self.limits.max_prefill_tokens
+        cap = self._cap(base)
         if itl == inf or not base.decode_sequences or not self.limits.fit_chunks:
             return cap
         needed = self.cost.predict(base)
