@@ -5,7 +5,7 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11 python; do \
   $$python -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: serve test check install test-gpu bench reference
+.PHONY: serve test check sanitize install test-gpu bench reference
 
 serve: install
 	$(BIN)/dynamo-serve serve $(ARGS)
@@ -16,6 +16,10 @@ test: install
 check: install
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
 	$(BIN)/python -m pytest tests/architecture
+
+# The native kernels with address and undefined-behaviour sanitizers, under their own tests.
+sanitize: install
+	$(BIN)/python scripts/sanitize.py
 
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu $(ARGS)

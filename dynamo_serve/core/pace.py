@@ -23,16 +23,16 @@ class Limits:
     """The caps of a step: `max_queue_delay` in seconds, the others in tokens and sequences.
 
     With `mix_phases` a step decodes every live sequence and fills up with prompt chunks, of at most
-    `max_mixed_tokens`; without, prefill and decode steps alternate. With `fit_chunks` the size of a chunk follows from the ITL
-    targets of whoever is decoding; without, only from `max_prefill_tokens`.
+    `max_mixed_tokens`; without, prefill and decode steps alternate. With `fit_chunks` the size of a
+    chunk follows from the ITL targets of whoever is decoding; without, only from the caps.
     `max_draft_tokens` of one sequence are verified in a step; 0 is for engines that cannot.
     """
 
     max_prefill_tokens: int = 512
-    max_mixed_tokens: int = 256
     max_decode_sequences: int = 64
     max_queue_delay: float = 0.003
     max_waiting: int = 10_000
+    max_mixed_tokens: int = 512
     max_draft_tokens: int = 0
     mix_phases: bool = False
     fit_chunks: bool = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from ctypes import POINTER, byref, c_char_p, c_float, c_int32, c_uint64, c_void_p
 from functools import cache
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from dynamo_serve.native import structs
 from dynamo_serve.native.structs import Type
 
+FOLDER = Path(os.environ.get("DYNAMO_SERVE_NATIVE_FOLDER", Path(__file__).parent))  # sanitizers
 NUM_SETS = 4  # amx, avx512_bf16, avx512, avx2
 
 
@@ -20,7 +22,7 @@ class NativeUnavailable(Exception):
 @cache
 def _library() -> ctypes.CDLL:
     """The shared library beside this file. Raises `NativeUnavailable`."""
-    found = sorted(Path(__file__).parent.glob("_kernels*.so"))
+    found = sorted(FOLDER.glob("_kernels*.so"))
     if not found:
         raise NativeUnavailable("they were not built (no C++ compiler when it was installed?)")
     try:

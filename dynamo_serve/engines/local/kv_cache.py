@@ -9,6 +9,7 @@ import torch
 
 from dynamo_serve.config import CacheSection
 from dynamo_serve.engines.local.attention import LayerPages, LayerSpec
+from dynamo_serve.engines.local.malloc import take_memory, zeros_on_huge_pages
 from dynamo_serve.engines.local.memory import free_bytes
 from dynamo_serve.errors import EngineStartError
 
@@ -87,13 +88,23 @@ class KVCache:
     ) -> None:
         head = (size.num_pages + 1, size.page_size)
         self.scratch_page = size.num_pages
+
+        def zeros(*shape: int) -> torch.Tensor:
+            if device.type == "cpu":
+                return zeros_on_huge_pages(shape, dtype)
+            return torch.zeros(*shape, dtype=dtype, device=device)
+
         self.layers = [
             LayerPages(
-                torch.zeros(*head, layer.num_kv_heads, layer.key_dim, dtype=dtype, device=device),
-                torch.zeros(*head, layer.num_kv_heads, layer.value_dim, dtype=dtype, device=device),
+                zeros(*head, layer.num_kv_heads, layer.key_dim),
+                zeros(*head, layer.num_kv_heads, layer.value_dim),
             )
             for layer in layers
         ]
+
+    def take_memory(self) -> None:
+        """Have the system hand over what was promised, in the background; for the CPU."""
+        take_memory([tensor for pages in self.layers for tensor in pages])
 
     def scrub(self, page_table: Sequence[int]) -> None:
         """Replace NaN and infinity in these pages by zero: whoever gets them next reads padding."""

@@ -98,11 +98,11 @@ def build_native(
         cos, sin = tables[_layer_type(config, i) if len(tables) > 1 else next(iter(tables))]
         layers[i] = packer.layer(module, part, cos, sin)
         _take_away(module)
-    embedding = decoder.embed_tokens.weight.detach()
+    # A copy: what the checkpoint was read from is one mapping, and lasts as long as any part of it.
+    embedding = decoder.embed_tokens.weight.detach().clone()
     final_norm = packer.norm(decoder.norm)
     head = packer.linear([model.lm_head])
-    if model.lm_head.weight is not decoder.embed_tokens.weight:
-        _take_away(model.lm_head)
+    _take_away(model)
     scale = getattr(decoder.embed_tokens, "embed_scale", None)
     struct = structs.Model(
         layers=ctypes.addressof(layers),

@@ -148,6 +148,7 @@ def _start_up(
             graphs = _record(plain, backend, geometry, wishes.limits, progress)
     if needs.device.type == "cpu":
         keep_freed_memory()  # not sooner: the weights that were packed shall go back
+        cache.take_memory()
     progress("warm-up", 1.0)
     spec = EngineSpec(
         *(max_model_len, size.page_size, size.num_pages),

@@ -5,11 +5,9 @@ INLINE float weight_at(const void *rows, int32_t type, int64_t index) {
                          : widen(static_cast<const bf16 *>(rows)[index]);
 }
 
-INLINE void put_weight(void *to, int32_t type, int64_t index, float x) {
-  if (type == FLOAT32) static_cast<float *>(to)[index] = x;
-  if (type == BFLOAT16) static_cast<bf16 *>(to)[index] = narrow(x);
-  if (type == INT8) static_cast<int8_t *>(to)[index] = static_cast<int8_t>(__builtin_rintf(x));
-}
+INLINE void put_weight(float *to, float x) { *to = x; }
+INLINE void put_weight(bf16 *to, float x) { *to = narrow(x); }
+INLINE void put_weight(int8_t *to, float x) { *to = static_cast<int8_t>(__builtin_rintf(x)); }
 
 // Where (input, column) of a panel lies.
 INLINE int64_t place_in_panel(int64_t input, int64_t column, int32_t type) {
@@ -30,6 +28,31 @@ INLINE float scale_of(const void *rows, int32_t type, int64_t row, int64_t input
   return most > 0 ? most / 127.0f : 1.0f;
 }
 
+// One output's row into its column of a panel. Numbers that lie side by side in the row and in the
+// panel (two, or four) are found once.
+template <class Row, class Packed>
+INLINE void pack_column(Packed *panel, int64_t column, const Row *row, int64_t inputs, int32_t type,
+                        float inverse) {
+  const int64_t together = in_tiles(type) ? depth_of(type) / 16 : 1;
+  int64_t i = 0;
+  for (; i + together <= inputs; i += together) {
+    Packed *to = panel + place_in_panel(i, column, type);
+    for (int64_t j = 0; j < together; j++) put_weight(to + j, get(row + i + j) * inverse);
+  }
+  for (; i < inputs; i++)
+    put_weight(panel + place_in_panel(i, column, type), get(row + i) * inverse);
+}
+
+template <class Packed>
+INLINE void pack_row(void *panel, int64_t column, const void *rows, int32_t row_type, int64_t row,
+                     int64_t inputs, int32_t type, float inverse) {
+  auto *to = static_cast<Packed *>(panel);
+  if (row_type == FLOAT32)
+    pack_column(to, column, static_cast<const float *>(rows) + row * inputs, inputs, type, inverse);
+  else
+    pack_column(to, column, static_cast<const bf16 *>(rows) + row * inputs, inputs, type, inverse);
+}
+
 // `scales` (INT8) gets one number for each column of each panel; `rows` are [outputs, inputs].
 void pack(void *packed, float *scales, const void *rows, int32_t row_type, int32_t outputs,
           int32_t inputs, int32_t type, int32_t gated) {
@@ -45,9 +68,12 @@ void pack(void *packed, float *scales, const void *rows, int32_t row_type, int32
       if (type == INT8) scales[panel * PANEL + column] = scale;
       if (row < 0) continue;
       const float inverse = 1.0f / scale;
-      for (int64_t i = 0; i < inputs; i++)
-        put_weight(to, type, place_in_panel(i, column, type),
-                   weight_at(rows, row_type, row * inputs + i) * inverse);
+      if (type == FLOAT32)
+        pack_row<float>(to, column, rows, row_type, row, inputs, type, inverse);
+      else if (type == BFLOAT16)
+        pack_row<bf16>(to, column, rows, row_type, row, inputs, type, inverse);
+      else
+        pack_row<int8_t>(to, column, rows, row_type, row, inputs, type, inverse);
     }
   });
 }

@@ -1,0 +1,87 @@
+"""Packed products against torch's, for every set of kernels and kind of weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dynamo_serve.native.library import Kernels
+from dynamo_serve.native.packing import pack_linear
+from dynamo_serve.native.structs import Type
+
+# Relative to the norm of the result. bfloat16 is exact in its weights here, and rounds what comes
+# in; int8 rounds weights to 1/254 of the largest in their row, and on AMX what comes in as well.
+TOLERANCE = {Type.FLOAT32: 2e-6, Type.BFLOAT16: 5e-3, Type.INT8: 2e-2}
+SHAPES = ((96, 128), (70, 64), (32, 192), (1, 64))  # outputs, inputs; panels full and in part
+
+
+def random(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def run(
+    kernels: Kernels,
+    weights: torch.Tensor,
+    x: torch.Tensor,
+    kind: Type,
+    bias: torch.Tensor | None = None,
+    gated: bool = False,
+) -> torch.Tensor:
+    packed = pack_linear(kernels, [weights], [bias], kind=kind, gated=gated)
+    out = torch.full((len(x), len(weights) // 2 if gated else len(weights)), float("nan"))
+    kernels.linear(packed.struct, x.data_ptr(), out.data_ptr(), len(x))
+    return out
+
+
+def error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 16, 17, 40, 70, 600])
+@pytest.mark.parametrize("kind", list(Type))
+def test_products_are_those_of_torch(kernels: Kernels, kind: Type, tokens: int) -> None:
+    for outputs, inputs in SHAPES:
+        weights = random(outputs, inputs).bfloat16().float()
+        x, bias = random(tokens, inputs), random(outputs)
+        found = run(kernels, weights, x, kind, bias)
+        assert error(found, x @ weights.T + bias) < TOLERANCE[kind], (outputs, inputs)
+        assert error(run(kernels, weights, x, kind), x @ weights.T) < TOLERANCE[kind]
+
+
+@pytest.mark.parametrize("kind", list(Type))
+def test_gated_products_pair_each_gate_with_its_up(kernels: Kernels, kind: Type) -> None:
+    for half, tokens in ((32, 3), (48, 33), (5, 17)):
+        weights, x, bias = random(2 * half, 64).bfloat16().float(), random(tokens, 64), random(1)
+        both = torch.cat([bias.expand(half), torch.arange(half) / half])
+        found = run(kernels, weights, x, kind, both, gated=True)
+        gate, up = (x @ weights.T + both).split(half, dim=1)
+        expected = torch.nn.functional.silu(gate) * up
+        assert error(found, expected) < 2 * TOLERANCE[kind], (half, tokens)
+
+
+@pytest.mark.parametrize("kind", list(Type))
+def test_a_row_that_is_no_number_stays_alone_and_is_not_hidden(
+    kernels: Kernels, kind: Type
+) -> None:
+    weights, x = random(64, 64), random(20, 64)
+    x[7, 3] = float("nan")
+    found = run(kernels, weights, x, kind)
+    assert torch.isnan(found[7]).all()
+    assert torch.isfinite(found[torch.arange(20) != 7]).all()
+
+
+def test_any_number_of_threads_gives_the_same_bits(kernels: Kernels) -> None:
+    weights, x = random(512, 128), random(70, 128)
+    results = []
+    for threads in (1, 2, 5, 3):
+        kernels.set_threads(threads)
+        results += [run(kernels, weights, x, Type.BFLOAT16) for _ in range(20)]
+    assert all(torch.equal(results[0], result) for result in results)
+
+
+def test_int8_keeps_what_a_weight_is_to_half_a_step(kernels: Kernels) -> None:
+    weights = random(64, 64)
+    weights[5] = 0  # a row without a largest weight
+    found = run(kernels, weights, torch.eye(64), Type.INT8).T
+    step = weights.abs().amax(dim=1, keepdim=True) / 127
+    assert ((found - weights).abs() <= 0.51 * step + 1e-6).all()

@@ -1,0 +1,137 @@
+"""Whole models in bfloat16 and int8 on every set of kernels, against transformers' forward."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dynamo_serve.engines.local.self_check import PageCheck
+from dynamo_serve.errors import EngineStartError
+from dynamo_serve.native import library
+from dynamo_serve.native.library import Kernels, NativeUnavailable, choose
+from tests.engines.local.driver import Driver, Seq, make_engine
+from tests.engines.local.native import NATIVE, require_kernels
+from tests.engines.local.zoo import COMMON, MODELS, checkpoint
+
+WIDE = {"hidden_size": 128, "intermediate_size": 192}  # what tiles need: multiples of 64
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A folder with a bfloat16 model of a family whose widths are those of tiles."""
+    import transformers
+
+    made: dict[str, str] = {}
+
+    def make(name: str) -> str:
+        if name not in made:
+            kind, changes = MODELS[name]
+            config = getattr(transformers, kind)(**{**COMMON, **changes, **WIDE, "head_dim": 32})
+            torch.manual_seed(0)
+            model = transformers.AutoModelForCausalLM.from_config(config).bfloat16()
+            made[name] = str(tmp_path_factory.mktemp(name))
+            model.save_pretrained(made[name])
+        return made[name]
+
+    return make
+
+
+def compared(monkeypatch: pytest.MonkeyPatch, **wishes: Any) -> float:
+    """The error that the check at start found."""
+    found: list[float] = []
+    original = PageCheck.compare
+
+    def compare(self: PageCheck, runner: Any, tolerance: float | None = None) -> float:
+        found.append(original(self, runner, tolerance))
+        return found[-1]
+
+    monkeypatch.setattr(PageCheck, "compare", compare)
+    engine = make_engine(**wishes)
+    spec = engine.start()
+    assert spec.facts["kernels"] == wishes["kernels"]
+    driver = Driver(engine, 4, 96)
+    seqs = [Seq(str(i), tuple(range(3, 3 + length))) for i, length in enumerate((1, 9, 40))]
+    driver.step([(seq, len(seq.prompt)) for seq in seqs])
+    driver.generate(seqs, 4)
+    assert all(len(seq.output) == 4 for seq in seqs)
+    engine.close()
+    return found[0]
+
+
+@pytest.mark.parametrize("name", NATIVE)
+def test_bfloat16_is_as_near_as_rounding_allows(
+    kernels: Kernels, name: str, wide: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert compared(monkeypatch, path=wide(name), kernels=kernels.name) < 0.03
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3", "phi3"])
+def test_int8_stays_near(
+    kernels: Kernels, name: str, wide: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wishes = {"path": wide(name), "kernels": kernels.name, "quantization": "int8"}
+    assert compared(monkeypatch, **wishes) < 0.08
+
+
+def test_what_cannot_be_quantized_is_refused_with_the_reason() -> None:
+    with pytest.raises(EngineStartError, match=r"model.quantization: int8 .* widths"):
+        make_engine(checkpoint("llama"), quantization="int8").start()  # too narrow for tiles
+    with pytest.raises(EngineStartError, match=r"model.quantization.* family gpt2"):
+        make_engine(checkpoint("gpt2"), quantization="int8").start()
+
+
+def test_a_packed_model_that_differs_is_loaded_again_for_transformers(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from dynamo_serve.engines.local.native_model import _Packer
+
+    original = _Packer.norm
+    monkeypatch.setattr(  # stands for a family that changed in a way we did not see
+        _Packer, "norm", lambda self, module: original(self, module and _halved(module))
+    )
+    engine = make_engine(checkpoint("llama"))
+    with caplog.at_level("INFO"):
+        spec = engine.start()
+    engine.close()
+    assert spec.facts["kernels"] == "torch"
+    assert "transformers' own modules run this model" in caplog.text
+    assert "differ" in caplog.text
+
+
+def _halved(module: torch.nn.Module) -> torch.nn.Module:
+    other = torch.nn.Module()
+    other.weight = torch.nn.Parameter(torch.linspace(-1, 3, module.weight.numel()))
+    return other
+
+
+def test_without_a_build_everything_runs_on_torch(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(library, "FOLDER", tmp_path)
+    library._library.cache_clear()
+    try:
+        with pytest.raises(NativeUnavailable, match="not built"):
+            choose("auto")
+        engine = make_engine(checkpoint("llama"))
+        with caplog.at_level("INFO"):
+            spec = engine.start()
+        engine.close()
+        assert spec.facts["kernels"] == spec.facts["attention_backend"] == "torch"
+        assert "not built" in caplog.text
+        with pytest.raises(EngineStartError, match=r"engine.kernels: .*not built"):
+            make_engine(checkpoint("llama"), kernels="avx2").start()
+    finally:
+        library._library.cache_clear()
+
+
+def test_a_set_that_the_processor_lacks_is_named_with_those_it_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    require_kernels("avx2")
+    found = {"avx2": library.available()["avx2"]}
+    monkeypatch.setattr(library, "available", lambda: found)
+    with pytest.raises(NativeUnavailable, match=r"runs avx2, but not amx"):
+        choose("amx")
