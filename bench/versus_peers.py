@@ -34,6 +34,9 @@ WORKLOADS = (
 )
 
 
+SETTLE_SECONDS = 10  # memory is handed over and caches are filled behind a server that is up
+
+
 async def measure(server: str, url: str, args: argparse.Namespace, seed: int) -> dict[str, Report]:
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     model = str(args.model)
@@ -58,6 +61,7 @@ def run_once(server: str, args: argparse.Namespace, seed: int) -> dict[str, Repo
     begin = time.monotonic()
     with running(peer.command, port, log, peer.ready, peer.environment) as server_run:
         up = time.monotonic() - begin
+        time.sleep(SETTLE_SECONDS)
         reports = asyncio.run(measure(server, server_run.url, args, seed))
         print(f"{server}: up after {up:.1f} s, {server_run.resident_gib():.1f} GiB resident")
         return reports
