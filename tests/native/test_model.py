@@ -14,7 +14,7 @@ from dynamo_serve.native import library
 from dynamo_serve.native.library import Kernels, NativeUnavailable, choose
 from tests.engines.local.driver import Driver, Seq, make_engine
 from tests.engines.local.native import NATIVE, require_kernels
-from tests.engines.local.zoo import COMMON, MODELS, checkpoint
+from tests.engines.local.zoo import COMMON, MODELS, checkpoint, expected_tokens
 
 WIDE = {"hidden_size": 128, "intermediate_size": 192}  # what tiles need: multiples of 64
 
@@ -135,3 +135,14 @@ def test_a_set_that_the_processor_lacks_is_named_with_those_it_has(
     monkeypatch.setattr(library, "available", lambda: found)
     with pytest.raises(NativeUnavailable, match=r"runs avx2, but not amx"):
         choose("amx")
+
+
+def test_a_wish_shorter_than_the_check_s_prompts_is_served() -> None:
+    engine = make_engine(checkpoint("qwen3"), max_model_len=5)
+    assert engine.start().max_model_len == 5
+    seq = Seq("a", (3, 4))
+    driver = Driver(engine, 4, 96)
+    driver.step([(seq, 2)])
+    driver.generate([seq], 3)
+    assert tuple(seq.output) == expected_tokens("qwen3", seq.prompt, 3)
+    engine.close()

@@ -94,7 +94,8 @@ class NativeWish:
         kernels.set_threads(torch.get_num_threads())
         kind = self._kind(model)
         parts = [LayerPart(*pair) for pair in zip(needs.layers, cache.layers, strict=True)]
-        native = build_native(model, parts, kernels, kind=kind, num_positions=num_positions)
+        positions = max(num_positions, check.num_tokens)
+        native = build_native(model, parts, kernels, kind=kind, num_positions=positions)
         runner = NativeRunner(model, native, kernels, needs.page_size)
         try:
             check.compare(runner, INT8_TOLERANCE if kind == Type.INT8 else None)

@@ -54,6 +54,11 @@ class PageCheck:
         with torch.inference_mode(), _failures(model):
             self._expected = _plain_logits(model, self._prompts, attention)
 
+    @property
+    def num_tokens(self) -> int:
+        """The longest prompt, which may be longer than what is served."""
+        return len(self._prompts[0])
+
     def compare(self, runner: Runner, tolerance: float | None = None) -> float:
         """Run both packed, in two chunks, and return the relative error (the chunks' medians, the
         larger one). None takes the tolerance of the model's dtype.

@@ -125,6 +125,7 @@ void serve(Pool *p, int thread, int threads) {
   }
 }
 
+// Not called at the end of the process: a kernel may still run in a thread that nobody waits for.
 void stop_threads() {
   if (pool == nullptr) return;
   pool->stop = true;
@@ -139,8 +140,6 @@ void stop_threads() {
 
 void set_threads(int count) {
   if (count == num_threads() && pool != nullptr) return;
-  static const bool registered = std::atexit(stop_threads) == 0;
-  (void)registered;
   stop_threads();
   count = count < 1 ? 1 : count > MAX_THREADS ? MAX_THREADS : count;
   pool = new Pool;
