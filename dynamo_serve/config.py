@@ -144,7 +144,8 @@ class SchedulerSection:
     speculation: Literal["auto", "off"] = setting(
         "auto",
         "Guess tokens from the request's own text and verify them beside the next one, wherever "
-        "learned step times say that it pays. Answers stay the same.",
+        "learned step times say that it pays. Answers stay the same, up to rounding in half "
+        "precision.",
     )
     max_draft_tokens: int = setting(8, "Guessed tokens of one sequence in a step.", low=1, high=64)
     max_waiting: int = setting(10_000, "Requests that may wait; beyond it 503.", low=1)

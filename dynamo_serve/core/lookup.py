@@ -1,9 +1,9 @@
 """Where the latest tokens of a sequence stood before, and what came after them there.
 
 The tokens are indexed by pairs in hash chains, as deflate does (RFC 1951, section 4): a table of
-the latest place of each hash, and for each place a link to the one before it. That is eight bytes
-a token at most, and a few operations. As a source of drafts: A. Saxena, "Prompt Lookup Decoding",
-2023.
+the latest place of each hash, and for each place a link to the one before it. That is eight to
+twelve bytes a token, and a few operations. As a source of drafts: A. Saxena, "Prompt Lookup
+Decoding", 2023.
 """
 
 from __future__ import annotations

@@ -179,10 +179,11 @@ class Scheduler:
     def _mixed(self, now: float) -> Batch | None:
         """Every decoding sequence, and as much of the prompts as fits beside them."""
         decoding = self._grown(now)
-        drafts = self.speculation.drafts(decoding, now)
-        prompts = self._chunks(decoding, shape_of(decoding, drafts), now)
+        prompts = self._chunks(decoding, shape_of(decoding), now)
         # Admitting may have preempted somebody.
         decoding = [seq for seq in decoding if seq.id in self.running]
+        # Not beside prompts: what drafts cost there could not be told from what the prompts did.
+        drafts = {} if prompts else self.speculation.drafts(decoding, now)
         return self._batch(decoding, drafts, prompts, now)
 
     def _alternate(self, now: float) -> Batch | None:

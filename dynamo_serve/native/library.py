@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
-from ctypes import POINTER, byref, c_char_p, c_float, c_int32, c_uint64, c_void_p
+import sysconfig
+from ctypes import POINTER, byref, c_char_p, c_int32, c_uint64, c_void_p
 from functools import cache
 from pathlib import Path
 
@@ -22,18 +24,33 @@ class NativeUnavailable(Exception):
 @cache
 def _library() -> ctypes.CDLL:
     """The shared library beside this file. Raises `NativeUnavailable`."""
-    found = sorted(FOLDER.glob("_kernels*.so"))
-    if not found:
+    found = FOLDER / f"_kernels{sysconfig.get_config_var('EXT_SUFFIX')}"
+    if not found.exists():
         raise NativeUnavailable("they were not built (no C++ compiler when it was installed?)")
     try:
-        library = ctypes.CDLL(str(found[0]))
+        library = ctypes.CDLL(str(found))
     except OSError as error:
-        raise NativeUnavailable(f"{found[0].name} cannot be loaded: {error}") from error
+        raise NativeUnavailable(f"{found.name} cannot be loaded: {error}") from error
+    if not _is_current(library):
+        raise NativeUnavailable(f"{found.name} was built from other sources; install again")
     _declare(library)
-    for which, struct in enumerate(structs.ALL):
-        if library.ds_struct_size(which) != ctypes.sizeof(struct):
-            raise NativeUnavailable(f"{found[0].name} is of another version; install again")
+    sizes = [ctypes.sizeof(struct) for struct in structs.ALL]
+    assert sizes == [library.ds_struct_size(which) for which in range(len(sizes))]
     return library
+
+
+def _is_current(library: ctypes.CDLL) -> bool:
+    """Whether `library` was built from the sources beside us; a wheel has none to compare with."""
+    sources = sorted((Path(__file__).parent / "src").glob("*.*"))
+    if not sources:
+        return True
+    try:
+        library.ds_version.restype = c_char_p
+        built_from = library.ds_version().decode()
+    except AttributeError:
+        return False
+    whole = b"".join(source.read_bytes() for source in sources)
+    return bool(built_from == hashlib.sha256(whole).hexdigest())
 
 
 def _declare(library: ctypes.CDLL) -> None:
@@ -105,9 +122,6 @@ class Memory:
         self._library = _library()
         self.address = int(self._library.ds_allocate(max(num_bytes, 1)))
         self.num_bytes = num_bytes
-
-    def floats(self) -> ctypes.Array[c_float]:
-        return (c_float * (self.num_bytes // 4)).from_address(self.address)
 
     def __del__(self) -> None:
         if hasattr(self, "address"):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -96,9 +98,10 @@ def test_a_packed_model_that_differs_is_loaded_again_for_transformers(
     with caplog.at_level("INFO"):
         spec = engine.start()
     engine.close()
-    assert spec.facts["kernels"] == "torch"
-    assert "transformers' own modules run this model" in caplog.text
-    assert "differ" in caplog.text
+    assert (spec.facts["kernels"], spec.facts["attention_backend"]) == ("torch", "native")
+    assert "do not suit this model" in caplog.text and "differ" in caplog.text
+    with pytest.raises(EngineStartError, match=r"differ.*leave engine.kernels .* at auto"):
+        make_engine(checkpoint("llama"), kernels="avx2").start()
 
 
 def _halved(module: torch.nn.Module) -> torch.nn.Module:
@@ -146,3 +149,36 @@ def test_a_wish_shorter_than_the_check_s_prompts_is_served() -> None:
     driver.generate([seq], 3)
     assert tuple(seq.output) == expected_tokens("qwen3", seq.prompt, 3)
     engine.close()
+
+
+def test_a_product_that_is_no_plain_one_is_left_to_transformers(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from dynamo_serve.engines.local import loader, startup
+
+    class Adapted(torch.nn.Linear):  # type: ignore[misc]
+        """Stands for an adapter or a quantized layer: other arithmetic behind the same weights."""
+
+    def with_adapter(*args: Any) -> Any:
+        model = load(*args)
+        model.model.layers[1].mlp.down_proj.__class__ = Adapted
+        return model
+
+    load = loader.load_model
+    monkeypatch.setattr(startup, "load_model", with_adapter)
+    engine = make_engine(checkpoint("llama"))
+    with caplog.at_level("INFO"):
+        assert engine.start().facts["kernels"] == "torch"
+    engine.close()
+    assert "one of its products is a Adapted" in caplog.text
+
+
+def test_a_build_from_other_sources_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_kernels("avx2")
+    library._library.cache_clear()
+    monkeypatch.setattr(hashlib, "sha256", lambda data: SimpleNamespace(hexdigest=str))
+    try:
+        with pytest.raises(NativeUnavailable, match="other sources; install again"):
+            choose("auto")
+    finally:
+        library._library.cache_clear()

@@ -47,7 +47,7 @@ def size_pool(
 ) -> PoolSize:
     """Pages as asked for, or what fits the memory fraction; no more than `useful_tokens` need.
 
-    `reserved_bytes` of the free memory are for the activations of a step. Raises
+    `reserved_bytes` of the free memory are for others: activations, packed weights. Raises
     `EngineStartError` when the pool would not hold one page, or would not fit at all.
     """
     page_bytes = cache.page_size * token_bytes

@@ -36,6 +36,7 @@ class NativeAttention:
 
     def attend(self, layer: LayerSpec, heads: Heads, pages: LayerPages) -> torch.Tensor:
         assert self._step is not None, "attend before prepare"
+        assert heads.query.dtype == pages.keys.dtype, (heads.query.dtype, pages.keys.dtype)
         query = heads.query
         if query.stride()[1:] != (layer.key_dim, 1):
             query = query.contiguous()

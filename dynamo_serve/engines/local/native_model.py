@@ -24,11 +24,6 @@ FAMILIES = {
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "phi3"), PLAIN),
     **dict.fromkeys(("gemma", "gemma2", "gemma3_text"), OFFSET),
 }
-ACTIVATIONS = {
-    "silu": Activation.SILU,
-    "gelu_pytorch_tanh": Activation.GELU_TANH,
-    "gelu_tanh": Activation.GELU_TANH,
-}
 
 
 TILE_DEPTH = {Type.FLOAT32: 1, Type.BFLOAT16: 32, Type.INT8: 64}
@@ -56,8 +51,10 @@ class NativeModel:
 
     @property
     def weights_bytes(self) -> int:
-        packed = [part for part in self.keep if isinstance(part, PackedLinear)]
-        return sum(part.weights.num_bytes for part in packed)
+        packed: int = sum(p.weights.num_bytes for p in self.keep if isinstance(p, PackedLinear))
+        return packed + sum(
+            t.numel() * t.itemsize for t in self.keep if isinstance(t, torch.Tensor)
+        )
 
 
 def check_native(model: PreTrainedModel, specs: Sequence[LayerSpec], kind: Type) -> None:
@@ -67,8 +64,11 @@ def check_native(model: PreTrainedModel, specs: Sequence[LayerSpec], kind: Type)
         raise NotNative(f"they do not know the family {config.model_type}")
     if model.dtype not in TYPES:
         raise NotNative(f"they have no {str(model.dtype).removeprefix('torch.')}")
-    if _activation_name(config) not in ACTIVATIONS:
-        raise NotNative(f"they have no activation {_activation_name(config)!r}")
+    for module in model.model.layers:
+        _check_products(module)
+    if type(model.lm_head) is not torch.nn.Linear:
+        raise NotNative(f"its head is a {type(model.lm_head).__name__}")
+    _activation(model)
     first, depth = specs[0], TILE_DEPTH[kind]
     sizes = (config.hidden_size, config.intermediate_size, first.num_heads * first.key_dim)
     if any(size % depth for size in sizes):
@@ -115,7 +115,7 @@ def build_native(
         hidden=config.hidden_size,
         intermediate=config.intermediate_size,
         rotary_dim=2 * next(iter(tables.values()))[0].shape[1],
-        activation=ACTIVATIONS[_activation_name(config)],
+        activation=_activation(model),
         embedding_type=TYPES[embedding.dtype],
     )
     keep = [*packer.keep, layers, embedding, tables, parts]
@@ -123,8 +123,40 @@ def build_native(
     return NativeModel(struct, keep, head.outputs, softcap)
 
 
-def _activation_name(config: Any) -> str:
-    return str(getattr(config, "hidden_activation", None) or config.hidden_act)
+def _products(module: Any) -> dict[str, list[Any]]:
+    """The linear modules of one layer, merged as the kernels run them."""
+    attention, mlp = module.self_attn, module.mlp
+    qkv, gate_up = getattr(attention, "qkv_proj", None), getattr(mlp, "gate_up_proj", None)
+    return {
+        "qkv": [qkv] if qkv else [attention.q_proj, attention.k_proj, attention.v_proj],
+        "out": [attention.o_proj],
+        "gate_up": [gate_up] if gate_up else [mlp.gate_proj, mlp.up_proj],
+        "down": [mlp.down_proj],
+    }
+
+
+def _check_products(module: Any) -> None:
+    """Raises `NotNative` for a product that is not a plain one: quantized, or with an adapter."""
+    for parts in _products(module).values():
+        for part in parts:
+            if type(part) is not torch.nn.Linear or part.weight.dtype not in TYPES:
+                raise NotNative(f"one of its products is a {type(part).__name__}")
+        if len({part.bias is None for part in parts}) > 1:
+            raise NotNative("some of its products have a bias where their neighbours have none")
+
+
+def _activation(model: PreTrainedModel) -> Activation:
+    """Found by trying: settings name it in several ways, and not all of them count."""
+    mlp = model.model.layers[0].mlp
+    function = getattr(mlp, "act_fn", None) or mlp.activation_fn
+    x = torch.linspace(-6, 6, 49)
+    for kind, expected in (
+        (Activation.SILU, torch.nn.functional.silu(x)),
+        (Activation.GELU_TANH, torch.nn.functional.gelu(x, approximate="tanh")),
+    ):
+        if torch.allclose(function(x), expected, atol=1e-6):
+            return kind
+    raise NotNative(f"they have no activation like {type(function).__name__}")
 
 
 def _layer_type(config: Any, index: int) -> str:
@@ -168,18 +200,15 @@ class _Packer:
     def layer(
         self, module: Any, part: LayerPart, cos: torch.Tensor, sin: torch.Tensor
     ) -> structs.Layer:
-        attention, mlp = module.self_attn, module.mlp
-        merged = getattr(attention, "qkv_proj", None)
-        qkv = [merged] if merged else [attention.q_proj, attention.k_proj, attention.v_proj]
-        merged = getattr(mlp, "gate_up_proj", None)
+        attention, products = module.self_attn, _products(module)
         # Two norms behind the sublayers, too, or only those before them.
         before_mlp = getattr(module, "pre_feedforward_layernorm", None)
         after_attention = module.post_attention_layernorm if before_mlp else None
         return structs.Layer(
-            qkv=self.linear(qkv),
-            out=self.linear([attention.o_proj]),
-            gate_up=self.linear([merged] if merged else [mlp.gate_proj, mlp.up_proj], gated=True),
-            down=self.linear([mlp.down_proj]),
+            **{
+                name: self.linear(parts, gated=name == "gate_up")
+                for name, parts in products.items()
+            },
             attention=attention_struct(part.spec, part.pages),
             input_norm=self.norm(module.input_layernorm),
             query_norm=self.norm(getattr(attention, "q_norm", None)),

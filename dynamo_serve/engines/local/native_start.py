@@ -36,6 +36,7 @@ class NativeWish:
         self.quantization = model.quantization
         self.attention = engine.attention
         self.kernels = engine.kernels
+        self._differs = ""  # what a packed model was found to do
 
     def _kind(self, model: PreTrainedModel) -> Type:
         """What the weights are packed as."""
@@ -52,6 +53,8 @@ class NativeWish:
                 raise NotNative(f"they run on the CPU, this is {needs.device}")
             if self.attention not in ("auto", "native"):
                 raise NotNative(f"engine.attention is {self.attention}")
+            if self._differs:
+                raise NotNative(self._differs)
             kernels = choose(self.kernels)
             if model.dtype not in TYPES:
                 raise NotNative(f"they have no {str(model.dtype).removeprefix('torch.')}")
@@ -71,9 +74,22 @@ class NativeWish:
         if self.quantization != "none":
             raise EngineStartError(
                 f"model.quantization: {self.quantization} needs the native kernels to run the "
-                f"whole model, and they cannot: {reason}"
+                f"whole model, and they cannot: {reason}; set it to none, or choose another model"
             )
         logger.info("engine: transformers' own modules run this model: %s", reason)
+
+    def gave_up(self, reason: str) -> None:
+        """A packed model does not compute what it should: load it for transformers' modules.
+
+        Raises `EngineStartError` where the kernels were asked for by name.
+        """
+        if self.quantization != "none" or self.kernels != "auto" or self.attention == "native":
+            raise EngineStartError(
+                f"the native kernels do not compute what this model's own modules do: {reason}; "
+                "leave engine.kernels and engine.attention at auto and model.quantization at none"
+            )
+        logger.warning("engine: the native kernels do not suit this model: %s", reason)
+        self._differs = reason
 
     def run(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import logging
 import os
@@ -97,10 +98,10 @@ def start_up(wishes: Wishes, progress: Callable[[str, float], None]) -> Ready:
     native = NativeWish(wishes.model, wishes.engine)
     try:
         return _with_attention(wishes, progress, native)
-    except NotNative as reason:  # the packed model does not compute what the plain one does
-        native.do_without(str(reason))
-        native.kernels = "torch"
-        return _with_attention(wishes, progress, native)
+    except NotNative as error:
+        native.gave_up(str(error))
+    gc.collect()  # the error held the packed model; its memory is wanted again
+    return _with_attention(wishes, progress, native)
 
 
 def _with_attention(
@@ -125,9 +126,9 @@ def _with_attention(
 def _start_up(
     wishes: Wishes, progress: Callable[[str, float], None], hook: Hook, native: NativeWish
 ) -> Ready:
-    model, modules, needs, activations = _load(wishes, progress, hook, native.kernels)
+    model, modules, needs, reserved = _load(wishes, progress, hook, native.kernels)
     longest = _longest_wished(model, wishes.model.max_model_len)
-    size = _pool_size(wishes, needs, longest, activations)
+    size = _pool_size(wishes, needs, longest, reserved)
     max_model_len = _longest_served(longest, wishes.model.max_model_len, size)
     cache = KVCache(needs.layers, size, needs.dtype, needs.device)
     facts = _facts(model, size)
@@ -163,7 +164,7 @@ def _start_up(
 def _load(
     wishes: Wishes, progress: Callable[[str, float], None], hook: Hook, kernels: str
 ) -> tuple[PreTrainedModel, list[int], BackendNeeds, int]:
-    """The model, its attention modules' ids, what they ask for, and a step's activations."""
+    """The model, its attention modules' ids, what they ask for, and bytes still to be taken."""
     device = resolve_device(wishes.engine.device)
     use(device, wishes.engine.threads)
     progress("weights", 0.0)
@@ -171,10 +172,10 @@ def _load(
     model = load_model(wishes.path, config, wishes.model.dtype, device, hook.name)
     progress("weights", 1.0)
     progress("warm-up", 0.0)
-    layers, activations = _examine(model, hook.recorder, wishes.limits)
+    layers, reserved = _examine(model, hook.recorder, wishes.limits)
     specs, page_size = [*layers.values()], wishes.cache.page_size
     needs = BackendNeeds(specs, page_size, model.dtype, device, kernels)
-    return model, [*layers], needs, activations
+    return model, [*layers], needs, reserved
 
 
 def _plain(
@@ -207,10 +208,13 @@ def use(device: torch.device, threads: int) -> None:
 def _examine(
     model: PreTrainedModel, recorder: LayerRecorder, limits: Limits
 ) -> tuple[dict[int, LayerSpec], int]:
-    """The attention layers by module id, and the bytes of activations that a step may need."""
+    """The attention layers by module id, and the bytes that are still to be taken: by activations
+    on CUDA, by packed weights on the CPU."""
     device, longest = model.device, position_limit(model.config).num_tokens
     if device.type != "cuda":
-        return discover_layers(model, recorder, 2, longest), 0
+        # What is read from a file counts as free until the kernels' own weights take its place.
+        packed = sum(p.numel() * p.element_size() for p in model.parameters())
+        return discover_layers(model, recorder, 2, longest), packed
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     layers = discover_layers(model, recorder, limits.max_prefill_tokens, longest)
@@ -240,12 +244,12 @@ def _longest_served(longest: int, wish: int, size: PoolSize) -> int:
     return min(longest, size.num_tokens)
 
 
-def _pool_size(wishes: Wishes, needs: BackendNeeds, longest: int, activations: int) -> PoolSize:
+def _pool_size(wishes: Wishes, needs: BackendNeeds, longest: int, reserved: int) -> PoolSize:
     # A sequence may leave its last page partly empty, so pages are counted whole.
     pages = -(-longest // needs.page_size) * wishes.limits.max_decode_sequences
     token_bytes = bytes_per_token(needs.layers, needs.dtype)
     useful_tokens = pages * needs.page_size
-    return size_pool(wishes.cache, token_bytes, useful_tokens, needs.device, activations)
+    return size_pool(wishes.cache, token_bytes, useful_tokens, needs.device, reserved)
 
 
 def _record(

@@ -34,7 +34,9 @@ bool has_amx() {
 
 bool runs_here(const Kernels &k) {
   __builtin_cpu_init();
-  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return false;
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") ||
+      !__builtin_cpu_supports("bmi2"))
+    return false;
   if (&k == &ds::avx2_kernels) return true;
   if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
       !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl"))
@@ -96,6 +98,9 @@ void ds_linear(const Kernels *k, const ds::Linear *linear, const float *x, float
   const ds::Normal normal;
   k->linear(*linear, x, y, tokens);
 }
+
+// A hash of the sources that this was built from.
+const char *ds_version() { return DS_VERSION; }
 
 // Sizes of the structures, so that the other side of the boundary can compare.
 int32_t ds_struct_size(int32_t which) {

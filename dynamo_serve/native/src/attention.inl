@@ -56,8 +56,8 @@ INLINE int64_t add_segment(Plan &plan, const Step &step, int64_t row, int64_t to
   return plan.num_segments++;
 }
 
-// Fewer shared pages than this are read again by everybody: merging costs, too.
-constexpr int64_t MIN_SHARED_PAGES = 4;
+// Fewer shared tokens than this are read again by everybody: merging costs, too.
+constexpr int64_t MIN_SHARED_TOKENS = 64;
 
 INLINE void plan_segments(Plan &plan, const Attention &a, const Step &step) {
   plan.num_segments = plan.num_found = 0;
@@ -67,7 +67,8 @@ INLINE void plan_segments(Plan &plan, const Attention &a, const Step &step) {
     int64_t last = row + 1, common = position_of(step, row) / a.page_size;
     while (a.window == 0 && last < step.num_rows) {
       const int64_t now = common_pages(step, row, last, common, a.page_size);
-      if (now < MIN_SHARED_PAGES) break;
+      // Whoever joins saves `now` pages, and has everybody before it read the rest alone.
+      if (now * a.page_size < MIN_SHARED_TOKENS || (common - now) * (last - row - 1) > now) break;
       common = now;
       last++;
     }
@@ -104,13 +105,13 @@ struct Softmax {
     if (a.softcap > 0) cap(scores, count);
     if (first < low || first + count > high) hide(scores, first, count, low, high);
     const float scale = a.softcap > 0 ? 1.0f : a.scale, before = most[row];
-    vec best = load(scores);
-    for (int64_t i = WIDTH; i < count; i += WIDTH) best = larger(best, load(scores + i));
-    const float top = largest(best);
-    if (top <= HIDDEN_SCORE) {  // nothing is seen here: weights are 0, not e^0
+    if (larger(first, low) >= smaller(first + count, high)) {  // weights are 0 here, not e^0
       for (int64_t i = 0; i < count; i += WIDTH) store(weights + i, vec{});
       return 1.0f;
     }
+    vec best = load(scores);
+    for (int64_t i = WIDTH; i < count; i += WIDTH) best = larger(best, load(scores + i));
+    const float top = largest(best);
     const float now = before > top * scale ? before : top * scale;
     const float slope = scale * LOG2_E, offset = now * LOG2_E;
     vec sums{};

@@ -49,6 +49,7 @@ template <class In, class Page>
 INLINE void attend(const Attention &a, const Step &step, Plan &plan, const In *queries,
                    int64_t query_stride, In *out, int64_t out_stride) {
   cut_pieces<In, Page>(plan, a);
+  if (plan.num_pieces == 0) return;
   // Whole rows of KV are read from end to end where there are enough pieces for all threads.
   const int64_t wanted = divide_up(8 * static_cast<int64_t>(num_threads()), plan.num_pieces);
   const int64_t per_task = larger(1, a.kv_heads / wanted);

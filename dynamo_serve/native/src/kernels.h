@@ -1,5 +1,5 @@
 // The plain data that crosses the C boundary, and the table of functions of one instruction set.
-// Mirrored by dynamo_serve/native/structs.py; `ds_struct_sizes` lets a test compare the two.
+// Mirrored by dynamo_serve/native/structs.py; `ds_struct_size` is compared when the library is loaded.
 #pragma once
 #include <cstddef>
 #include <cstdint>

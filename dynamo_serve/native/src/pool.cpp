@@ -40,7 +40,7 @@ struct alignas(64) Share {
   std::atomic<uint64_t> ticket{0};
 };
 
-constexpr int MAX_THREADS = 256;
+constexpr int MAX_THREADS = 1024;  // as many as engine.threads may be
 
 struct Pool {
   Share shares[MAX_THREADS];
@@ -139,9 +139,9 @@ void stop_threads() {
 }  // namespace
 
 void set_threads(int count) {
+  count = count < 1 ? 1 : count > MAX_THREADS ? MAX_THREADS : count;
   if (count == num_threads() && pool != nullptr) return;
   stop_threads();
-  count = count < 1 ? 1 : count > MAX_THREADS ? MAX_THREADS : count;
   pool = new Pool;
   for (int i = 1; i < count; i++) pool->threads.emplace_back(serve, pool, i, count);
 }

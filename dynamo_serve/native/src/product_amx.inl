@@ -131,8 +131,7 @@ constexpr int64_t TOKENS_TOGETHER = 512;
 template <bool INT, class To>
 INLINE void tile_panels(const Linear &l, const char *x, int64_t stride, const float *factors,
                         int64_t tokens, const To &to) {
-  const int64_t run = panels_per_task(l);
-  const int64_t grain = tokens <= 32 ? run : smaller(PANELS_TOGETHER, 4 * run);
+  const int64_t grain = tokens <= 32 ? panels_per_task(l) : PANELS_TOGETHER;
   const int64_t blocks = divide_up(smaller(tokens, TOKENS_TOGETHER), 32);
   for_panels(l, grain, [&](int64_t first, int64_t last) {
     configure_tiles();
