@@ -28,7 +28,7 @@ import httpx
 import yaml
 
 from bench.load import percentile
-from bench.server import free_port, our_command, running
+from bench.server import free_port, our_command, running, settle
 
 FIRST_ID, LAST_ID = 300, 30_000  # of the random prompts
 ADMIN = "bench-admin"
@@ -162,6 +162,7 @@ def play(
         if tenants:
             base.append(f"server.tenants_file={path}")
         with running(our_command(args.model, port, base), port, log) as server:
+            settle()
             return asyncio.run(act(server.url))
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 
 START_SECONDS = 300
+SETTLE_SECONDS = 10
 
 
 def free_port() -> int:
@@ -78,6 +79,11 @@ def running(
         finally:
             process.terminate()
             process.wait(60)
+
+
+def settle() -> None:
+    """Wait for what goes on behind a server that is up: it takes memory, fills caches."""
+    time.sleep(SETTLE_SECONDS)
 
 
 def wait_until_up(url: str, process: subprocess.Popen[bytes], log: Path) -> None:

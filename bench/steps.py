@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from bench.server import settle
 from dynamo_serve import settings
 from dynamo_serve.core.batch import Batch, Phase, Work
 from dynamo_serve.core.request import Sampling
@@ -27,7 +28,6 @@ GREEDY = Sampling(temperature=0.0)
 DECODES = ((1, 128), (8, 160), (32, 160), (8, 1024))  # sequences, tokens of each
 PREFILLS = ((128, 0), (512, 0), (512, 512))  # tokens, position of the first
 PAGES = 2400
-SETTLE_SECONDS = 10  # the pool's memory is taken in the background
 
 
 def engine_of(args: argparse.Namespace) -> LocalEngine:
@@ -86,7 +86,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     print(f"memory reads at {speed / 1e9:.1f} GB/s")
     engine = engine_of(args)
     spec = engine.start()
-    time.sleep(SETTLE_SECONDS)
+    settle()
     weights, token = float(spec.facts["weights_bytes"]), float(spec.facts["kv_bytes_per_token"])
     rows = []
     for count, context in DECODES:

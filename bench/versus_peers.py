@@ -23,7 +23,7 @@ from transformers import AutoTokenizer
 
 from bench.load import Report, Workload, count_tokens, drive, prompts
 from bench.peers import SERVERS
-from bench.server import free_port, running
+from bench.server import free_port, running, settle
 
 WORKLOADS = (
     Workload("W1", requests=32, concurrency=8, shared=0, own=256, output=64),
@@ -32,9 +32,6 @@ WORKLOADS = (
     Workload("W4", requests=4, concurrency=1, shared=0, own=64, output=128),
     Workload("W5", requests=256, concurrency=64, shared=0, own=32, output=128),
 )
-
-
-SETTLE_SECONDS = 10  # memory is handed over and caches are filled behind a server that is up
 
 
 async def measure(server: str, url: str, args: argparse.Namespace, seed: int) -> dict[str, Report]:
@@ -61,7 +58,7 @@ def run_once(server: str, args: argparse.Namespace, seed: int) -> dict[str, Repo
     begin = time.monotonic()
     with running(peer.command, port, log, peer.ready, peer.environment) as server_run:
         up = time.monotonic() - begin
-        time.sleep(SETTLE_SECONDS)
+        settle()
         reports = asyncio.run(measure(server, server_run.url, args, seed))
         print(f"{server}: up after {up:.1f} s, {server_run.resident_gib():.1f} GiB resident")
         return reports

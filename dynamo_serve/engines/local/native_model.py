@@ -51,10 +51,9 @@ class NativeModel:
 
     @property
     def weights_bytes(self) -> int:
-        packed: int = sum(p.weights.num_bytes for p in self.keep if isinstance(p, PackedLinear))
-        return packed + sum(
-            t.numel() * t.itemsize for t in self.keep if isinstance(t, torch.Tensor)
-        )
+        packed = sum(p.weights.num_bytes for p in self.keep if isinstance(p, PackedLinear))
+        tensors = [t for t in self.keep if isinstance(t, torch.Tensor)]
+        return packed + sum(int(t.numel() * t.itemsize) for t in tensors)
 
 
 def check_native(model: PreTrainedModel, specs: Sequence[LayerSpec], kind: Type) -> None:
