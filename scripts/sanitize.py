@@ -47,7 +47,7 @@ def main() -> int:
         "LD_PRELOAD": runtime,
         "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1",
         "UBSAN_OPTIONS": "print_stacktrace=1",
-        "DYNAMO_SERVE_NATIVE_FOLDER": str(BUILD),
+        "DSERVE_KERNELS_FOLDER": str(BUILD),
     }
     # Tests skip sets that do not run here: with a library that does not load that would be all.
     loads = "from dynamo_serve.native.library import available; assert available()"

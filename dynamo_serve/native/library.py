@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import struct
 import sysconfig
 from ctypes import POINTER, byref, c_char_p, c_int32, c_uint64, c_void_p
 from functools import cache
@@ -13,7 +14,7 @@ from pathlib import Path
 from dynamo_serve.native import structs
 from dynamo_serve.native.structs import Type
 
-FOLDER = Path(os.environ.get("DYNAMO_SERVE_NATIVE_FOLDER", Path(__file__).parent))  # sanitizers
+FOLDER = Path(os.environ.get("DSERVE_KERNELS_FOLDER", Path(__file__).parent))  # sanitizers
 NUM_SETS = 4  # amx, avx512_bf16, avx512, avx2
 
 
@@ -26,17 +27,34 @@ def _library() -> ctypes.CDLL:
     """The shared library beside this file. Raises `NativeUnavailable`."""
     found = FOLDER / f"_kernels{sysconfig.get_config_var('EXT_SUFFIX')}"
     if not found.exists():
-        raise NativeUnavailable("they were not built (no C++ compiler when it was installed?)")
+        raise NativeUnavailable(
+            "the native kernels were not built (no C++ compiler?); install the package again"
+        )
+    if not _is_whole(found):
+        raise NativeUnavailable(f"{found.name} is broken; install the package again")
     try:
         library = ctypes.CDLL(str(found))
     except OSError as error:
-        raise NativeUnavailable(f"{found.name} cannot be loaded: {error}") from error
+        reason = f"{found.name} cannot be loaded: {error}; install the package again"
+        raise NativeUnavailable(reason) from error
     if not _is_current(library):
         raise NativeUnavailable(f"{found.name} was built from other sources; install again")
     _declare(library)
     sizes = [ctypes.sizeof(struct) for struct in structs.ALL]
     assert sizes == [library.ds_struct_size(which) for which in range(len(sizes))]
     return library
+
+
+def _is_whole(library: Path) -> bool:
+    """Whether an ELF file reaches as far as its header says: loading a shorter one kills us."""
+    header = library.read_bytes()[:64]
+    if header[:5] != b"\x7fELF\x02":
+        return True  # not ours to judge: the loader says what is wrong with it
+    if len(header) < 64:
+        return False
+    (sections,) = struct.unpack_from("<Q", header, 40)
+    size, count = struct.unpack_from("<HH", header, 58)
+    return bool(library.stat().st_size >= sections + size * count)
 
 
 def _is_current(library: ctypes.CDLL) -> bool:

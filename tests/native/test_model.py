@@ -182,3 +182,19 @@ def test_a_build_from_other_sources_is_not_trusted(monkeypatch: pytest.MonkeyPat
             choose("auto")
     finally:
         library._library.cache_clear()
+
+
+def test_a_truncated_library_is_found_out_before_it_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    require_kernels("avx2")
+    whole = next(library.FOLDER.glob("_kernels*"))
+    monkeypatch.setattr(library, "FOLDER", tmp_path)
+    library._library.cache_clear()
+    try:
+        for size, reason in ((20_000, "is broken"), (30, "is broken"), (0, "cannot be loaded")):
+            (tmp_path / whole.name).write_bytes(whole.read_bytes()[:size])
+            with pytest.raises(NativeUnavailable, match=f"{reason}.*install the package again"):
+                choose("auto")
+    finally:
+        library._library.cache_clear()

@@ -64,7 +64,9 @@ class NativeWish:
             return None
         except NativeUnavailable as reason:
             if self.kernels not in ("auto", "torch"):
-                raise EngineStartError(f"engine.kernels: {reason}") from reason
+                raise EngineStartError(
+                    f"engine.kernels: {self.kernels} cannot run: {reason}; 'auto' takes what can"
+                ) from reason
             self.do_without(str(reason))
             return None
         return kernels
@@ -74,7 +76,8 @@ class NativeWish:
         if self.quantization != "none":
             raise EngineStartError(
                 f"model.quantization: {self.quantization} needs the native kernels to run the "
-                f"whole model, and they cannot: {reason}; set it to none, or choose another model"
+                f"whole model, and they cannot: {reason}; change that, or set model.quantization "
+                "to none"
             )
         logger.info("engine: transformers' own modules run this model: %s", reason)
 
