@@ -38,7 +38,7 @@ class Reason(Enum):
     PREFIX = "prefix"  # a running sequence is computing its prefix
     # chunk: what cut it (tokens, position)
     WHOLE = "whole"  # nothing: the prompt's end
-    TOKEN_CAP = "token_cap"  # max_prefill_tokens
+    TOKEN_CAP = "token_cap"  # max_prefill_tokens, max_mixed_tokens
     ITL_TARGET = "itl_target"  # the tightest running sequence
     SHARED = "shared"  # other prompts got their part
     # draft

@@ -77,8 +77,8 @@ class Pace:
         return Budget(chunk, Reason.ITL_TARGET if chunk < cap else Reason.TOKEN_CAP, left)
 
     def _cap(self, base: StepShape) -> int:
-        """Prompt tokens in a step that also runs `base`, whatever was promised."""
-        if base.decode_sequences:
+        """Prompt tokens in a step beside `base`, whatever was promised."""
+        if base.decode_sequences and self.limits.mix_phases:
             return min(self.limits.max_prefill_tokens, self.limits.max_mixed_tokens)
         return self.limits.max_prefill_tokens
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from types import MappingProxyType
+from collections.abc import Collection
 
 from dynamo_serve.core import policy
 from dynamo_serve.core.journal import Reason
@@ -112,10 +111,7 @@ class Preemption:
         return fewest * self.cost.predict(shape_of(running))
 
 
-def shape_of(
-    decoding: Collection[Sequence], drafts: Mapping[str, tuple[int, ...]] = MappingProxyType({})
-) -> StepShape:
-    """A step that decodes these, some of them with a draft."""
+def shape_of(decoding: Collection[Sequence]) -> StepShape:
+    """A step that decodes these."""
     context = sum(seq.num_tokens for seq in decoding)
-    shape = StepShape(decode_sequences=len(decoding), decode_context=context)
-    return shape.with_drafts(sum(map(len, drafts.values()))) if drafts else shape
+    return StepShape(decode_sequences=len(decoding), decode_context=context)

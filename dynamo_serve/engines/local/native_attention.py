@@ -16,9 +16,7 @@ from dynamo_serve.engines.local.step import PackedStep
 from dynamo_serve.engines.local.trial import try_backend
 from dynamo_serve.native import structs
 from dynamo_serve.native.library import Kernels, NativeUnavailable, choose
-from dynamo_serve.native.structs import Type
-
-TYPES = {torch.float32: Type.FLOAT32, torch.bfloat16: Type.BFLOAT16}
+from dynamo_serve.native.packing import TYPES
 
 
 class NativeAttention:
