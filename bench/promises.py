@@ -150,7 +150,7 @@ def play(
         limits = httpx.Limits(max_connections=2000)
         async with httpx.AsyncClient(base_url=url, timeout=900, limits=limits) as http:
             client = Client(http, str(args.model))
-            key = next(iter(tenants), "none")
+            key = next(reversed(tenants), "none")  # the one that was promised least
             await asyncio.gather(*(client.ask(key, client.prompt(200), 24) for _ in range(8)))
             await client.ask(key, client.prompt(1500), 4)
             return await scene(client)
@@ -267,13 +267,16 @@ def flood(args: argparse.Namespace) -> None:
         ids = [f"flood{next(IDS)}" for _ in range(100)]
         tasks = [asyncio.ensure_future(client.ask("b", client.prompt(200), 64, id=i)) for i in ids]
         await asyncio.sleep(2.0)
-        asked = time.monotonic()
-        seen = await asyncio.gather(*(client.foreseen("b", i) for i in ids))
+        # One after the other: a hundred forecasts at once are a load of their own.
+        asked = [
+            (i, time.monotonic(), await client.foreseen("b", ids[i])) for i in range(0, 100, 4)
+        ]
         answers = await asyncio.gather(*tasks)
+        waits = [(answers[i].tokens[0] - then, seen, then) for i, then, seen in asked]
         errors = [
-            abs(at - answer.tokens[0]) / (answer.tokens[0] - asked)
-            for at, answer in zip(seen, answers, strict=True)
-            if at is not None and answer.tokens[0] - asked > 0.5
+            abs(seen - then - wait) / wait
+            for wait, seen, then in waits
+            if seen is not None and wait > 0.5
         ]
         return max(a.tokens[-1] for a in answers) - began, errors
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from math import inf
+from typing import NamedTuple
 
 from dynamo_serve.core import policy
 from dynamo_serve.core.batch import Phase
@@ -19,6 +20,13 @@ FULL = (Reason.SLOTS, Reason.PAGES)  # for everybody, not for one tenant
 SCAN_LIMIT = 64  # waiting sequences looked at for each tenant, so that a long queue costs nothing
 
 
+class Prompts(NamedTuple):
+    """The prompts of a step, each with its number of tokens; `alone`: and nothing else."""
+
+    chunks: list[tuple[Sequence, int]]
+    alone: bool = False
+
+
 class Intake:
     """Chooses prompts for one step. `policy` says who is next; here is how they get in."""
 
@@ -29,25 +37,24 @@ class Intake:
         self.preemption = Preemption(life, cost)
 
     def chunks(
-        self, decoding: list[Sequence], base: StepShape, now: float
-    ) -> list[tuple[Sequence, int]]:
-        """Prompts for this step, each with its number of tokens."""
+        self, decoding: list[Sequence], base: StepShape, now: float, *, may_be_alone: bool
+    ) -> Prompts:
+        """Prompts for this step; `may_be_alone`: or for one that runs nothing else."""
         budget = self.pace.budget(decoding, base, now)
         chosen = self.choose(budget.tokens, budget.limit, now)
         parts = policy.split([seq.num_pending for seq in chosen], budget.tokens)
         chunks = [(seq, part) for seq, part in zip(chosen, parts, strict=True) if part]
         if budget.seconds < inf:
             chunks = self.pace.refit(chunks, base, budget.seconds)
+        own = self.pace.own_step(chosen, chunks, decoding, now) if may_be_alone else []
+        chunks = own or chunks
+        limit = Reason.SHARED if len(chunks) > 1 else budget.limit
         for seq, part in chunks:
-            self._note_chunk(seq, part, budget.limit, len(chunks), now)
-        return chunks
+            reason = Reason.WHOLE if part == seq.num_pending else limit
+            self._note_chunk(seq, part, Reason.TTFT_TARGET if own else reason, now)
+        return Prompts(chunks, bool(own))
 
-    def _note_chunk(
-        self, seq: Sequence, part: int, limit: Reason, num_chunks: int, now: float
-    ) -> None:
-        reason = Reason.SHARED if num_chunks > 1 else limit
-        if part == seq.num_pending:
-            reason = Reason.WHOLE
+    def _note_chunk(self, seq: Sequence, part: int, reason: Reason, now: float) -> None:
         self.life.note(
             *(seq, now, Kind.CHUNK, reason.value), tokens=part, position=seq.num_computed
         )

@@ -117,6 +117,43 @@ class Pace:
             fitted.append((seq, count))
         return fitted
 
+    def own_step(
+        self,
+        chosen: list[Sequence],
+        chunks: list[tuple[Sequence, int]],
+        decoding: list[Sequence],
+        now: float,
+    ) -> list[tuple[Sequence, int]]:
+        """The prompts of `chosen` that run whole in a step of their own, ahead of the others, for
+        their TTFT targets: in the step with these `chunks` their first tokens would come late, or
+        nearly, and alone they come in time. Nobody's ITL target is broken for them."""
+        base = shape_of(decoding)
+        beside = self._seconds(base, chunks)
+        whole = {seq.id for seq, part in chunks if part == seq.num_pending}
+        pressed: list[Sequence] = []
+        others = list(decoding)
+        for seq in chosen:
+            end = now + beside if seq.id in whole else inf
+            (pressed if policy.is_pressed(seq, end) else others).append(seq)
+        left = policy.OWN_STEP_PART * beside
+        left = min(left, policy.time_left(decoding, now) - self.cost.predict(base))
+        own: list[tuple[Sequence, int]] = []
+        for seq in pressed:
+            more, until = [*own, (seq, seq.num_pending)], min(left, seq.due - now)
+            fits = sum(part for _, part in more) <= self.limits.max_prefill_tokens
+            if (
+                fits
+                and self._seconds(StepShape(), more) <= until
+                and policy.may_go_ahead(seq, others, self.life.shares.accounts)
+            ):
+                own, left = more, until
+        return own
+
+    def _seconds(self, base: StepShape, chunks: list[tuple[Sequence, int]]) -> float:
+        for seq, count in chunks:
+            base = base.with_chunk(count, seq.num_computed)
+        return self.cost.predict(base)
+
     def usual_chunk(self, base: StepShape, itl: float) -> int:
         """Prompt tokens that fit a step beside `base`, whose tightest target is `itl`."""
         cap = self._cap(base)

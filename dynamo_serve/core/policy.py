@@ -15,6 +15,7 @@ from dynamo_serve.core.shares import Account
 SAFETY = 0.9  # of the time that an ITL target leaves; the rest is for what no model foresees
 DECODE_PART = 0.75  # of an ITL target, for decoding; what is left keeps the prompts moving
 NEWCOMER_PART = 0.5  # of a TTFT target, for the step that runs when somebody comes
+OWN_STEP_PART = 0.75  # of the time beside others: what a prompt may take alone, to go ahead
 LATELY = 30.0  # seconds
 LEEWAY = 1.5  # of the time that decoding takes alone, where that is more than was promised
 PARTIAL_PART = 0.75  # of a step's prompt tokens, for a prompt that does not end in it
@@ -156,6 +157,20 @@ def tightest_itl(seqs: Iterable[Seq]) -> float:
 def strict_itl(seqs: Iterable[Seq]) -> float:
     """The tightest ITL target that the batch must not outgrow."""
     return min((seq.promise.itl for seq in seqs if seq.promise.strict), default=inf)
+
+
+def is_pressed(seq: Seq, end: float) -> bool:
+    """Whether a first token at `end` comes in the second half of its TTFT target, or after it."""
+    if seq.first_token_at is not None or seq.promise.ttft == inf:
+        return False
+    return end > seq.due - (1 - NEWCOMER_PART) * seq.promise.ttft
+
+
+def may_go_ahead(seq: Seq, others: Iterable[Seq], accounts: Mapping[str, Account]) -> bool:
+    """Whether others may be held up for a prompt: not for one whose tenant has had more."""
+    names = {other.request.tenant for other in others}
+    lead = accounts[seq.request.tenant].lead
+    return all(lead <= accounts[name].lead for name in names)
 
 
 def part_of(pending: int, left: int, left_for_partial: int) -> int:

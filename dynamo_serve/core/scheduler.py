@@ -10,7 +10,7 @@ from dynamo_serve.core import policy
 from dynamo_serve.core.admission import Admission
 from dynamo_serve.core.batch import Batch, Phase, SequenceOutput, Work
 from dynamo_serve.core.bill import Bill
-from dynamo_serve.core.intake import Intake
+from dynamo_serve.core.intake import Intake, Prompts
 from dynamo_serve.core.journal import Journal, Reason
 from dynamo_serve.core.lifecycle import Lifecycle
 from dynamo_serve.core.pace import Limits
@@ -179,18 +179,20 @@ class Scheduler:
     def _mixed(self, now: float) -> Batch | None:
         """Every decoding sequence, and as much of the prompts as fits beside them."""
         decoding = self._grown(now)
-        prompts = self._chunks(decoding, shape_of(decoding), now)
+        prompts, alone = self._chunks(decoding, shape_of(decoding), now)
         # Admitting may have preempted somebody.
-        decoding = [seq for seq in decoding if seq.id in self.running]
+        decoding = [seq for seq in decoding if seq.id in self.running and not alone]
         # Not beside prompts: what drafts cost there could not be told from what the prompts did.
         drafts = {} if prompts else self.speculation.drafts(decoding, now)
-        return self._batch(decoding, drafts, prompts, now)
+        batch = self._batch(decoding, drafts, prompts, now)
+        self._last = batch.phase if batch else Phase.DECODE
+        return batch
 
     def _alternate(self, now: float) -> Batch | None:
         for phase in policy.phase_order(self._last):
             if phase is Phase.PREFILL:
                 prompts = self._chunks(self._in(Phase.DECODE), StepShape(), now)
-                batch = self._batch([], {}, prompts, now)
+                batch = self._batch([], {}, prompts.chunks, now)
             else:
                 decoding = self._grown(now)
                 drafts = self.speculation.drafts(decoding, now)
@@ -229,15 +231,14 @@ class Scheduler:
             if victim is seq:
                 return
 
-    def _chunks(
-        self, decoding: list[Sequence], base: StepShape, now: float
-    ) -> list[tuple[Sequence, int]]:
-        """Prompts for this step, each with its number of tokens."""
+    def _chunks(self, decoding: list[Sequence], base: StepShape, now: float) -> Prompts:
+        """Prompts for this step. None go ahead of what is decoding twice in a row."""
         if not self.running and (not self.waiting or now < self._merge_until()):
-            return []
+            return Prompts([])
         if not self.waiting and len(decoding) == len(self.running):
-            return []
-        return self.intake.chunks(decoding, base, now)
+            return Prompts([])
+        may_be_alone = self.limits.fit_chunks and self._last is not Phase.PREFILL
+        return self.intake.chunks(decoding, base, now, may_be_alone=may_be_alone)
 
     def _merge_until(self) -> float:
         return policy.merge_until(
