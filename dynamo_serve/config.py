@@ -138,6 +138,11 @@ class SchedulerSection:
     mix_phases: bool = setting(
         True, "Prompt chunks and decoding in one step; false: steps of either kind in turn."
     )
+    hold_steps: bool = setting(
+        True,
+        "Hold a running step between two layers for a prompt that would miss its TTFT target;"
+        " for engines that can.",
+    )
     fit_chunks: bool = setting(
         True, "Size prompt chunks so that running streams keep their class's ITL target."
     )

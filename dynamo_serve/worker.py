@@ -100,6 +100,7 @@ def build_loop(
         mix_phases=config.scheduler.mix_phases,
         fit_chunks=config.scheduler.fit_chunks,
         max_draft_tokens=config.scheduler.max_draft_tokens if drafts else 0,
+        hold_steps=spec.holds_steps and config.scheduler.hold_steps,
     )
     scheduler = Scheduler(pool, limits, tenancy)
     return Loop(scheduler, engine, inbox=inbox, publish=publish, reply=reply, clock=time.monotonic)

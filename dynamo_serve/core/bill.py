@@ -24,6 +24,24 @@ class Step(NamedTuple):
     predicted_seconds: float
 
 
+class Held(NamedTuple):
+    """A step that is held, since when, and for how long it has been in all before that."""
+
+    step: Step
+    since: float
+    before: float
+
+    @property
+    def seconds_left(self) -> float:
+        """Until it ends, once it goes on."""
+        return max(0.0, self.step.began + self.step.predicted_seconds - self.since)
+
+    @property
+    def patience(self) -> float:
+        """Seconds that it may still be held: never for longer than it takes itself."""
+        return self.step.predicted_seconds - self.before
+
+
 class Bill:
     """Teaches the cost model, and divides what was measured among the sequences."""
 
@@ -31,6 +49,8 @@ class Bill:
         self.life = life
         self.cost = cost
         self.step: Step | None = None
+        self.held: Held | None = None
+        self._held_seconds = 0.0  # of the step in flight
         self._charged_at = -inf  # until when the pages held are paid for
         self._divided_at = -inf
 
@@ -44,6 +64,21 @@ class Bill:
         """This is the plan."""
         shape = StepShape.of(item for _, item in items)
         self.step = Step(items, shape, now, self.cost.predict(shape))
+        if self.held is None:
+            self._held_seconds = 0.0
+
+    def hold(self, now: float) -> None:
+        """The step in flight stands still from now on."""
+        assert self.step is not None and self.held is None, "there is no step to hold"
+        self.held = Held(self.step, now, self._held_seconds)
+
+    def resume(self, now: float) -> None:
+        """It goes on; the time in between is not its own."""
+        assert self.held is not None, "no step is held"
+        step, since, before = self.held
+        self._held_seconds = before + now - since
+        self.step = step._replace(began=step.began + now - since)
+        self.held = None
 
     def settle(self, produced: Mapping[str, SequenceOutput], now: float) -> None:
         """The step has ended. A failed one is paid for, and teaches nothing."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -16,7 +16,8 @@ class EngineSpec:
     An engine that manages its own memory reports one page per sequence, as long as a sequence
     may grow: a slot is just a very large page. `max_model_len` never exceeds what the pool can
     hold. `facts` (device, dtype, attention backend, …) go to the log and `/v1/server` as they are.
-    With `verifies_drafts` work may have a draft (`Work.draft_len`).
+    With `verifies_drafts` work may have a draft (`Work.draft_len`); with `holds_steps` the engine
+    is a `HoldingEngine`.
     """
 
     max_model_len: int
@@ -25,6 +26,7 @@ class EngineSpec:
     vocab_size: int
     facts: Mapping[str, str | int | float | bool] = field(default_factory=dict)
     verifies_drafts: bool = False
+    holds_steps: bool = False
 
 
 class Engine(Protocol):
@@ -46,3 +48,12 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+class HoldingEngine(Engine, Protocol):
+    """An engine that can hold a step between two of its layers, while another one runs."""
+
+    def hold_for(self, between: Callable[[], None]) -> None:
+        """From now on call `between` every now and then while a step runs. It raises nothing, and
+        may call `step` once with a batch of other sequences; during that it is not called."""
+        ...

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from math import inf
-from typing import NamedTuple
 
 from dynamo_serve.core import policy
 from dynamo_serve.core.batch import Phase
 from dynamo_serve.core.journal import Kind, Reason
 from dynamo_serve.core.lifecycle import Lifecycle
-from dynamo_serve.core.pace import Limits, Pace
+from dynamo_serve.core.pace import Limits, Pace, Prompts
 from dynamo_serve.core.preemption import Preemption
 from dynamo_serve.core.sequence import Sequence
 from dynamo_serve.core.shares import Account
@@ -18,13 +17,6 @@ from dynamo_serve.core.step_cost import StepCost, StepShape
 
 FULL = (Reason.SLOTS, Reason.PAGES)  # for everybody, not for one tenant
 SCAN_LIMIT = 64  # waiting sequences looked at for each tenant, so that a long queue costs nothing
-
-
-class Prompts(NamedTuple):
-    """The prompts of a step, each with its number of tokens; `alone`: and nothing else."""
-
-    chunks: list[tuple[Sequence, int]]
-    alone: bool = False
 
 
 class Intake:
@@ -37,24 +29,24 @@ class Intake:
         self.preemption = Preemption(life, cost)
 
     def chunks(
-        self, decoding: list[Sequence], base: StepShape, now: float, *, may_be_alone: bool
+        self, decoding: list[Sequence], base: StepShape, now: float, *, may_go_ahead: bool
     ) -> Prompts:
-        """Prompts for this step; `may_be_alone`: or for one that runs nothing else."""
+        """Prompts for this step, or, if some `may_go_ahead`, for one that makes others wait."""
         budget = self.pace.budget(decoding, base, now)
         chosen = self.choose(budget.tokens, budget.limit, now)
         parts = policy.split([seq.num_pending for seq in chosen], budget.tokens)
         chunks = [(seq, part) for seq, part in zip(chosen, parts, strict=True) if part]
         if budget.seconds < inf:
             chunks = self.pace.refit(chunks, base, budget.seconds)
-        own = self.pace.own_step(chosen, chunks, decoding, now) if may_be_alone else []
-        chunks = own or chunks
+        ahead = self.pace.ahead(chosen, chunks, decoding, now) if may_go_ahead else Prompts([])
+        prompts = ahead if ahead.chunks else Prompts(chunks)
         limit = Reason.SHARED if len(chunks) > 1 else budget.limit
-        for seq, part in chunks:
+        for seq, part in prompts.chunks:
             reason = Reason.WHOLE if part == seq.num_pending else limit
-            self._note_chunk(seq, part, Reason.TTFT_TARGET if own else reason, now)
-        return Prompts(chunks, bool(own))
+            self.note_chunk(seq, part, Reason.AHEAD if prompts.ahead else reason, now)
+        return prompts
 
-    def _note_chunk(self, seq: Sequence, part: int, reason: Reason, now: float) -> None:
+    def note_chunk(self, seq: Sequence, part: int, reason: Reason, now: float) -> None:
         self.life.note(
             *(seq, now, Kind.CHUNK, reason.value), tokens=part, position=seq.num_computed
         )
@@ -124,13 +116,30 @@ class Intake:
         if reason is not None:
             self.life.defer(seq, reason, now, running=len(self.life.running), pages=account.pages)
             return reason
+        self._take_in(seq, account, now)
+        return None
+
+    def admit_at_once(self, seq: Sequence, now: float) -> bool:
+        """Admit a sequence while a step is running, if it is the next of its tenant, nobody has to
+        go for it, and nobody waits for what it takes; whether it was."""
+        waiting, account = self.life.waiting, self.life.shares.account(seq.request.tenant)
+        heads = [waiting.first(name, 1)[0] for name in waiting.tenants]
+        if seq not in heads or any(Reason(head.waits_for) in FULL for head in heads):
+            return False
+        if self._obstacle(seq, account, now, may_preempt=False) is not None:
+            return False
+        self._take_in(seq, account, now)
+        return True
+
+    def _take_in(self, seq: Sequence, account: Account, now: float) -> None:
         self.life.admit(seq, now)
         account.live += 1
         account.pages += seq.page_part
         account.committed += self.life.shares.price(seq, *self.pace.prices())
-        return None
 
-    def _obstacle(self, seq: Sequence, account: Account, now: float) -> Reason | None:
+    def _obstacle(
+        self, seq: Sequence, account: Account, now: float, *, may_preempt: bool = True
+    ) -> Reason | None:
         quota = account.tenant.quota
         if quota.live_sequences is not None and account.live >= quota.live_sequences:
             return Reason.QUOTA_LIVE
@@ -139,9 +148,10 @@ class Intake:
         if self._awaits_prefix(seq):
             return Reason.PREFIX
         while not self._has_room(seq):
-            if not self.preemption.for_pages(seq, account, self._new_pages(seq), now):
+            need = self._new_pages(seq)
+            if not may_preempt or not self.preemption.for_pages(seq, account, need, now):
                 return Reason.PAGES
-        if not self.pace.has_place(seq) and not self._make_place(seq, now):
+        if not self.pace.has_place(seq) and not (may_preempt and self._make_place(seq, now)):
             return Reason.SLOTS
         return None
 

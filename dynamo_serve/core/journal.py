@@ -41,6 +41,8 @@ class Reason(Enum):
     TOKEN_CAP = "token_cap"  # max_prefill_tokens, max_mixed_tokens
     ITL_TARGET = "itl_target"  # the tightest running sequence
     SHARED = "shared"  # other prompts got their part
+    AHEAD = "ahead"  # nothing: it goes ahead of others, for its TTFT target
+    CUT_IN = "cut_in"  # nothing: the running step is held for it
     # draft
     PAYS = "pays"  # it will save more time than it costs (tokens, matched)
     # preempt

@@ -99,6 +99,7 @@ class Lifecycle:
             self.totals["prefix_hit"] += seq.num_computed
             self.totals["prompt"] += seq.num_tokens
             self.shares.account(seq.request.tenant).saved_tokens += seq.num_computed
+            self.shares.learn_prompt(seq.request.tenant, seq.num_pending)
         if seq.preempted_at is not None:
             seq.stall_seconds += now - seq.preempted_at
             seq.preempted_at = None

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from dynamo_serve.core import views
 from dynamo_serve.core.batch import Batch, SequenceOutput
-from dynamo_serve.core.engine import Engine
+from dynamo_serve.core.engine import Engine, HoldingEngine
 from dynamo_serve.core.request import Finish, Request, TokenEvent
 from dynamo_serve.core.scheduler import Scheduler
 from dynamo_serve.core.stats import Stats, StepStats
@@ -20,6 +20,8 @@ IDLE_SECONDS = 0.1  # without work, before the books are read: a large pool take
 # What is obeyed between two steps: admission and answers look ahead, and that takes time.
 MAX_COMMANDS = 128
 COMMAND_SECONDS = 0.01
+MAX_NEWCOMERS = 8  # at a time, for which a step is held
+LOOK_SECONDS = 0.004  # between two looks, while a step runs, at who has come
 MAX_FAILED_STEPS = 3  # in a row; then the engine is beyond helping itself
 
 
@@ -90,6 +92,10 @@ class Loop:
         self._num_failed = 0
         self._is_stopped = False
         self._is_checked = True
+        self._look_at = 0.0
+        self._failure: BaseException | None = None
+        if scheduler.limits.hold_steps:
+            cast(HoldingEngine, engine).hold_for(self._between)
 
     def run(self) -> None:
         """Turn until told to stop. Raises what the engine raised if steps fail again and again."""
@@ -113,9 +119,48 @@ class Loop:
         batch = None if self._is_stopped else self.scheduler.schedule(self.clock())
         self._forget()
         if batch:
+            self._look_at = self.clock() + LOOK_SECONDS
             events, step = self._step(batch)
             self._forget()
             self.publish(events, self.scheduler.stats(step))
+
+    def _between(self) -> None:
+        """A step is between two of its layers: who has come meanwhile may cut in. Raises nothing,
+        for the engine may be in no position to pass it on: the turn ends with it."""
+        if self.clock() < self._look_at or self._failure or self.scheduler.bill.held:
+            return
+        try:
+            self._postponed += self.inbox(0.0)
+            if newcomers := self._newcomers():
+                self._cut_in(newcomers)
+        except BaseException as error:
+            self._failure = error
+        self._look_at = self.clock() + LOOK_SECONDS
+
+    def _newcomers(self) -> list[Request]:
+        """Requests for which the step may be held, taken out of what has arrived. None of them,
+        while other tenants or the end are announced: those come first."""
+        if any(isinstance(command, Configure | Stop) for command in self._postponed):
+            return []
+        found = [
+            command
+            for command in self._postponed
+            if isinstance(command, Submit) and self.scheduler.may_cut_in(command.request)
+        ][:MAX_NEWCOMERS]
+        for command in found:
+            self._postponed.remove(command)
+        return [command.request for command in found]
+
+    def _cut_in(self, newcomers: list[Request]) -> None:
+        self.scheduler.bill.hold(self.clock())
+        events = [event for request in newcomers for event in self._obey(Submit(request))]
+        if events:
+            self.publish(events, self.scheduler.stats())
+        batch = self.scheduler.cut_in([request.id for request in newcomers], self.clock())
+        if batch:
+            events, step = self._step(batch)
+            self.publish(events, self.scheduler.stats(step))
+        self.scheduler.bill.resume(self.clock())
 
     def _commands(self) -> list[Command]:
         """What has arrived, but no more than fits between two steps."""
@@ -161,7 +206,6 @@ class Loop:
             self.engine.drop(dropped)
 
     def _step(self, batch: Batch) -> tuple[list[TokenEvent], StepStats]:
-        began = self.clock()
         try:
             outputs = self.engine.step(batch)
             self._num_failed = 0
@@ -174,13 +218,16 @@ class Loop:
                 SequenceOutput(w.seq_id, finish=Finish.ERROR, error=f"the step failed: {error}")
                 for w in batch.work
             ]
+        if self._failure:
+            raise self._failure
         now = self.clock()
         plan = self.scheduler.bill.step
+        assert plan is not None, "a step without a plan"
         step = StepStats(
             phase=batch.phase.value,
-            seconds=now - began,
+            seconds=now - plan.began,
             num_tokens=batch.num_tokens,
             num_sequences=len(batch.work),
-            predicted_seconds=plan.predicted_seconds if plan else None,
+            predicted_seconds=plan.predicted_seconds,
         )
         return self.scheduler.update(batch, outputs, now), step

@@ -25,7 +25,8 @@ class Limits:
     With `mix_phases` a step decodes every live sequence and fills up with prompt chunks, of at most
     `max_mixed_tokens`; without, prefill and decode steps alternate. With `fit_chunks` the size of a
     chunk follows from the ITL targets of whoever is decoding; without, only from the caps.
-    `max_draft_tokens` of one sequence are verified in a step; 0 is for engines that cannot.
+    `max_draft_tokens` of one sequence are verified in a step; 0 is for engines that cannot. With
+    `hold_steps` a step is held between two layers for prompts that cannot wait for its end.
     """
 
     max_prefill_tokens: int = 512
@@ -36,6 +37,7 @@ class Limits:
     max_draft_tokens: int = 0
     mix_phases: bool = False
     fit_chunks: bool = True
+    hold_steps: bool = False
 
 
 class Budget(NamedTuple):
@@ -44,6 +46,15 @@ class Budget(NamedTuple):
     tokens: int
     limit: Reason
     seconds: float
+
+
+class Prompts(NamedTuple):
+    """The prompts of a step, each with its number of tokens. `ahead`: others wait for them;
+    `alone`: so does what is decoding."""
+
+    chunks: list[tuple[Sequence, int]]
+    ahead: bool = False
+    alone: bool = False
 
 
 class Pace:
@@ -86,12 +97,21 @@ class Pace:
         """Seconds a step may take so that whoever comes while it runs can still get a first token
         in time: tenants that have been here lately are expected to come again."""
         tenancy = self.life.shares.tenancy
-        targets = (
-            tenancy.class_of(name).ttft
-            for name, account in self.life.shares.accounts.items()
-            if now - account.last_arrival < policy.LATELY
-        )
-        return policy.NEWCOMER_PART * min(targets, default=inf)
+        allowed = inf
+        for name, account in self.life.shares.accounts.items():
+            if now - account.last_arrival < policy.LATELY:
+                ttft = tenancy.class_of(name).ttft
+                if ttft < inf and policy.NEWCOMER_PART * ttft < allowed:
+                    allowed = min(allowed, self._for_newcomer(account.usual_prompt, ttft))
+        return allowed
+
+    def _for_newcomer(self, usual_prompt: float, ttft: float) -> float:
+        """All of the target where steps can be held for a prompt like the tenant's usual one."""
+        half = policy.NEWCOMER_PART * ttft
+        if not self.limits.hold_steps:
+            return half
+        alone = self.cost.predict(StepShape().with_chunk(int(usual_prompt), 0))
+        return ttft if alone <= half else half
 
     def _fitting(self, base: StepShape, position: int, seconds: float, cap: int) -> int:
         """The largest chunk that fits a time, but never so small that prefill stands still."""
@@ -117,16 +137,17 @@ class Pace:
             fitted.append((seq, count))
         return fitted
 
-    def own_step(
+    def ahead(
         self,
         chosen: list[Sequence],
         chunks: list[tuple[Sequence, int]],
         decoding: list[Sequence],
         now: float,
-    ) -> list[tuple[Sequence, int]]:
-        """The prompts of `chosen` that run whole in a step of their own, ahead of the others, for
-        their TTFT targets: in the step with these `chunks` their first tokens would come late, or
-        nearly, and alone they come in time. Nobody's ITL target is broken for them."""
+    ) -> Prompts:
+        """The prompts of `chosen` that go ahead, for their TTFT targets: in the step with these
+        `chunks` their first tokens would come late, or nearly. Other prompts wait for the next
+        step, and so does what is decoding where that is not enough and breaks no ITL target.
+        Empty if there are none."""
         base = shape_of(decoding)
         beside = self._seconds(base, chunks)
         whole = {seq.id for seq, part in chunks if part == seq.num_pending}
@@ -135,17 +156,26 @@ class Pace:
         for seq in chosen:
             end = now + beside if seq.id in whole else inf
             (pressed if policy.is_pressed(seq, end) else others).append(seq)
-        left = policy.OWN_STEP_PART * beside
-        left = min(left, policy.time_left(decoding, now) - self.cost.predict(base))
+        accounts = self.life.shares.accounts
+        pressed = [seq for seq in pressed if policy.may_go_ahead(seq, others, accounts)]
+        if not pressed:
+            return Prompts([])
+        without = [(seq, seq.num_pending) for seq in pressed]
+        end = now + self._seconds(base, without)
+        if end < now + beside and not any(policy.is_pressed(seq, end) for seq in pressed):
+            return Prompts(without, ahead=True)
+        left = policy.time_left(decoding, now) - self.cost.predict(base)
+        left = min(left, policy.OWN_STEP_PART * beside)
+        return Prompts(self.alone(pressed, left, now), ahead=True, alone=True)
+
+    def alone(self, pressed: list[Sequence], left: float, now: float) -> list[tuple[Sequence, int]]:
+        """Those of `pressed` that run whole in a step of their own of at most `left` seconds: it
+        brings their first tokens in time."""
         own: list[tuple[Sequence, int]] = []
         for seq in pressed:
             more, until = [*own, (seq, seq.num_pending)], min(left, seq.due - now)
             fits = sum(part for _, part in more) <= self.limits.max_prefill_tokens
-            if (
-                fits
-                and self._seconds(StepShape(), more) <= until
-                and policy.may_go_ahead(seq, others, self.life.shares.accounts)
-            ):
+            if fits and self._seconds(StepShape(), more) <= until:
                 own, left = more, until
         return own
 

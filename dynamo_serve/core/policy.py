@@ -159,11 +159,15 @@ def strict_itl(seqs: Iterable[Seq]) -> float:
     return min((seq.promise.itl for seq in seqs if seq.promise.strict), default=inf)
 
 
+def aim(seq: Seq) -> float:
+    """By when its first token should come: half of a TTFT target is for what nobody foresees."""
+    ttft = seq.promise.ttft
+    return seq.due if ttft == inf else seq.due - (1 - NEWCOMER_PART) * ttft
+
+
 def is_pressed(seq: Seq, end: float) -> bool:
-    """Whether a first token at `end` comes in the second half of its TTFT target, or after it."""
-    if seq.first_token_at is not None or seq.promise.ttft == inf:
-        return False
-    return end > seq.due - (1 - NEWCOMER_PART) * seq.promise.ttft
+    """Whether a first token at `end` would be late for a TTFT target, or nearly."""
+    return seq.first_token_at is None and seq.promise.ttft < inf and end > aim(seq)
 
 
 def may_go_ahead(seq: Seq, others: Iterable[Seq], accounts: Mapping[str, Account]) -> bool:

@@ -58,7 +58,7 @@ class Preemption:
         busy = self.life.busy
         accounts = self.life.shares.accounts
         held = {name: accounts[name].live for name in busy}
-        if can_wait and now + self._next_place() <= seq.due:
+        if can_wait and now + self._next_place() <= policy.aim(seq):
             return False
         return self._for_share(seq, 1, policy.Room(len(self.life.running), held), busy, now)
 

@@ -10,10 +10,11 @@ from dynamo_serve.core import policy
 from dynamo_serve.core.admission import Admission
 from dynamo_serve.core.batch import Batch, Phase, SequenceOutput, Work
 from dynamo_serve.core.bill import Bill
-from dynamo_serve.core.intake import Intake, Prompts
+from dynamo_serve.core.cut_in import CutIn
+from dynamo_serve.core.intake import Intake
 from dynamo_serve.core.journal import Journal, Reason
 from dynamo_serve.core.lifecycle import Lifecycle
-from dynamo_serve.core.pace import Limits
+from dynamo_serve.core.pace import Limits, Prompts
 from dynamo_serve.core.page_pool import PagePool
 from dynamo_serve.core.preemption import shape_of
 from dynamo_serve.core.request import Finish, Request, TokenEvent
@@ -51,7 +52,9 @@ class Scheduler:
         self.waiting = self.life.waiting
         self.running = self.life.running
         self.bill = Bill(self.life, self.cost)
-        self._last = Phase.DECODE
+        self.newcomers = CutIn(self.intake, self.bill)
+        self._last = Phase.DECODE  # of steps of one kind
+        self._went_ahead = False  # did prompts make others wait in the last step?
         self._deadlines: list[tuple[float, str]] = []  # a heap; ids may be gone already
         self._num_added = 0
 
@@ -134,6 +137,19 @@ class Scheduler:
             self.speculation.settle(now - self.bill.step.began, accepted)
         return events
 
+    def may_cut_in(self, request: Request) -> bool:
+        """Whether a step may be held for it: it was promised a first token in time."""
+        return self.tenancy.class_of(request.tenant, request.class_name).ttft < inf
+
+    def cut_in(self, request_ids: Iterable[str], now: float) -> Batch | None:
+        """A plan for while the step in flight is held (`bill.hold`): the prompts of those that have
+        just come and cannot wait for its end, if there are any. It has an `update` of its own."""
+        waiting = (self.waiting.get(request_id) for request_id in request_ids)
+        chunks = self.newcomers.chunks([seq for seq in waiting if seq], now)
+        for seq, part in chunks:
+            self.intake.note_chunk(seq, part, Reason.CUT_IN, now)
+        return self._batch([], {}, chunks, now)
+
     # ── what the loop needs to know ──────────────────────────────────────────
 
     def wake_at(self) -> float | None:
@@ -179,14 +195,12 @@ class Scheduler:
     def _mixed(self, now: float) -> Batch | None:
         """Every decoding sequence, and as much of the prompts as fits beside them."""
         decoding = self._grown(now)
-        prompts, alone = self._chunks(decoding, shape_of(decoding), now)
+        prompts, _, alone = self._chunks(decoding, shape_of(decoding), now)
         # Admitting may have preempted somebody.
         decoding = [seq for seq in decoding if seq.id in self.running and not alone]
         # Not beside prompts: what drafts cost there could not be told from what the prompts did.
         drafts = {} if prompts else self.speculation.drafts(decoding, now)
-        batch = self._batch(decoding, drafts, prompts, now)
-        self._last = batch.phase if batch else Phase.DECODE
-        return batch
+        return self._batch(decoding, drafts, prompts, now)
 
     def _alternate(self, now: float) -> Batch | None:
         for phase in policy.phase_order(self._last):
@@ -232,13 +246,16 @@ class Scheduler:
                 return
 
     def _chunks(self, decoding: list[Sequence], base: StepShape, now: float) -> Prompts:
-        """Prompts for this step. None go ahead of what is decoding twice in a row."""
+        """Prompts for this step. None go ahead twice in a row."""
+        may_go_ahead = self.limits.fit_chunks and not self._went_ahead
+        self._went_ahead = False
         if not self.running and (not self.waiting or now < self._merge_until()):
             return Prompts([])
         if not self.waiting and len(decoding) == len(self.running):
             return Prompts([])
-        may_be_alone = self.limits.fit_chunks and self._last is not Phase.PREFILL
-        return self.intake.chunks(decoding, base, now, may_be_alone=may_be_alone)
+        prompts = self.intake.chunks(decoding, base, now, may_go_ahead=may_go_ahead)
+        self._went_ahead = prompts.ahead
+        return prompts
 
     def _merge_until(self) -> float:
         return policy.merge_until(

@@ -20,6 +20,7 @@ from dynamo_serve.core.tenant import Tenancy, Tenant
 MEMORY = 0.9  # of what was learned about lengths, for each finished request
 FIRST_GUESS = 256.0  # tokens of an answer that ends by itself, before any was seen
 KNOWN_AFTER = 8  # finished requests
+PROMPT_GAIN = 0.1  # of what one prompt tells about how long they are
 PACE_GAIN = 0.01  # of what one step of one sequence tells about how many tokens steps bring
 
 
@@ -59,6 +60,7 @@ class Account:
     output_tokens: int = 0
     num_requests: int = 0
     last_arrival: float = -inf
+    usual_prompt: float = 0.0  # tokens of a prompt that are not cached
     num_finished: int = 0
     runs_full: float = 0.5  # part of its requests that use all of max_tokens
     usual_outputs: float = FIRST_GUESS  # tokens of the others
@@ -145,6 +147,12 @@ class Shares:
     def learn_pace(self, num_tokens: int) -> None:
         """A step has brought a decoding sequence so many tokens."""
         self.tokens_per_step += PACE_GAIN * (num_tokens - self.tokens_per_step)
+
+    def learn_prompt(self, name: str, num_tokens: int) -> None:
+        """A tenant's request has come with so many tokens that are not cached."""
+        account = self.account(name)
+        gain = PROMPT_GAIN if account.usual_prompt else 1.0
+        account.usual_prompt += gain * (num_tokens - account.usual_prompt)
 
     def charge_step(
         self, items: Iterable[tuple[Sequence, Item]], parts: Iterable[float], seconds: float

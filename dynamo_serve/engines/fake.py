@@ -13,6 +13,7 @@ from dynamo_serve.core.engine import EngineSpec
 from dynamo_serve.core.request import TokenLogprob
 
 EMPTY = -1
+PARTS = 4  # of a step that takes time: between them it can be held
 
 
 def next_token(
@@ -65,11 +66,13 @@ class FakeEngine:
             vocab_size=vocab_size,
             facts={"architecture": "fake", "device": "none", "attention_backend": "none"},
             verifies_drafts=True,
+            holds_steps=True,
         )
         self.slots = array("q")
         self._copying = copying
         self._step_seconds = step_seconds
         self._sleep = sleep
+        self._between: Callable[[], None] = lambda: None
 
     def start(self) -> EngineSpec:
         self.slots = array("q", [EMPTY]) * (self.spec.page_size * self.spec.num_pages)
@@ -77,10 +80,15 @@ class FakeEngine:
 
     def step(self, batch: Batch) -> list[SequenceOutput]:
         if self._step_seconds:
-            self._sleep(self._step_seconds)
+            for _ in range(PARTS):
+                self._sleep(self._step_seconds / PARTS)
+                self._between()
         for work in batch.work:
             self._write(work)
         return [self._answer(work) for work in batch.work if work.samples]
+
+    def hold_for(self, between: Callable[[], None]) -> None:
+        self._between = between
 
     def drop(self, seq_ids: Iterable[str]) -> None:
         pass  # pages are the pool's business

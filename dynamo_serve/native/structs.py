@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
+from ctypes import CFUNCTYPE, Structure, c_float, c_int32, c_int64, c_void_p
 from enum import IntEnum
+
+Between = CFUNCTYPE(None)
+"""Called between two layers. What it raises goes nowhere: it must raise nothing."""
 
 
 class Type(IntEnum):
@@ -107,6 +110,7 @@ class Step(Structure):
         ("num_tokens", c_int32),
         ("num_rows", c_int32),
         ("num_samples", c_int32),
+        ("between", Between),
     )
 
 

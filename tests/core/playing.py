@@ -8,7 +8,7 @@ from itertools import pairwise
 from zlib import crc32
 
 from dynamo_serve.core.loop import Submit
-from dynamo_serve.core.request import Finish, Refusal, Request
+from dynamo_serve.core.request import Finish, Refusal, Request, TokenEvent
 from dynamo_serve.core.scheduler import Limits
 from dynamo_serve.core.tenant import Tenancy
 from tests.core.traffic import Harness, TimedEngine
@@ -74,36 +74,41 @@ class Play:
         heapify(todo)
         known = {request.id: request for _, _, request in todo}
         harness = self.harness
-        for _ in range(MAX_TURNS):
-            if self.scheduler.is_idle and todo:
-                harness.now = max(harness.now, todo[0][0])
+
+        def arrive() -> None:
             while todo and todo[0][0] <= harness.now:
                 _, _, request = heappop(todo)
                 self.arrived.setdefault(request.id, request.arrival)
                 harness.commands.append(Submit(request))
-            harness.events = []
+
+        def see(events: list[TokenEvent]) -> None:
+            for event in events:
+                self._see(event)
+                if event.refusal is None:
+                    continue
+                again = on_refusal(known[event.request_id], event.refusal, harness.now)
+                if again:
+                    self.returned_at[again.id] = again.arrival
+                    known[again.id] = again
+                    heappush(todo, (again.arrival, again.id, again))
+
+        harness.arrive, harness.see = arrive, see
+        for _ in range(MAX_TURNS):
+            if self.scheduler.is_idle and todo:
+                harness.now = max(harness.now, todo[0][0])
             harness.loop.turn()
-            for again in self._take(known, on_refusal):
-                self.returned_at[again.id] = again.arrival
-                known[again.id] = again
-                heappush(todo, (again.arrival, again.id, again))
             if harness.now > until or (not todo and self.scheduler.is_idle):
                 return self
         raise AssertionError("never finished")
 
-    def _take(self, known: dict[str, Request], on_refusal: OnRefusal) -> list[Request]:
-        sent = []
-        for event in self.harness.events:
-            if event.refusal is not None:
-                self.refusals[event.request_id] = event.refusal
-                again = on_refusal(known[event.request_id], event.refusal, self.harness.now)
-                sent += [again] if again else []
-            if event.token_ids:
-                self.tokens_at.setdefault(event.request_id, []).append(self.harness.now)
-            if event.finish:
-                self.finish[event.request_id] = event.finish
-                self.finished_at[event.request_id] = self.harness.now
-        return sent
+    def _see(self, event: TokenEvent) -> None:
+        if event.refusal is not None:
+            self.refusals[event.request_id] = event.refusal
+        if event.token_ids:
+            self.tokens_at.setdefault(event.request_id, []).append(self.harness.now)
+        if event.finish:
+            self.finish[event.request_id] = event.finish
+            self.finished_at[event.request_id] = self.harness.now
 
     def ttft(self, name: str) -> float:
         return self.tokens_at[name][0] - self.arrived[name]

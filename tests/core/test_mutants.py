@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 BOOKS = ("test_page_pool.py", "test_scheduler.py", "test_random_traffic.py")
 PROMISES = ("test_hard_cases.py", "test_promises.py", "test_tenant_traffic.py")
 DRAFTS = ("test_lookup.py", "test_speculation.py")
+HURRY = ("test_cut_in.py", "test_tenant_traffic.py")
 HELPERS = ("traffic.py", "playing.py")
 
 BROKEN_BOOKS = {
@@ -206,12 +207,64 @@ BROKEN_DRAFTS = {
         "                drafts += 0",
     ),
 }
+BROKEN_HURRY = {
+    "let nobody go ahead": (
+        "intake.py",
+        "if may_go_ahead else Prompts([])",
+        "if False else Prompts([])",
+    ),
+    "let prompts go ahead all the time": ("scheduler.py", "and not self._went_ahead", ""),
+    "go ahead whatever the tenant has had": (
+        "policy.py",
+        "lead <= accounts[name].lead for name in names",
+        "True for name in names",
+    ),
+    "go ahead whoever decodes": (
+        "pace.py",
+        "left = policy.time_left(decoding, now) - self.cost.predict(base)",
+        "left = inf",
+    ),
+    "cut in whoever decodes": (
+        "cut_in.py",
+        "itl = policy.time_left(decoding, now) - held.seconds_left",
+        "itl = float('inf')",
+    ),
+    "hold a step for ever": (
+        "bill.py",
+        "return self.step.predicted_seconds - self.before",
+        "return 9e9",
+    ),
+    "preempt while a step is held": (
+        "intake.py",
+        "seq, account, now, may_preempt=False",
+        "seq, account, now",
+    ),
+    "take the time of others for a step's own": (
+        "bill.py",
+        "self.step = step._replace(began=step.began + now - since)",
+        "self.step = step",
+    ),
+    "cancel while a step is held": (
+        "loop.py",
+        "            if newcomers := self._newcomers():",
+        "            for command in [c for c in self._postponed if isinstance(c, Cancel)]:\n"
+        "                self._obey(command)\n"
+        "            if newcomers := self._newcomers():",
+    ),
+    "cut in past the end": ("loop.py", "isinstance(command, Configure | Stop)", "False"),
+    "swallow what went wrong": (
+        "loop.py",
+        "            raise self._failure\n",
+        "            pass\n",
+    ),
+}
 
 
 MUTANTS = {
     **{name: (BOOKS, mutant) for name, mutant in BROKEN_BOOKS.items()},
     **{name: (PROMISES, mutant) for name, mutant in BROKEN_PROMISES.items()},
     **{name: (DRAFTS, mutant) for name, mutant in BROKEN_DRAFTS.items()},
+    **{name: (HURRY, mutant) for name, mutant in BROKEN_HURRY.items()},
 }
 
 
@@ -234,13 +287,13 @@ def copy(tmp_path: Path) -> Path:
     suite.mkdir(parents=True)
     for file in (package, package / "engines", suite.parent, suite):
         (file / "__init__.py").touch()
-    for name in (*BOOKS, *PROMISES, *DRAFTS, *HELPERS):
+    for name in {*BOOKS, *PROMISES, *DRAFTS, *HURRY, *HELPERS}:
         shutil.copy(ROOT / "tests" / "core" / name, suite)
     return tmp_path
 
 
 def test_the_unchanged_core_passes(copy: Path) -> None:
-    result = run_suite(copy, BOOKS + PROMISES + DRAFTS)
+    result = run_suite(copy, BOOKS + PROMISES + DRAFTS + HURRY[:1])
     assert result.returncode == 0, result.stdout
 
 

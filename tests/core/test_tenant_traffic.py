@@ -64,10 +64,14 @@ def harness_of(rng: random.Random, drafting: Drafting) -> Harness:
         mix_phases=rng.random() < 0.6,
         fit_chunks=rng.random() < 0.8,
         max_draft_tokens=drafting.most,
+        hold_steps=rng.random() < 0.5,
     )
-    engine.harness = harness = Harness(
-        engine, limits, rng.random() < 0.8, random_tenancy(rng, num_pages)
-    )
+    tenancy = random_tenancy(rng, num_pages)
+    if limits.hold_steps:  # for prompts that are short beside the step
+        engine.per_sequence *= 100
+        strict = replace(tenancy.classes["strict"], itl=1.0)
+        tenancy = replace(tenancy, classes={**tenancy.classes, "strict": strict})
+    engine.harness = harness = Harness(engine, limits, rng.random() < 0.8, tenancy)
     return harness
 
 
@@ -87,8 +91,10 @@ def play(harness: Harness, rng: random.Random, requests: list[Request]) -> dict[
     """Send everything at random times; what was sent, with its arrival and deadline."""
     sent: dict[str, Request] = {}
     todo = list(requests)
-    for _ in range(MAX_TURNS):
-        if todo and rng.random() < 0.4:
+    often = 0.1 if harness.limits.hold_steps else 0.4
+
+    def arrive() -> None:  # also while a step runs, where steps can be held
+        if todo and rng.random() < often:
             given = todo.pop()
             deadline = harness.now + rng.choice([0.005, 0.05]) if rng.random() < 0.2 else inf
             request = replace(
@@ -102,9 +108,12 @@ def play(harness: Harness, rng: random.Random, requests: list[Request]) -> dict[
             harness.commands.append(Submit(request))
         if rng.random() < 0.05 and sent:
             harness.commands.append(Cancel(rng.choice(sorted(sent))))
+
+    harness.arrive = arrive
+    for _ in range(MAX_TURNS):
         harness.turn()
         watch(harness)
-        if not todo and not harness.commands and harness.scheduler.is_idle:
+        if not todo and not harness.num_commands and harness.scheduler.is_idle:
             return sent
     raise AssertionError("a request never finished")
 

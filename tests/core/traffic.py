@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from dynamo_serve.core.batch import Batch, SequenceOutput, Work
@@ -35,6 +36,8 @@ class Harness:
         pool = PagePool(spec.num_pages, spec.page_size, prefix_sharing=self.prefix_sharing)
         self.scheduler = Scheduler(pool, self.limits, self.tenancy)
         self.commands: list[Command] = []
+        self.arrive: Callable[[], None] = lambda: None  # adds to them what has come meanwhile
+        self.see: Callable[[list[TokenEvent]], None] = lambda events: None
         self.events: list[TokenEvent] = []
         self.published: list[Stats] = []
         self.loop = Loop(
@@ -46,14 +49,21 @@ class Harness:
         )
 
     def _inbox(self, patience: float | None) -> list[Command]:
+        self.arrive()
         if patience and not self.commands:
             self.now += patience
         commands, self.commands = self.commands, []
         return commands
 
+    @property
+    def num_commands(self) -> int:
+        """That nobody has obeyed yet."""
+        return len(self.commands) + len(self.loop._postponed)
+
     def _publish(self, events: list[TokenEvent], stats: Stats) -> None:
         self.events += events
         self.published.append(stats)
+        self.see(events)
 
     def turn(self) -> None:
         """One turn of the loop, a millisecond long, and a look at the books after it."""
@@ -82,6 +92,9 @@ class Harness:
         return [e for e in self.events if e.request_id == request_id and e.finish]
 
 
+LAYERS = 8  # between which a step can be held
+
+
 class TimedEngine(FakeEngine):
     """Steps take virtual time. The default is a small model on two cores, in seconds."""
 
@@ -92,12 +105,15 @@ class TimedEngine(FakeEngine):
         prompt = sum(len(w.token_ids) for w in batch.work if not is_decode(w))
         decoding = sum(map(is_decode, batch.work))
         drafts = sum(w.draft_len for w in batch.work)
-        self.harness.now += (
+        seconds = (
             self.fixed
             + self.per_prompt_token * prompt
             + self.per_sequence * decoding
             + self.per_draft_token * drafts
         )
+        for _ in range(LAYERS):
+            self.harness.now += seconds / LAYERS
+            self._between()
         return super().step(batch)
 
 

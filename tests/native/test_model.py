@@ -78,6 +78,40 @@ def test_int8_stays_near(
     assert compared(monkeypatch, **wishes) < 0.08
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_step_that_is_held_for_another_ends_the_same(
+    kernels: Kernels, dtype: str, wide: Any
+) -> None:
+    """After each layer in turn, a longer and a shorter prompt, against the same without holding."""
+    engine = make_engine(wide("qwen3"), kernels=kernels.name, dtype=dtype)
+    assert engine.start().holds_steps
+    long, short = tuple(range(3, 60)), tuple(range(70, 75))
+    calm = Driver(engine, 4, 96)
+    alone = [Seq(f"alone{i}", prompt) for i, prompt in enumerate((long, short))]
+    calm.generate(alone, 3)
+    calls = 0
+    for held, other in ((long, short), (short, long)):
+        for layer in range(COMMON["num_hidden_layers"] - 1):
+            driver, count, inner = Driver(engine, 4, 96), 0, Seq("inner", other)
+
+            def between() -> None:
+                nonlocal count, calls
+                count, calls = count + 1, calls + 1
+                if count == layer + 1:  # noqa: B023
+                    driver.step([(inner, len(inner.prompt))])  # noqa: B023
+
+            outer = Seq("outer", held)
+            engine.hold_for(between)
+            driver.generate([outer], 1)
+            assert count == COMMON["num_hidden_layers"] - 1, "once after each layer but the last"
+            engine.hold_for(lambda: None)
+            driver.generate([outer, inner], 3)
+            whole = {seq.prompt: seq.output for seq in (outer, inner)}
+            assert whole == {seq.prompt: seq.output for seq in alone}
+    assert calls
+    engine.close()
+
+
 def test_what_cannot_be_quantized_is_refused_with_the_reason() -> None:
     with pytest.raises(EngineStartError, match=r"model.quantization: int8 .* widths"):
         make_engine(checkpoint("llama"), quantization="int8").start()  # too narrow for tiles

@@ -14,6 +14,7 @@ from dynamo_serve.core.engine import EngineSpec
 from dynamo_serve.core.request import Finish, Sampling
 from dynamo_serve.engines.local.history import Histories, History
 from dynamo_serve.engines.local.logit_edits import Row
+from dynamo_serve.engines.local.native_runner import NativeRunner
 from dynamo_serve.engines.local.sampler import Choice, choose
 from dynamo_serve.engines.local.startup import Limits, Ready, Wishes, start_up
 from dynamo_serve.engines.local.step import packing_order
@@ -66,6 +67,11 @@ class LocalEngine:
             choices = self._choose(work, histories)
         outputs = [self._output(w, choice) for w, choice in zip(work, choices, strict=True)]
         return [out for w, out in zip(work, outputs, strict=True) if w.samples or out.finish]
+
+    def hold_for(self, between: Callable[[], None]) -> None:
+        """See `core.engine.HoldingEngine`; only where the spec says `holds_steps`."""
+        assert self._ready is not None and isinstance(self._ready.runner, NativeRunner)
+        self._ready.runner.hold_for(between)
 
     def drop(self, seq_ids: Iterable[str]) -> None:
         """Forget what the penalties knew of these sequences; their pages are the scheduler's."""

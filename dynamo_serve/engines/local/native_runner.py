@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Callable
+
 import torch
 from transformers import PreTrainedModel
 
 from dynamo_serve.engines.local.native_model import NativeModel
 from dynamo_serve.engines.local.native_step import NativeStep
 from dynamo_serve.engines.local.step import PackedStep
+from dynamo_serve.native import structs
 from dynamo_serve.native.library import Kernels
 
 
@@ -21,6 +25,11 @@ class NativeRunner:
         self.native = native
         self._kernels = kernels
         self._page_size = page_size
+        self._between: ctypes._FuncPointer | None = None
+
+    def hold_for(self, between: Callable[[], None]) -> None:
+        """Call `between` after each layer of a step, but not of one that runs within it."""
+        self._between = structs.Between(between)
 
     @property
     def facts(self) -> dict[str, str | int | float | bool]:
@@ -36,6 +45,8 @@ class NativeRunner:
         arrays = NativeStep(step, self._page_size)
         logits = torch.empty(len(step.sample_index), self.native.vocab_size)
         arrays.struct.logits = logits.data_ptr()
+        if self._between is not None:
+            arrays.struct.between = self._between
         self._kernels.forward(self.native.struct, arrays.struct)
         cap = self.native.softcap
         return logits if cap is None else torch.tanh(logits / cap) * cap

@@ -36,6 +36,7 @@ from dynamo_serve.engines.local.loader import (
 )
 from dynamo_serve.engines.local.malloc import keep_freed_memory
 from dynamo_serve.engines.local.native_model import NotNative
+from dynamo_serve.engines.local.native_runner import NativeRunner
 from dynamo_serve.engines.local.native_start import NativeWish
 from dynamo_serve.engines.local.runner import ModelRunner
 from dynamo_serve.engines.local.self_check import PageCheck, Runner
@@ -157,6 +158,7 @@ def _start_up(
         facts=facts | {"cuda_graphs": graphs is not None},
         # A recorded step has one token for each sequence: a draft would be run without the graph.
         verifies_drafts=graphs is None,
+        holds_steps=isinstance(runner, NativeRunner),
     )
     return Ready(spec, cache, runner, graphs, hook.name)
 

@@ -14,7 +14,8 @@ namespace {
 
 using ds::Kernels;
 
-std::mutex one_call;  // the thread pool and the activations belong to one call at a time
+// The thread pool and the activations belong to one call at a time, and to one within it.
+std::recursive_mutex one_call;
 
 bool may_use_tiles() {
 #if defined(__linux__)
@@ -62,7 +63,7 @@ const Kernels *ds_kernels(int32_t i) {
 const char *ds_kernels_name(int32_t i) { return i >= 0 && i < 4 ? ALL[i]->name : nullptr; }
 
 void ds_set_threads(int32_t count) {
-  const std::lock_guard<std::mutex> lock(one_call);
+  const std::lock_guard<std::recursive_mutex> lock(one_call);
   ds::set_threads(count);
 }
 
@@ -75,26 +76,26 @@ uint64_t ds_packed_bytes(const Kernels *k, int32_t outputs, int32_t inputs, int3
 
 void ds_pack(const Kernels *k, void *packed, float *scales, const void *rows, int32_t row_type,
              int32_t outputs, int32_t inputs, int32_t type, int32_t gated) {
-  const std::lock_guard<std::mutex> lock(one_call);
+  const std::lock_guard<std::recursive_mutex> lock(one_call);
   k->pack(packed, scales, rows, row_type, outputs, inputs, type, gated);
 }
 
 void ds_forward(const Kernels *k, const ds::Model *model, const ds::Step *step) {
-  const std::lock_guard<std::mutex> lock(one_call);
+  const std::lock_guard<std::recursive_mutex> lock(one_call);
   const ds::Normal normal;
   k->forward(*model, *step);
 }
 
 void ds_attend(const Kernels *k, const ds::Attention *a, const ds::Step *step,
                const ds::Queries *queries) {
-  const std::lock_guard<std::mutex> lock(one_call);
+  const std::lock_guard<std::recursive_mutex> lock(one_call);
   const ds::Normal normal;
   k->attend(*a, *step, *queries);
 }
 
 void ds_linear(const Kernels *k, const ds::Linear *linear, const float *x, float *y,
                int32_t tokens) {
-  const std::lock_guard<std::mutex> lock(one_call);
+  const std::lock_guard<std::recursive_mutex> lock(one_call);
   const ds::Normal normal;
   k->linear(*linear, x, y, tokens);
 }

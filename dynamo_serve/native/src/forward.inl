@@ -110,14 +110,22 @@ INLINE void plan_windows(const Model &m, const Step &step, Activations<Act> &act
 
 template <class Act>
 void forward_with(const Model &m, const Step &step) {
-  static Activations<Act> act;
+  static Activations<Act> both[2];  // of a step, and of one that runs while it is held
+  static bool is_held = false;
+  Activations<Act> &act = both[is_held];
   act.prepare(m, larger(step.num_tokens, step.num_samples));
   plan_windows(m, step, act);
   if (m.embedding_type == FLOAT32)
     embed<float>(m, step, act.hidden.data, act.hidden_stride);
   else
     embed<bf16>(m, step, act.hidden.data, act.hidden_stride);
-  for (int64_t i = 0; i < m.num_layers; i++) run_layer(m, m.layers[i], step, act);
+  for (int64_t i = 0; i < m.num_layers; i++) {
+    run_layer(m, m.layers[i], step, act);
+    if (step.between == nullptr || is_held || i + 1 == m.num_layers) continue;
+    is_held = true;
+    step.between();
+    is_held = false;
+  }
   for (int64_t i = 0; i < step.num_samples; i++)
     rms_norm(act.hidden.data + step.samples[i] * act.hidden_stride, m.final_norm, m.norm_eps,
              static_cast<int64_t>(m.hidden), act.x.data + i * act.hidden_stride);

@@ -57,6 +57,8 @@ struct Step {
   const int32_t *pages;                          // page tables end to end
   float *logits;                                 // [n, vocab]
   int32_t num_tokens, num_rows, num_samples;
+  // Called after each layer but the last, or null. It may run another step, which calls nobody.
+  void (*between)();
 };
 
 // Queries of a step as a caller outside of `forward` has them, [T, heads, head_dim] each.

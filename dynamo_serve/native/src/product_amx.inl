@@ -35,22 +35,22 @@ struct Ahead {
   }
 };
 
-// Add 32 (or 16) tokens by one panel over `steps` tile depths to `sums` [32][32].
-template <bool INT, bool WHOLE>
+// Add up to 32 tokens (`ROWS` tiles of 16) by one panel over `steps` tile depths to `sums` [32][32].
+template <bool INT, int ROWS>
 INLINE void tile_block(const char *x, int64_t stride, const char *w, int64_t steps, bool first,
                        void *sums, Ahead &ahead) {
   auto *to = static_cast<char *>(sums);
   if (first) {
     _tile_zero(0);
     _tile_zero(1);
-    if constexpr (WHOLE) {
+    if constexpr (ROWS > 1) {
       _tile_zero(2);
       _tile_zero(3);
     }
   } else {
     _tile_loadd(0, to, 128);
     _tile_loadd(1, to + 64, 128);
-    if constexpr (WHOLE) {
+    if constexpr (ROWS > 1) {
       _tile_loadd(2, to + 2048, 128);
       _tile_loadd(3, to + 2048 + 64, 128);
     }
@@ -61,7 +61,7 @@ INLINE void tile_block(const char *x, int64_t stride, const char *w, int64_t ste
     _tile_loadd(7, w + 1024, 64);
     MULTIPLY(0, 4, 6);
     MULTIPLY(1, 4, 7);
-    if constexpr (WHOLE) {
+    if constexpr (ROWS > 1) {
       _tile_stream_loadd(5, x + 16 * stride, stride);
       MULTIPLY(2, 5, 6);
       MULTIPLY(3, 5, 7);
@@ -70,10 +70,47 @@ INLINE void tile_block(const char *x, int64_t stride, const char *w, int64_t ste
   }
   _tile_stored(0, to, 128);
   _tile_stored(1, to + 64, 128);
-  if constexpr (WHOLE) {
+  if constexpr (ROWS > 1) {
     _tile_stored(2, to + 2048, 128);
     _tile_stored(3, to + 2048 + 64, 128);
   }
+}
+
+// 48 tokens by one panel: weights are read once for all of them, where reading is what takes the time.
+// C = tiles 0-5, A 6, B 7.
+template <bool INT>
+INLINE void tall_block(const char *x, int64_t stride, const char *w, int64_t steps, void *sums,
+                       Ahead &ahead) {
+  const int64_t below = 16 * stride;
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  _tile_zero(4);
+  _tile_zero(5);
+  for (int64_t step = 0; step < steps; step++, w += 2048, x += 64) {
+    _tile_loadd(7, w, 64);
+    _tile_loadd(6, x, stride);
+    MULTIPLY(0, 6, 7);
+    _tile_loadd(6, x + below, stride);
+    MULTIPLY(2, 6, 7);
+    _tile_loadd(6, x + 2 * below, stride);
+    MULTIPLY(4, 6, 7);
+    _tile_loadd(7, w + 1024, 64);
+    MULTIPLY(5, 6, 7);
+    _tile_loadd(6, x + below, stride);
+    MULTIPLY(3, 6, 7);
+    _tile_loadd(6, x, stride);
+    MULTIPLY(1, 6, 7);
+    ahead.fetch();
+  }
+  auto *to = static_cast<char *>(sums);
+  _tile_stored(0, to, 128);
+  _tile_stored(1, to + 64, 128);
+  _tile_stored(2, to + 2048, 128);
+  _tile_stored(3, to + 2048 + 64, 128);
+  _tile_stored(4, to + 4096, 128);
+  _tile_stored(5, to + 4096 + 64, 128);
 }
 
 template <bool INT, class To>
@@ -89,7 +126,14 @@ INLINE void take_block(const Linear &l, int64_t token, int64_t count, int64_t pa
 }
 
 constexpr int64_t STEPS_IN_L1 = 16;   // a panel's 2 KiB a step that stay in the first cache
+constexpr int64_t FEW_TOKENS = 96;    // for which whole panels are read at once
 constexpr int64_t PANELS_TOGETHER = 4;  // that share a part of the tokens' rows in the second cache
+
+// Tokens in a block: 48 where that saves reading the weights once more.
+INLINE int64_t block_height(int64_t tokens) {
+  const bool saves = divide_up(tokens, 48) < divide_up(tokens, 32);
+  return tokens <= FEW_TOKENS && saves ? 48 : 32;
+}
 
 // Panels first .. last - 1 for all tokens: parts of the inputs outermost, so that tokens' rows and
 // weights of one part are read from near caches. `sums` has 4 KiB per panel and block of tokens.
@@ -97,7 +141,8 @@ template <bool INT, class To>
 INLINE void tile_run(const Linear &l, const char *x, int64_t stride, const float *factors,
                      int64_t tokens, int64_t first, int64_t last, float *sums, const To &to) {
   const int64_t steps = divide_up(l.inputs, INT ? 64 : 32), bytes = steps * 2048;
-  const int64_t blocks = divide_up(tokens, 32), part = blocks == 1 ? steps : STEPS_IN_L1;
+  const int64_t height = block_height(tokens), blocks = divide_up(tokens, height);
+  const int64_t part = blocks == 1 || height > 32 ? steps : STEPS_IN_L1;
   const auto *weights = static_cast<const char *>(l.weights) + first * bytes;
   const char *end = weights + (last - first) * bytes;
   for (int64_t from = 0; from < steps; from += part) {
@@ -111,14 +156,17 @@ INLINE void tile_run(const Linear &l, const char *x, int64_t stride, const float
                                                     : weights + (from + now) * 2048;
       Ahead ahead{next, end + bytes, divide_up(32, blocks)};
       for (int64_t block = 0; block < blocks; block++) {
-        const int64_t token = block * 32, count = smaller(32, tokens - token);
+        const int64_t token = block * height, count = smaller(height, tokens - token);
         const char *rows = x + token * stride + from * 64;
-        float *block_sums = sums + (panel * blocks + block) * 1024;
+        // Whole panels are done at once: all of them can use the same sums.
+        float *block_sums = sums + (part == steps ? 0 : panel * blocks + block) * height * PANEL;
         if (done) to.announce(ahead, token, count, first + panel);
-        if (count > 16)
-          tile_block<INT, true>(rows, stride, w, now, from == 0, block_sums, ahead);
+        if (count > 32)
+          tall_block<INT>(rows, stride, w, now, block_sums, ahead);
+        else if (count > 16)
+          tile_block<INT, 2>(rows, stride, w, now, from == 0, block_sums, ahead);
         else
-          tile_block<INT, false>(rows, stride, w, now, from == 0, block_sums, ahead);
+          tile_block<INT, 1>(rows, stride, w, now, from == 0, block_sums, ahead);
         if (done) take_block<INT>(l, token, count, first + panel, block_sums, factors, to);
       }
     }
@@ -131,11 +179,11 @@ constexpr int64_t TOKENS_TOGETHER = 512;
 template <bool INT, class To>
 INLINE void tile_panels(const Linear &l, const char *x, int64_t stride, const float *factors,
                         int64_t tokens, const To &to) {
-  const int64_t grain = tokens <= 32 ? panels_per_task(l) : PANELS_TOGETHER;
-  const int64_t blocks = divide_up(smaller(tokens, TOKENS_TOGETHER), 32);
+  const int64_t grain = tokens <= 48 ? panels_per_task(l) : PANELS_TOGETHER;
+  const int64_t rows = round_up(smaller(tokens, TOKENS_TOGETHER), 48);
   for_panels(l, grain, [&](int64_t first, int64_t last) {
     configure_tiles();
-    auto *sums = static_cast<float *>(thread_scratch(SUMS, blocks * (last - first) * 4096));
+    auto *sums = static_cast<float *>(thread_scratch(SUMS, rows * (last - first) * PANEL * 4));
     for (int64_t token = 0; token < tokens; token += TOKENS_TOGETHER)
       tile_run<INT>(l, x + token * stride, stride, INT ? factors + token : nullptr,
                     smaller(TOKENS_TOGETHER, tokens - token), first, last, sums, to.from(token));

@@ -1,0 +1,332 @@
+"""Prompts that go ahead of others, and prompts for which a running step is held."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from statistics import median
+
+import pytest
+
+from dynamo_serve.core.batch import Batch, SequenceOutput
+from dynamo_serve.core.loop import Cancel, Configure, Stop, Submit
+from dynamo_serve.core.request import Finish, Request
+from dynamo_serve.core.scheduler import Limits
+from dynamo_serve.core.tenant import Class, Quota, Tenancy, Tenant
+from tests.core.playing import Play, ask
+from tests.core.traffic import (
+    LAYERS,
+    MAX_TURNS,
+    VOCAB_SIZE,
+    Harness,
+    TimedEngine,
+    random_requests,
+    reference,
+)
+
+LONGEST = 48
+CLASSES = {
+    "quick": Class("quick", 0, ttft=0.5, itl=1.0),
+    "quicker": Class("quicker", 0, ttft=0.3, itl=1.0),
+    "chat": Class("chat", 1, itl=0.25),
+    "batch": Class("batch", 2),
+}
+QUICK = Tenant("asks", 1.0, "quick")
+ALONE = TimedEngine.fixed + 48 * TimedEngine.per_prompt_token  # a question's prompt
+STEP = TimedEngine.fixed + 256 * TimedEngine.per_prompt_token + 16 * TimedEngine.per_sequence
+
+
+def tenancy(**changes: Tenant) -> Tenancy:
+    quota = Quota(live_sequences=16)
+    tenants = {
+        "asks": Tenant("asks", 1.0, "quicker"),
+        "pours": Tenant("pours", 1.0, "batch", quota),
+        **changes,
+    }
+    return Tenancy(tenants, CLASSES)
+
+
+def play_of(*, hold_steps: bool, tenants: Tenancy | None = None) -> Play:
+    limits = Limits(
+        max_prefill_tokens=512,
+        max_mixed_tokens=256,
+        max_decode_sequences=24,
+        mix_phases=True,
+        hold_steps=hold_steps,
+    )
+    return Play(limits, tenants or tenancy())
+
+
+def flood(count: int = 60, outputs: int = 40) -> list[Request]:
+    return [ask(f"f{i}", 200, outputs, tenant="pours") for i in range(count)]
+
+
+def questions(every: float, count: int, first: float = 3.0) -> list[Request]:
+    return [ask(f"q{i}", 48, 4, first + every * i, tenant="asks") for i in range(count)]
+
+
+def ttfts(play: Play, asked: list[Request]) -> list[float]:
+    return [play.ttft(request.id) for request in asked]
+
+
+def chunks(play: Play, reason: str) -> list[str]:
+    return [e.request_id for e in play.scheduler.journal.entries if e.reason == reason]
+
+
+# ── ahead of others ──────────────────────────────────────────────────────────
+
+
+def test_a_prompt_that_would_be_late_goes_ahead() -> None:
+    play, asked = play_of(hold_steps=False, tenants=tenancy(asks=QUICK)), questions(0.93, 14)
+    play.run([*flood(), *asked])
+    assert max(ttfts(play, asked)) <= 0.5 / 2 + ALONE + 0.01, "the step that ran, and its own"
+    assert len(chunks(play, "ahead")) > 5
+
+
+def test_prompts_go_ahead_only_every_other_time() -> None:
+    play, asked = play_of(hold_steps=False, tenants=tenancy(asks=QUICK)), questions(0.1, 100)
+    play.run([*flood(), *asked])
+    began = [e.at for e in play.scheduler.journal.entries if e.reason == "ahead"]
+    assert len(set(began)) > 5
+    ends = sorted({at for times in play.tokens_at.values() for at in times})
+    for first, second in pairwise(sorted(set(began))):
+        assert sum(first < end <= second for end in ends) >= 2, "twice in a row"
+
+
+def test_nobody_goes_ahead_whose_tenant_has_had_more() -> None:
+    heavy = Tenant("asks", 0.01, "quick")
+    play, asked = play_of(hold_steps=True, tenants=tenancy(asks=heavy)), questions(0.5, 20, 3.02)
+    play.run([*flood(), *asked])
+    light = play_of(hold_steps=True).run([*flood(), *asked])
+    for reason in ("ahead", "cut_in"):
+        assert len(chunks(play, reason)) <= 1 < len(chunks(light, reason)), reason
+
+
+def test_streams_keep_their_gaps_beside_prompts_that_hurry() -> None:
+    tenants = tenancy(streams=Tenant("streams", 1.0, "chat"))
+    for hold_steps in (False, True):
+        play = play_of(hold_steps=hold_steps, tenants=tenants)
+        streams = [ask(f"s{i}", 64, 100, tenant="streams") for i in range(4)]
+        play.run([*streams, *flood(), *questions(0.37, 60, 4.0)])
+        assert max(play.longest_gap(f"s{i}") for i in range(4)) <= 1.1 * 0.25
+
+
+# ── while a step is held ─────────────────────────────────────────────────────
+
+
+def test_a_question_cuts_into_a_running_step() -> None:
+    asked = questions(0.93, 14)
+    play = play_of(hold_steps=True).run([*flood(), *asked])
+    waits = ttfts(play, asked)
+    assert len(chunks(play, "cut_in")) > 3
+    assert median(waits) <= 1.7 * ALONE
+    assert max(waits) <= 0.3
+    cut = [play.ttft(name) for name in chunks(play, "cut_in")]
+    assert max(cut) <= ALONE + STEP / LAYERS + 0.01, "it waits for a layer, not for a step"
+
+
+def test_what_a_step_was_held_for_is_not_its_own_time() -> None:
+    play = play_of(hold_steps=True).run([*flood(), *questions(0.93, 14)])
+    shares = play.scheduler.shares
+    steps = [stats.step for stats in play.harness.published if stats.step]
+    assert sum(step.seconds for step in steps) == pytest.approx(shares.device_seconds)
+    late = [s for s in steps[-100:] if s.predicted_seconds]
+    errors = [abs(s.seconds - s.predicted_seconds) / s.seconds for s in late if s.predicted_seconds]
+    assert median(errors) < 0.02, "holding has taught the model something wrong"
+
+
+def test_a_step_is_never_held_for_longer_than_it_takes() -> None:
+    play = play_of(hold_steps=True)
+    crowd = [
+        ask(f"q{i}-{j}", 48, 2, 3.0 + 0.53 * i + 0.03 * j, tenant="asks")
+        for i in range(30)
+        for j in range(5)
+    ]
+    bill, held = play.scheduler.bill, list[tuple[float, float]]()
+    original = bill.resume
+
+    def resume(now: float) -> None:
+        original(now)
+        assert bill.step is not None
+        held.append((bill._held_seconds, bill.step.predicted_seconds))
+
+    bill.resume = resume  # type: ignore[method-assign]
+    play.run([*flood(), *crowd])
+    assert max(seconds for seconds, _ in held) > 1.9 * ALONE, "nobody tried"
+    assert all(seconds <= predicted + 0.02 for seconds, predicted in held)
+
+
+def test_nobody_is_preempted_while_a_step_is_held() -> None:
+    """Their pages are being written."""
+    quota = Quota(live_sequences=24)
+    play = play_of(hold_steps=True, tenants=tenancy(pours=Tenant("pours", 1.0, "batch", quota)))
+    seen: list[tuple[bool, str]] = []
+    original = play.scheduler.life.preempt
+
+    def preempt(seq: object, reason: object, now: float) -> None:
+        seen.append((play.scheduler.bill.held is not None, ""))
+        original(seq, reason, now)  # type: ignore[arg-type]
+
+    play.scheduler.life.preempt = preempt  # type: ignore[method-assign]
+    play.run([*flood(100), *questions(0.93, 14)])
+    assert seen, "nobody had to make room"
+    assert not any(held for held, _ in seen)
+
+
+class Between:
+    """Does something as soon as a long step has begun."""
+
+    def __init__(self, play: Play, act: Callable[[float], None]) -> None:
+        self._play, self._act, self._is_done = play, act, False
+        play.harness.arrive = self._arrive
+
+    def _arrive(self) -> None:
+        step, now = self._play.scheduler.bill.step, self._play.harness.now
+        if self._is_done or step is None or step.predicted_seconds < 0.2:
+            return
+        if step.began < now < step.began + step.predicted_seconds / 2:
+            self._is_done = True
+            self._act(now)
+
+
+def question(now: float) -> Submit:
+    return Submit(ask("q", 48, 1, now, tenant="asks"))
+
+
+def started(play: Play, requests: list[Request]) -> None:
+    for request in requests:
+        play.harness.commands.append(Submit(request))
+    while play.harness.now < 3.0:
+        play.harness.turn()
+
+
+def turn_until_idle(play: Play) -> None:
+    for _ in range(2000):
+        play.harness.turn()
+        if play.scheduler.is_idle:
+            return
+    raise AssertionError("never finished")
+
+
+def test_cancelling_waits_for_the_step_that_is_held() -> None:
+    play = play_of(hold_steps=True)
+    started(play, flood())
+    harness, victim = play.harness, next(iter(play.scheduler.running))
+    pages = list(play.scheduler.running[victim].page_table)
+    taken: list[set[int]] = []
+    Between(play, lambda now: harness.commands.extend([Cancel(victim), question(now)]))
+    step = harness.engine.step
+
+    def spy(batch: Batch) -> list[SequenceOutput]:
+        taken.extend(set(w.page_table) for w in batch.work if w.seq_id == "q")
+        return step(batch)
+
+    harness.engine.step = spy  # type: ignore[method-assign]
+    turn_until_idle(play)
+    assert chunks(play, "cut_in") == ["q"]
+    assert not taken[0].intersection(pages), "pages that the held step writes to"
+    assert [e.finish for e in harness.finish_of(victim)] == [Finish.CANCELLED]
+    assert [e.finish for e in harness.finish_of("q")] == [Finish.LENGTH]
+
+
+@pytest.mark.parametrize("first", [Stop(), Configure(tenancy())])
+def test_nobody_cuts_in_past_the_end_or_other_tenants(first: Stop | Configure) -> None:
+    play = play_of(hold_steps=True)
+    started(play, flood())
+    Between(play, lambda now: play.harness.commands.extend([first, question(now)]))
+    for _ in range(20):
+        play.harness.turn()
+    assert chunks(play, "cut_in") == []
+
+
+def test_a_failure_while_a_step_is_held_fails_the_newcomer_alone() -> None:
+    play = play_of(hold_steps=True)
+    started(play, flood())
+    harness, step = play.harness, play.harness.engine.step
+
+    def broken(batch: Batch) -> list[SequenceOutput]:
+        if any(work.seq_id == "q" for work in batch.work):
+            raise RuntimeError("no luck")
+        return step(batch)
+
+    harness.engine.step = broken  # type: ignore[method-assign]
+    Between(play, lambda now: harness.commands.append(question(now)))
+    turn_until_idle(play)
+    assert chunks(play, "cut_in") == ["q"]
+    assert [e.finish for e in harness.finish_of("q")] == [Finish.ERROR]
+    assert all(harness.finish_of(f"f{i}")[0].finish is Finish.LENGTH for i in range(60))
+
+
+def test_what_cannot_be_published_ends_the_turn_after_the_step() -> None:
+    """The engine is in no position to pass on what is raised while it holds a step."""
+    play = play_of(hold_steps=True)
+    started(play, flood())
+    harness, publish = play.harness, play.harness.loop.publish
+    broken_at: list[float] = []
+
+    def broken(events: object, stats: object) -> None:
+        if play.scheduler.bill.held and not broken_at:
+            broken_at.append(harness.now)
+            raise ConnectionError("nobody listens")
+        publish(events, stats)  # type: ignore[arg-type]
+
+    harness.loop.publish = broken
+    Between(play, lambda now: harness.commands.append(question(now)))
+    with pytest.raises(ConnectionError):
+        turn_until_idle(play)
+
+
+def random_play(seed: int) -> int:
+    """Traffic with shared beginnings that comes at any time; how many cut in."""
+    rng = random.Random(seed)
+    size = rng.choice([1, 4, 16])
+    engine = TimedEngine(
+        vocab_size=VOCAB_SIZE,
+        max_model_len=LONGEST,
+        page_size=size,
+        num_pages=rng.choice([6, 12]) * -(-LONGEST // size),
+        copying=0.9,
+    )
+    engine.fixed, engine.per_sequence = 0.02, 0.03  # a short prompt is worth it
+    limits = Limits(
+        max_prefill_tokens=rng.choice([16, 64]),
+        max_decode_sequences=rng.choice([4, 12]),
+        mix_phases=rng.random() < 0.7,
+        max_draft_tokens=rng.choice([0, 4]),
+        hold_steps=True,
+    )
+    classes = {"quick": Class("quick", 0, ttft=0.15), "batch": Class("batch", 2)}
+    tenants = {"a": Tenant("a", 1.0, "quick"), "b": Tenant("b", 1.0, "batch")}
+    engine.harness = harness = Harness(engine, limits, tenancy=Tenancy(tenants, classes))
+    todo, sent = random_requests(rng, 60, LONGEST), []
+
+    def arrive() -> None:
+        if todo and rng.random() < 0.1:
+            sent.append(replace(todo.pop(), arrival=harness.now, tenant=rng.choice("ab")))
+            harness.commands.append(Submit(sent[-1]))
+        if sent and rng.random() < 0.01:
+            harness.commands.append(Cancel(rng.choice(sent).id))
+
+    harness.arrive = arrive
+    for _ in range(MAX_TURNS):
+        harness.turn()
+        if not todo and not harness.num_commands and harness.scheduler.is_idle:
+            break
+    for request in sent:
+        tokens, finish = harness.tokens_of(request.id), harness.finish_of(request.id)
+        expected, reason = reference(request, copying=0.9)
+        assert len(finish) == 1, request.id
+        if finish[0].finish is Finish.CANCELLED:
+            assert tokens == expected[: len(tokens)], request.id
+        else:
+            assert (tokens, finish[0].finish) == (expected, reason), request.id
+    pool = harness.scheduler.pool
+    assert pool.num_free + pool.num_cached == pool.num_pages, "a page leaked"
+    return harness.scheduler.journal.counts.get(("chunk", "cut_in"), 0)
+
+
+@pytest.mark.parametrize("first", range(0, 60, 20))
+def test_random_traffic_that_cuts_in_ends_exactly(first: int) -> None:
+    assert sum(random_play(seed) for seed in range(first, first + 20)) > 20
