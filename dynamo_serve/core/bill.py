@@ -71,6 +71,13 @@ class Bill:
         """The step in flight stands still from now on."""
         assert self.step is not None and self.held is None, "there is no step to hold"
         self.held = Held(self.step, now, self._held_seconds)
+        self.life.flight_seconds = self.held.seconds_left
+        self.life.flight_tokens = {seq.id: count for seq, (count, _, _) in self.step.items}
+
+    @property
+    def is_patient(self) -> bool:
+        """Whether the step in flight may still be held."""
+        return self.step is not None and self._held_seconds < self.step.predicted_seconds
 
     def resume(self, now: float) -> None:
         """It goes on; the time in between is not its own."""
@@ -79,6 +86,7 @@ class Bill:
         self._held_seconds = before + now - since
         self.step = step._replace(began=step.began + now - since)
         self.held = None
+        self.life.flight_seconds, self.life.flight_tokens = 0.0, {}
 
     def settle(self, produced: Mapping[str, SequenceOutput], now: float) -> None:
         """The step has ended. A failed one is paid for, and teaches nothing."""

@@ -8,11 +8,13 @@ reads or writes is touched: nobody is preempted, cancelled or finished for it bu
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import inf
 
 from dynamo_serve.core import policy
 from dynamo_serve.core.batch import Phase
-from dynamo_serve.core.bill import Bill
+from dynamo_serve.core.bill import Bill, Held
 from dynamo_serve.core.intake import Intake
+from dynamo_serve.core.preemption import shape_of
 from dynamo_serve.core.sequence import Sequence
 
 
@@ -26,20 +28,46 @@ class CutIn:
     def chunks(self, newcomers: Iterable[Sequence], now: float) -> list[tuple[Sequence, int]]:
         """Those of `newcomers` that run now, each with all of its prompt. Who is admitted and would
         take too long waits for the next step."""
-        held, life, pace = self.bill.held, self.intake.life, self.intake.pace
+        held, life = self.bill.held, self.intake.life
         assert held is not None, "no step is held"
-        others = [seq for seq, _ in held.step.items if seq.id in life.running]
-        end = now + held.seconds_left
+        running = list(life.running.values())
+        room = self._room(held, running, now)
+        if room <= 0.0:
+            return []
         self.intake.take_stock()
+        rivals = [*running, *(life.waiting.first(name, 1)[0] for name in life.waiting.tenants)]
+        next_token = held.seconds_left + self.intake.pace.cost.predict(shape_of(running))
         admitted = [
             seq
             for seq in newcomers
-            if policy.is_pressed(seq, end)
-            and policy.may_go_ahead(seq, others, life.shares.accounts)
+            if policy.is_pressed(seq, now + held.seconds_left)
+            and next_token <= policy.SAFETY * seq.promise.itl
+            and policy.may_go_ahead(seq, rivals, life.shares.accounts)
             and self.intake.admit_at_once(seq, now)
         ]
-        decoding = [seq for seq in others if seq.phase is Phase.DECODE]
-        saved = policy.OWN_STEP_PART / (1 - policy.OWN_STEP_PART) * held.seconds_left
-        itl = policy.time_left(decoding, now) - held.seconds_left
-        # Never held for longer than it takes itself.
-        return pace.alone(admitted, min(saved, itl, held.patience), now)
+        return self.intake.pace.alone(admitted, room, now)
+
+    def _room(self, held: Held, running: list[Sequence], now: float) -> float:
+        """Seconds for which the step may be held: worth it, never longer than it takes itself, and
+        not so long that somebody's next or first token comes late for that."""
+        left = held.seconds_left
+        counts = {seq.id: count for seq, (count, _, _) in held.step.items}
+        decoding = [seq for seq in running if seq.phase is Phase.DECODE]
+        inside = [seq for seq in decoding if seq.id in counts]
+        outside = [seq for seq in decoding if seq.id not in counts]
+        next_step = self.intake.pace.cost.predict(shape_of(decoding))
+        spare = [
+            seq.due - now - left
+            for seq in running
+            if seq.first_token_at is None
+            and seq.promise.ttft < inf
+            and counts.get(seq.id) == seq.num_pending
+            and seq.due > now + left  # else it is late anyway
+        ]
+        return min(
+            policy.OWN_STEP_PART / (1 - policy.OWN_STEP_PART) * left,
+            held.patience,
+            policy.time_left(inside, now) - left,
+            policy.time_left(outside, now) - left - next_step,
+            *spare,
+        )

@@ -53,7 +53,8 @@ class Engine(Protocol):
 class HoldingEngine(Engine, Protocol):
     """An engine that can hold a step between two of its layers, while another one runs."""
 
-    def hold_for(self, between: Callable[[], None]) -> None:
-        """From now on call `between` every now and then while a step runs. It raises nothing, and
-        may call `step` once with a batch of other sequences; during that it is not called."""
+    def hold_for(self, between: Callable[[], None], every: float) -> None:
+        """From now on call `between` while a step runs, at most once in `every` seconds. It raises
+        nothing, and may call `step` once with a batch of other sequences; during that it is not
+        called."""
         ...

@@ -56,7 +56,7 @@ class _Play:
         self.shares.account(seq.request.tenant)
         self.accounts = life.shares.accounts
         self.prices = intake.pace.prices()
-        self.time = self.steps = 0.0
+        self.time, self.steps = life.flight_seconds, 0.0
         self.left = 0  # prompt tokens that the step in hand has still room for
         running = list(life.running.values())
         self.ends = [_End(self.shares.steps(s), self._pages(s), s.request.tenant) for s in running]
@@ -72,7 +72,10 @@ class _Play:
         self.leads = {name: self.accounts[name].lead for name in self.queues}
         busy = {*self.leads, *self.live}
         self.due = {name: policy.entitled(name, busy, self.accounts) * self.places for name in busy}
-        self._prefill(sum(s.num_pending for s in running if s.phase is Phase.PREFILL))
+        done = life.flight_tokens  # as good as done
+        self._prefill(
+            sum(s.num_pending - done.get(s.id, 0) for s in running if s.phase is Phase.PREFILL)
+        )
 
     def _queues(self) -> dict[str, deque[Sequence]]:
         waiting = self.life.waiting

@@ -121,10 +121,13 @@ class Intake:
 
     def admit_at_once(self, seq: Sequence, now: float) -> bool:
         """Admit a sequence while a step is running, if it is the next of its tenant, nobody has to
-        go for it, and nobody waits for what it takes; whether it was."""
+        go for it, nobody waits for what it takes, and it leaves a place for each tenant that waits;
+        whether it was."""
         waiting, account = self.life.waiting, self.life.shares.account(seq.request.tenant)
         heads = [waiting.first(name, 1)[0] for name in waiting.tenants]
         if seq not in heads or any(Reason(head.waits_for) in FULL for head in heads):
+            return False
+        if len(self.life.running) + len(heads) > self.limits.max_decode_sequences:
             return False
         if self._obstacle(seq, account, now, may_preempt=False) is not None:
             return False

@@ -23,6 +23,9 @@ class Lifecycle:
         self.waiting = WaitingQueue()
         self.running: dict[str, Sequence] = {}  # in order of admission
         self.dropped: list[str] = []  # for the engine to forget
+        # While a step is held: seconds that it still takes, and tokens that it runs of a sequence.
+        self.flight_seconds = 0.0
+        self.flight_tokens: dict[str, int] = {}
         self.totals = dict.fromkeys(
             (
                 *("prefix_asked", "prefix_hit", "preemptions", "prompt", "output"),

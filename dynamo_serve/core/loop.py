@@ -95,7 +95,7 @@ class Loop:
         self._look_at = 0.0
         self._failure: BaseException | None = None
         if scheduler.limits.hold_steps:
-            cast(HoldingEngine, engine).hold_for(self._between)
+            cast(HoldingEngine, engine).hold_for(self._between, LOOK_SECONDS)
 
     def run(self) -> None:
         """Turn until told to stop. Raises what the engine raised if steps fail again and again."""
@@ -138,25 +138,29 @@ class Loop:
         self._look_at = self.clock() + LOOK_SECONDS
 
     def _newcomers(self) -> list[Request]:
-        """Requests for which the step may be held, taken out of what has arrived. None of them,
-        while other tenants or the end are announced: those come first."""
-        if any(isinstance(command, Configure | Stop) for command in self._postponed):
+        """Requests to be queued while the step is held, taken out of what has arrived: up to the
+        last one that may cut in, for nobody overtakes whoever came before. None while other tenants
+        or the end are announced, which come first, or when there is more than a turn can do."""
+        arrived = self._postponed
+        if len(arrived) > MAX_COMMANDS or not self.scheduler.bill.is_patient:
             return []
-        found = [
-            command
-            for command in self._postponed
-            if isinstance(command, Submit) and self.scheduler.may_cut_in(command.request)
-        ][:MAX_NEWCOMERS]
-        for command in found:
-            self._postponed.remove(command)
-        return [command.request for command in found]
+        if any(isinstance(command, Configure | Stop) for command in arrived):
+            return []
+        submits = [command for command in arrived if isinstance(command, Submit)][:MAX_NEWCOMERS]
+        while submits and not self.scheduler.may_cut_in(submits[-1].request):
+            submits.pop()
+        for command in submits:
+            arrived.remove(command)
+        return [command.request for command in submits]
 
     def _cut_in(self, newcomers: list[Request]) -> None:
         self.scheduler.bill.hold(self.clock())
         events = [event for request in newcomers for event in self._obey(Submit(request))]
         if events:
             self.publish(events, self.scheduler.stats())
-        batch = self.scheduler.cut_in([request.id for request in newcomers], self.clock())
+        gone = {c.request_id for c in self._postponed if isinstance(c, Cancel)}
+        ids = [request.id for request in newcomers if request.id not in gone]
+        batch = self.scheduler.cut_in(ids, self.clock())
         if batch:
             events, step = self._step(batch)
             self.publish(events, self.scheduler.stats(step))

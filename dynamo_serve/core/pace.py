@@ -13,7 +13,9 @@ from dynamo_serve.core.journal import Kind, Reason
 from dynamo_serve.core.lifecycle import Lifecycle
 from dynamo_serve.core.preemption import shape_of
 from dynamo_serve.core.sequence import Sequence
+from dynamo_serve.core.shares import Account
 from dynamo_serve.core.step_cost import StepCost, StepShape
+from dynamo_serve.core.tenant import Class
 
 MIN_CHUNK = 16  # prompt tokens that a step runs whatever was promised: prefill must not stand still
 
@@ -99,19 +101,39 @@ class Pace:
         tenancy = self.life.shares.tenancy
         allowed = inf
         for name, account in self.life.shares.accounts.items():
-            if now - account.last_arrival < policy.LATELY:
-                ttft = tenancy.class_of(name).ttft
-                if ttft < inf and policy.NEWCOMER_PART * ttft < allowed:
-                    allowed = min(allowed, self._for_newcomer(account.usual_prompt, ttft))
+            promise = tenancy.class_of(name)
+            if promise.ttft == inf or now - account.last_arrival >= policy.LATELY:
+                continue
+            if policy.NEWCOMER_PART * promise.ttft < allowed:
+                allowed = min(allowed, self._for_newcomer(account, promise))
         return allowed
 
-    def _for_newcomer(self, usual_prompt: float, ttft: float) -> float:
-        """All of the target where steps can be held for a prompt like the tenant's usual one."""
-        half = policy.NEWCOMER_PART * ttft
-        if not self.limits.hold_steps:
+    def _for_newcomer(self, account: Account, promise: Class) -> float:
+        """Half of the TTFT target; more, if a step can be held for a prompt like the tenant's usual
+        one, and as long as nobody's next token comes late for that."""
+        half = policy.NEWCOMER_PART * promise.ttft
+        running = list(self.life.running.values())
+        if not self.limits.hold_steps or not self._has_room_for(account, running):
             return half
-        alone = self.cost.predict(StepShape().with_chunk(int(usual_prompt), 0))
-        return ttft if alone <= half else half
+        alone = self.cost.predict(StepShape().with_chunk(int(account.usual_prompt), 0))
+        if alone > half:
+            return half
+        own = policy.SAFETY * promise.itl - self.cost.predict(shape_of(running))
+        others = policy.SAFETY * policy.tightest_itl(running) - alone
+        return max(half, min(promise.ttft, own, others))
+
+    def _has_room_for(self, account: Account, running: list[Sequence]) -> bool:
+        """Whether the tenant's next request could run at once, ahead of those that run."""
+        pool, most = self.life.pool, account.tenant.quota.live_sequences
+        pages = pool.pages_for(int(account.usual_prompt) + 1)
+        names = {seq.request.tenant for seq in running}
+        accounts = self.life.shares.accounts
+        return (
+            len(running) < self.limits.max_decode_sequences
+            and pool.num_free + pool.num_cached >= pages + len(running)
+            and (most is None or account.live < most)
+            and all(account.lead <= accounts[name].lead for name in names)
+        )
 
     def _fitting(self, base: StepShape, position: int, seconds: float, cap: int) -> int:
         """The largest chunk that fits a time, but never so small that prefill stands still."""
@@ -148,13 +170,14 @@ class Pace:
         `chunks` their first tokens would come late, or nearly. Other prompts wait for the next
         step, and so does what is decoding where that is not enough and breaks no ITL target.
         Empty if there are none."""
-        base = shape_of(decoding)
+        base = shape_of(decoding) if self.limits.mix_phases else StepShape()
         beside = self._seconds(base, chunks)
-        whole = {seq.id for seq, part in chunks if part == seq.num_pending}
+        parts = {seq.id: part for seq, part in chunks}
         pressed: list[Sequence] = []
         others = list(decoding)
         for seq in chosen:
-            end = now + beside if seq.id in whole else inf
+            steps = -(-seq.num_pending // parts[seq.id]) if parts.get(seq.id) else 2
+            end = now + beside * steps
             (pressed if policy.is_pressed(seq, end) else others).append(seq)
         accounts = self.life.shares.accounts
         pressed = [seq for seq in pressed if policy.may_go_ahead(seq, others, accounts)]
@@ -162,9 +185,10 @@ class Pace:
             return Prompts([])
         without = [(seq, seq.num_pending) for seq in pressed]
         end = now + self._seconds(base, without)
-        if end < now + beside and not any(policy.is_pressed(seq, end) for seq in pressed):
+        fits = end < now + beside and sum(seq.num_pending for seq in pressed) <= self._cap(base)
+        if fits and not any(policy.is_pressed(seq, end) for seq in pressed):
             return Prompts(without, ahead=True)
-        left = policy.time_left(decoding, now) - self.cost.predict(base)
+        left = policy.time_left(decoding, now) - self.cost.predict(shape_of(decoding))
         left = min(left, policy.OWN_STEP_PART * beside)
         return Prompts(self.alone(pressed, left, now), ahead=True, alone=True)
 

@@ -162,7 +162,7 @@ def strict_itl(seqs: Iterable[Seq]) -> float:
 def aim(seq: Seq) -> float:
     """By when its first token should come: half of a TTFT target is for what nobody foresees."""
     ttft = seq.promise.ttft
-    return seq.due if ttft == inf else seq.due - (1 - NEWCOMER_PART) * ttft
+    return seq.due if ttft == inf else seq.due - (1 - NEWCOMER_PART) * min(ttft, AGING_SECONDS)
 
 
 def is_pressed(seq: Seq, end: float) -> bool:

@@ -87,7 +87,7 @@ class FakeEngine:
             self._write(work)
         return [self._answer(work) for work in batch.work if work.samples]
 
-    def hold_for(self, between: Callable[[], None]) -> None:
+    def hold_for(self, between: Callable[[], None], every: float) -> None:
         self._between = between
 
     def drop(self, seq_ids: Iterable[str]) -> None:

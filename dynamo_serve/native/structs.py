@@ -111,6 +111,7 @@ class Step(Structure):
         ("num_rows", c_int32),
         ("num_samples", c_int32),
         ("between", Between),
+        ("every", c_int64),
     )
 
 

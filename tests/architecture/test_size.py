@@ -11,9 +11,9 @@ from tests.architecture import source
 MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 40
 # 750 were enough for one tenant; fair share, admission, the step-time model, forecasts and the
-# journal are 1,700 more, 300 look for drafts and decide whether one pays, and 200 are for prompts
+# journal are 1,700 more, 300 look for drafts and decide whether one pays, and 250 are for prompts
 # that go ahead of others or for which a running step is held.
-CORE_CODE_LINES = 2950
+CORE_CODE_LINES = 3000
 LONGER_ON_PURPOSE: frozenset[str] = frozenset()  # dotted names of functions
 
 

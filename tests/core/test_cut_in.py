@@ -11,6 +11,7 @@ from statistics import median
 import pytest
 
 from dynamo_serve.core.batch import Batch, SequenceOutput
+from dynamo_serve.core.journal import Kind
 from dynamo_serve.core.loop import Cancel, Configure, Stop, Submit
 from dynamo_serve.core.request import Finish, Request
 from dynamo_serve.core.scheduler import Limits
@@ -48,12 +49,12 @@ def tenancy(**changes: Tenant) -> Tenancy:
     return Tenancy(tenants, CLASSES)
 
 
-def play_of(*, hold_steps: bool, tenants: Tenancy | None = None) -> Play:
+def play_of(*, hold_steps: bool, tenants: Tenancy | None = None, mix_phases: bool = True) -> Play:
     limits = Limits(
         max_prefill_tokens=512,
         max_mixed_tokens=256,
         max_decode_sequences=24,
-        mix_phases=True,
+        mix_phases=mix_phases,
         hold_steps=hold_steps,
     )
     return Play(limits, tenants or tenancy())
@@ -135,6 +136,47 @@ def test_what_a_step_was_held_for_is_not_its_own_time() -> None:
     late = [s for s in steps[-100:] if s.predicted_seconds]
     errors = [abs(s.seconds - s.predicted_seconds) / s.seconds for s in late if s.predicted_seconds]
     assert median(errors) < 0.02, "holding has taught the model something wrong"
+
+
+def test_who_cuts_in_keeps_its_own_gaps() -> None:
+    """It has its first token early, and then waits for the rest of the step."""
+    classes = {**CLASSES, "quicker": Class("quicker", 0, ttft=1.0, itl=0.2)}
+    play = play_of(hold_steps=True, tenants=replace(tenancy(), classes=classes))
+    asked = questions(0.77, 20)
+    play.run([*flood(), *asked])
+    assert max(play.longest_gap(request.id) for request in asked[3:]) <= 1.1 * 0.2
+
+
+def test_streams_outside_of_the_held_step_keep_their_gaps() -> None:
+    classes = {**CLASSES, "chat": Class("chat", 1, itl=0.5)}
+    tenants = replace(tenancy(streams=Tenant("streams", 1.0, "chat")), classes=classes)
+    play = play_of(hold_steps=True, tenants=tenants, mix_phases=False)
+    streams = [ask(f"s{i}", 64, 150, tenant="streams") for i in range(4)]
+    play.run([*streams, *flood(), *questions(0.37, 60, 4.0)])
+    assert chunks(play, "cut_in")
+    assert max(play.longest_gap(f"s{i}") for i in range(4)) <= 1.1 * 0.5
+
+
+def test_a_strict_class_is_not_refused_for_a_step_that_is_held() -> None:
+    refused = []
+    for hold_steps in (False, True):
+        classes = {**CLASSES, "quicker": Class("quicker", 0, ttft=1.0, itl=1.0, strict=True)}
+        play = play_of(hold_steps=hold_steps, tenants=replace(tenancy(), classes=classes))
+        play.run([*flood(), *questions(0.77, 30)])
+        refused.append(len(play.refusals))
+    assert refused[1] <= refused[0]
+
+
+def test_steps_stay_short_where_nobody_could_cut_in() -> None:
+    """All places are taken: whoever comes must wait for the end of a step."""
+    late = {}
+    for hold_steps in (False, True):
+        classes = {**CLASSES, "quicker": Class("quicker", 0, ttft=1.0, itl=1.0)}
+        tenants = replace(tenancy(pours=Tenant("pours", 1.0, "batch")), classes=classes)
+        play, asked = play_of(hold_steps=hold_steps, tenants=tenants), questions(0.93, 20)
+        play.run([*flood(100), *asked])
+        late[hold_steps] = max(ttfts(play, asked))
+    assert late[True] <= 1.1 * late[False]
 
 
 def test_a_step_is_never_held_for_longer_than_it_takes() -> None:
@@ -229,6 +271,40 @@ def test_cancelling_waits_for_the_step_that_is_held() -> None:
     assert not taken[0].intersection(pages), "pages that the held step writes to"
     assert [e.finish for e in harness.finish_of(victim)] == [Finish.CANCELLED]
     assert [e.finish for e in harness.finish_of("q")] == [Finish.LENGTH]
+
+
+def test_a_step_is_not_held_for_a_request_that_is_gone() -> None:
+    play = play_of(hold_steps=True)
+    started(play, flood())
+    Between(play, lambda now: play.harness.commands.extend([question(now), Cancel("q")]))
+    turn_until_idle(play)
+    assert chunks(play, "cut_in") == []
+    assert [e.finish for e in play.harness.finish_of("q")] == [Finish.CANCELLED]
+
+
+def test_who_came_before_is_not_overtaken() -> None:
+    play = play_of(hold_steps=True)
+    started(play, flood())
+    before = ask("before", 48, 1, 3.0, tenant="pours")
+    Between(play, lambda now: play.harness.commands.extend([Submit(before), question(now)]))
+    turn_until_idle(play)
+    assert chunks(play, "cut_in") == ["q"]
+    ordinals = [e.request_id for e in play.scheduler.journal.entries if e.kind is Kind.ADMIT]
+    assert {"before", "q"} <= set(ordinals)
+    assert play.scheduler._num_added == 62
+
+
+def test_the_last_place_is_left_to_another_tenant_that_waits() -> None:
+    other = Tenant("other", 50.0, "batch")
+    quota = Quota(live_sequences=23)
+    pours = Tenant("pours", 1.0, "batch", quota)
+    play = play_of(hold_steps=True, tenants=tenancy(other=other, pours=pours))
+    started(play, flood(100))
+    first = ask("first", 48, 1, 3.0, tenant="other")
+    Between(play, lambda now: play.harness.commands.extend([Submit(first), question(now)]))
+    turn_until_idle(play)
+    waited_for = [e.reason for e in play.scheduler.journal.entries if e.request_id == "first"]
+    assert "slots" not in waited_for
 
 
 @pytest.mark.parametrize("first", [Stop(), Configure(tenancy())])

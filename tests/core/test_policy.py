@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from dynamo_serve.core import policy
 from dynamo_serve.core.batch import Phase
 from dynamo_serve.core.request import Request
@@ -43,3 +45,11 @@ def test_a_preempted_sequence_does_not_wait_for_company() -> None:
     queue = waiting((4, 1.0))
     queue[0].num_preemptions = 1
     assert policy.merge_until(queue, delay=0.5, tokens=100, sequences=8) == NOW
+
+
+@pytest.mark.parametrize(("ttft", "wanted"), [(1.0, 0.5), (30.0, 15.0), (120.0, 15.0)])
+def test_half_of_a_target_is_for_what_nobody_foresees(ttft: float, wanted: float) -> None:
+    """A target beyond the ageing time counts as that."""
+    seq = Sequence.of(Request("r", (1,), 1, arrival=0.0), Class("c", ttft=ttft))
+    assert policy.aim(seq) == pytest.approx(wanted)
+    assert policy.is_pressed(seq, wanted + 0.01) and not policy.is_pressed(seq, wanted)

@@ -37,7 +37,7 @@ def error(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
-@pytest.mark.parametrize("tokens", [1, 5, 16, 17, 40, 70, 600])
+@pytest.mark.parametrize("tokens", [1, 5, 16, 17, 40, 70, 96, 144, 240, 432, 600])
 @pytest.mark.parametrize("kind", list(Type))
 def test_products_are_those_of_torch(kernels: Kernels, kind: Type, tokens: int) -> None:
     for outputs, inputs in SHAPES:
@@ -46,6 +46,17 @@ def test_products_are_those_of_torch(kernels: Kernels, kind: Type, tokens: int) 
         found = run(kernels, weights, x, kind, bias)
         assert error(found, x @ weights.T + bias) < TOLERANCE[kind], (outputs, inputs)
         assert error(run(kernels, weights, x, kind), x @ weights.T) < TOLERANCE[kind]
+
+
+@pytest.mark.parametrize("tokens", [33, 48, 65, 96, 129, 144, 240, 336, 432])
+@pytest.mark.parametrize("kind", list(Type))
+def test_a_new_thread_has_memory_enough(kernels: Kernels, kind: Type, tokens: int) -> None:
+    """Many panels and parts of inputs, on a thread that has seen nothing larger; what is written
+    beyond its memory the sanitizers tell."""
+    kernels.set_threads(1)
+    kernels.set_threads(2)
+    weights, x = random(512, 2176).bfloat16().float(), random(tokens, 2176)
+    assert error(run(kernels, weights, x, kind), x @ weights.T) < 2 * TOLERANCE[kind]
 
 
 @pytest.mark.parametrize("kind", list(Type))

@@ -101,10 +101,10 @@ def test_a_step_that_is_held_for_another_ends_the_same(
                     driver.step([(inner, len(inner.prompt))])  # noqa: B023
 
             outer = Seq("outer", held)
-            engine.hold_for(between)
+            engine.hold_for(between, 0.0)
             driver.generate([outer], 1)
             assert count == COMMON["num_hidden_layers"] - 1, "once after each layer but the last"
-            engine.hold_for(lambda: None)
+            engine.hold_for(lambda: None, 0.0)
             driver.generate([outer, inner], 3)
             whole = {seq.prompt: seq.output for seq in (outer, inner)}
             assert whole == {seq.prompt: seq.output for seq in alone}

@@ -68,10 +68,10 @@ class LocalEngine:
         outputs = [self._output(w, choice) for w, choice in zip(work, choices, strict=True)]
         return [out for w, out in zip(work, outputs, strict=True) if w.samples or out.finish]
 
-    def hold_for(self, between: Callable[[], None]) -> None:
+    def hold_for(self, between: Callable[[], None], every: float) -> None:
         """See `core.engine.HoldingEngine`; only where the spec says `holds_steps`."""
         assert self._ready is not None and isinstance(self._ready.runner, NativeRunner)
-        self._ready.runner.hold_for(between)
+        self._ready.runner.hold_for(between, every)
 
     def drop(self, seq_ids: Iterable[str]) -> None:
         """Forget what the penalties knew of these sequences; their pages are the scheduler's."""

@@ -26,10 +26,11 @@ class NativeRunner:
         self._kernels = kernels
         self._page_size = page_size
         self._between: ctypes._FuncPointer | None = None
+        self._every = 0  # nanoseconds
 
-    def hold_for(self, between: Callable[[], None]) -> None:
-        """Call `between` after each layer of a step, but not of one that runs within it."""
-        self._between = structs.Between(between)
+    def hold_for(self, between: Callable[[], None], every: float) -> None:
+        """Call `between` between two layers of a step, but not of one that runs within it."""
+        self._between, self._every = structs.Between(between), int(every * 1e9)
 
     @property
     def facts(self) -> dict[str, str | int | float | bool]:
@@ -46,7 +47,7 @@ class NativeRunner:
         logits = torch.empty(len(step.sample_index), self.native.vocab_size)
         arrays.struct.logits = logits.data_ptr()
         if self._between is not None:
-            arrays.struct.between = self._between
+            arrays.struct.between, arrays.struct.every = self._between, self._every
         self._kernels.forward(self.native.struct, arrays.struct)
         cap = self.native.softcap
         return logits if cap is None else torch.tanh(logits / cap) * cap

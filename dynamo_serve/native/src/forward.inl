@@ -113,6 +113,7 @@ void forward_with(const Model &m, const Step &step) {
   static Activations<Act> both[2];  // of a step, and of one that runs while it is held
   static bool is_held = false;
   Activations<Act> &act = both[is_held];
+  int64_t looked_at = nanoseconds();
   act.prepare(m, larger(step.num_tokens, step.num_samples));
   plan_windows(m, step, act);
   if (m.embedding_type == FLOAT32)
@@ -122,9 +123,11 @@ void forward_with(const Model &m, const Step &step) {
   for (int64_t i = 0; i < m.num_layers; i++) {
     run_layer(m, m.layers[i], step, act);
     if (step.between == nullptr || is_held || i + 1 == m.num_layers) continue;
+    if (nanoseconds() - looked_at < step.every) continue;
     is_held = true;
     step.between();
     is_held = false;
+    looked_at = nanoseconds();
   }
   for (int64_t i = 0; i < step.num_samples; i++)
     rms_norm(act.hidden.data + step.samples[i] * act.hidden_stride, m.final_norm, m.norm_eps,

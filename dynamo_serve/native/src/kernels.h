@@ -57,8 +57,10 @@ struct Step {
   const int32_t *pages;                          // page tables end to end
   float *logits;                                 // [n, vocab]
   int32_t num_tokens, num_rows, num_samples;
-  // Called after each layer but the last, or null. It may run another step, which calls nobody.
+  // Called between two layers, `every` so many nanoseconds, or null. It may run another step, which
+  // calls nobody.
   void (*between)();
+  int64_t every;
 };
 
 // Queries of a step as a caller outside of `forward` has them, [T, heads, head_dim] each.

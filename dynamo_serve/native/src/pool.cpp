@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <atomic>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <thread>
@@ -198,6 +199,11 @@ void *thread_scratch(Scratch slot, uint64_t bytes) {
     block.bytes = bytes;
   }
   return block.memory;
+}
+
+int64_t nanoseconds() {
+  const auto now = std::chrono::steady_clock::now().time_since_epoch();
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(now).count();
 }
 
 void *allocate(uint64_t bytes) {

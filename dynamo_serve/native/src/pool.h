@@ -17,6 +17,8 @@ struct Normal {
   unsigned before = 0;
 };
 
+int64_t nanoseconds();  // of a clock that never goes back
+
 using Task = void (*)(void *context, int64_t index);
 
 // Run `task` for 0 .. count - 1, on the caller and on whichever threads are awake. The caller waits

@@ -136,7 +136,7 @@ INLINE int64_t block_height(int64_t tokens) {
 }
 
 // Panels first .. last - 1 for all tokens: parts of the inputs outermost, so that tokens' rows and
-// weights of one part are read from near caches. `sums` has 4 KiB per panel and block of tokens.
+// weights of one part are read from near caches. `sums` has 4 KiB per panel and 32 tokens.
 template <bool INT, class To>
 INLINE void tile_run(const Linear &l, const char *x, int64_t stride, const float *factors,
                      int64_t tokens, int64_t first, int64_t last, float *sums, const To &to) {
@@ -180,7 +180,7 @@ template <bool INT, class To>
 INLINE void tile_panels(const Linear &l, const char *x, int64_t stride, const float *factors,
                         int64_t tokens, const To &to) {
   const int64_t grain = tokens <= 48 ? panels_per_task(l) : PANELS_TOGETHER;
-  const int64_t rows = round_up(smaller(tokens, TOKENS_TOGETHER), 48);
+  const int64_t rows = round_up(smaller(tokens, TOKENS_TOGETHER), 32);  // no less than blocks need
   for_panels(l, grain, [&](int64_t first, int64_t last) {
     configure_tiles();
     auto *sums = static_cast<float *>(thread_scratch(SUMS, rows * (last - first) * PANEL * 4));
