@@ -6,7 +6,7 @@ from collections import deque
 from typing import NamedTuple
 
 GRACE = 3.0  # seconds that a place is kept after its time
-HORIZON = 60.0  # seconds; nothing is kept for later than that
+HORIZON = 120.0  # seconds; nothing is kept for later than that
 EARLY = 0.05  # seconds; clocks and networks are not exact
 MEMORY = 0.9  # of how many came back, for each that did or did not
 
