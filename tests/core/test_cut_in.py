@@ -106,12 +106,13 @@ def test_nobody_goes_ahead_whose_tenant_has_had_more() -> None:
 
 
 def test_streams_keep_their_gaps_beside_prompts_that_hurry() -> None:
-    tenants = tenancy(streams=Tenant("streams", 1.0, "chat"))
+    classes = {**CLASSES, "chat": Class("chat", 1, itl=0.2)}
+    tenants = replace(tenancy(asks=QUICK, streams=Tenant("streams", 1.0, "chat")), classes=classes)
     for hold_steps in (False, True):
         play = play_of(hold_steps=hold_steps, tenants=tenants)
         streams = [ask(f"s{i}", 64, 100, tenant="streams") for i in range(4)]
         play.run([*streams, *flood(), *questions(0.37, 60, 4.0)])
-        assert max(play.longest_gap(f"s{i}") for i in range(4)) <= 1.1 * 0.25
+        assert max(play.longest_gap(f"s{i}") for i in range(4)) <= 1.1 * 0.2
 
 
 # ── while a step is held ─────────────────────────────────────────────────────
@@ -133,9 +134,7 @@ def test_what_a_step_was_held_for_is_not_its_own_time() -> None:
     shares = play.scheduler.shares
     steps = [stats.step for stats in play.harness.published if stats.step]
     assert sum(step.seconds for step in steps) == pytest.approx(shares.device_seconds)
-    late = [s for s in steps[-100:] if s.predicted_seconds]
-    errors = [abs(s.seconds - s.predicted_seconds) / s.seconds for s in late if s.predicted_seconds]
-    assert median(errors) < 0.02, "holding has taught the model something wrong"
+    assert [step.seconds for step in steps] == pytest.approx(play.harness.took)
 
 
 def test_who_cuts_in_keeps_its_own_gaps() -> None:
@@ -145,6 +144,16 @@ def test_who_cuts_in_keeps_its_own_gaps() -> None:
     asked = questions(0.77, 20)
     play.run([*flood(), *asked])
     assert max(play.longest_gap(request.id) for request in asked[3:]) <= 1.1 * 0.2
+
+
+def test_streams_in_the_held_step_keep_their_gaps() -> None:
+    classes = {**CLASSES, "chat": Class("chat", 1, itl=0.3)}
+    tenants = replace(tenancy(streams=Tenant("streams", 1.0, "chat")), classes=classes)
+    play = play_of(hold_steps=True, tenants=tenants)
+    streams = [ask(f"s{i}", 64, 100, tenant="streams") for i in range(4)]
+    play.run([*streams, *flood(), *questions(0.37, 60, 4.0)])
+    assert chunks(play, "cut_in")
+    assert max(play.longest_gap(f"s{i}") for i in range(4)) <= 1.1 * 0.3
 
 
 def test_streams_outside_of_the_held_step_keep_their_gaps() -> None:
@@ -183,8 +192,8 @@ def test_a_step_is_never_held_for_longer_than_it_takes() -> None:
     play = play_of(hold_steps=True)
     crowd = [
         ask(f"q{i}-{j}", 48, 2, 3.0 + 0.53 * i + 0.03 * j, tenant="asks")
-        for i in range(30)
-        for j in range(5)
+        for i in range(15)
+        for j in range(12)
     ]
     bill, held = play.scheduler.bill, list[tuple[float, float]]()
     original = bill.resume

@@ -221,13 +221,13 @@ BROKEN_HURRY = {
     ),
     "go ahead whoever decodes": (
         "pace.py",
-        "left = policy.time_left(decoding, now) - self.cost.predict(base)",
+        "left = policy.time_left(decoding, now) - self.cost.predict(shape_of(decoding))",
         "left = inf",
     ),
     "cut in whoever decodes": (
         "cut_in.py",
-        "itl = policy.time_left(decoding, now) - held.seconds_left",
-        "itl = float('inf')",
+        "policy.time_left(inside, now) - left,",
+        "inf,",
     ),
     "hold a step for ever": (
         "bill.py",

@@ -37,6 +37,7 @@ class Harness:
         self.scheduler = Scheduler(pool, self.limits, self.tenancy)
         self.commands: list[Command] = []
         self.arrive: Callable[[], None] = lambda: None  # adds to them what has come meanwhile
+        self.took: list[float] = []  # by each step of a `TimedEngine`, in the order of their ends
         self.see: Callable[[list[TokenEvent]], None] = lambda events: None
         self.events: list[TokenEvent] = []
         self.published: list[Stats] = []
@@ -114,6 +115,7 @@ class TimedEngine(FakeEngine):
         for _ in range(LAYERS):
             self.harness.now += seconds / LAYERS
             self._between()
+        self.harness.took.append(seconds)
         return super().step(batch)
 
 
