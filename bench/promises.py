@@ -407,7 +407,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], help="a setting of the server")
     parser.add_argument("--itl-ms", type=float, default=250.0, help="target of the streams")
     parser.add_argument("--stream-tokens", type=int, default=400)
-    parser.add_argument("--ttft-ms", type=float, default=600.0, help="target of the questions")
+    parser.add_argument("--ttft-ms", type=float, default=200.0, help="target of the questions")
     parser.add_argument("--seconds", type=float, default=120.0, help="of shares and overload")
     parser.add_argument("--price", action="store_true", help="also what an ITL target costs")
     args = parser.parse_args()
