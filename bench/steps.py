@@ -40,7 +40,7 @@ def engine_of(args: argparse.Namespace) -> LocalEngine:
         config.model,
         config.engine,
         config.cache,
-        max_decode_sequences=64,
+        max_decode_sequences=256,
         max_prefill_tokens=512,
         path=str(args.model),
         progress=lambda stage, fraction: None,
@@ -92,6 +92,11 @@ def seconds(engine: LocalEngine, work: tuple[Work, ...], repeat: int) -> float:
     return statistics.median(times[1:])
 
 
+def _pair(text: str) -> tuple[int, int]:
+    count, _, context = text.partition(":")
+    return int(count), int(context)
+
+
 def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     speed = bandwidth(args.repeat)
     print(f"memory reads at {speed / 1e9:.1f} GB/s")
@@ -100,12 +105,12 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     settle()
     weights, token = weights_read(args, spec.facts), float(spec.facts["kv_bytes_per_token"])
     rows = []
-    for count, context in DECODES:
+    for count, context in map(_pair, args.decode) if args.decode else DECODES:
         took = seconds(engine, work_of(count, context, 1, spec.page_size), args.repeat)
         bound = (weights + count * context * token) / speed
         rows.append({"step": f"decode {count} at {context}", "ms": round(took * 1e3, 1),
                      "of_the_bound": round(bound / took, 2)})  # fmt: skip
-    for length, position in PREFILLS:
+    for length, position in () if args.decode else PREFILLS:
         took = seconds(engine, work_of(1, position, length, spec.page_size), args.repeat)
         rate = 2 * float(spec.facts["num_parameters"]) * length / took
         rows.append({"step": f"prefill {length} at {position}", "ms": round(took * 1e3, 1),
@@ -119,6 +124,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--repeat", type=int, default=9)
     parser.add_argument("--set", action="append", default=[], help="a dynamo_serve setting")
+    parser.add_argument("--decode", nargs="+", metavar="COUNT:CONTEXT", help="only these decodes")
     rows = measure(parser.parse_args())
     for row in rows:
         print(" | ".join(f"{key} {value}" for key, value in row.items()))

@@ -92,7 +92,6 @@ class Loop:
         self._num_failed = 0
         self._is_stopped = False
         self._is_checked = True
-        self._look_at = 0.0
         self._failure: BaseException | None = None
         if scheduler.limits.hold_steps:
             cast(HoldingEngine, engine).hold_for(self._between, LOOK_SECONDS)
@@ -119,7 +118,6 @@ class Loop:
         batch = None if self._is_stopped else self.scheduler.schedule(self.clock())
         self._forget()
         if batch:
-            self._look_at = self.clock() + LOOK_SECONDS
             events, step = self._step(batch)
             self._forget()
             self.publish(events, self.scheduler.stats(step))
@@ -127,7 +125,7 @@ class Loop:
     def _between(self) -> None:
         """A step is between two of its layers: who has come meanwhile may cut in. Raises nothing,
         for the engine may be in no position to pass it on: the turn ends with it."""
-        if self.clock() < self._look_at or self._failure or self.scheduler.bill.held:
+        if self._failure or self.scheduler.bill.held:
             return
         try:
             self._postponed += self.inbox(0.0)
@@ -135,7 +133,6 @@ class Loop:
                 self._cut_in(newcomers)
         except BaseException as error:
             self._failure = error
-        self._look_at = self.clock() + LOOK_SECONDS
 
     def _newcomers(self) -> list[Request]:
         """Requests to be queued while the step is held, taken out of what has arrived: up to the

@@ -126,13 +126,11 @@ class Pace:
         """Whether the tenant's next request could run at once, ahead of those that run."""
         pool, most = self.life.pool, account.tenant.quota.live_sequences
         pages = pool.pages_for(int(account.usual_prompt) + 1)
-        names = {seq.request.tenant for seq in running}
-        accounts = self.life.shares.accounts
         return (
             len(running) < self.limits.max_decode_sequences
             and pool.num_free + pool.num_cached >= pages + len(running)
             and (most is None or account.live < most)
-            and all(account.lead <= accounts[name].lead for name in names)
+            and policy.has_right_of_way(account, running, self.life.shares.accounts)
         )
 
     def _fitting(self, base: StepShape, position: int, seconds: float, cap: int) -> int:

@@ -172,9 +172,15 @@ def is_pressed(seq: Seq, end: float) -> bool:
 
 def may_go_ahead(seq: Seq, others: Iterable[Seq], accounts: Mapping[str, Account]) -> bool:
     """Whether others may be held up for a prompt: not for one whose tenant has had more."""
+    return has_right_of_way(accounts[seq.request.tenant], others, accounts)
+
+
+def has_right_of_way(
+    account: Account, others: Iterable[Seq], accounts: Mapping[str, Account]
+) -> bool:
+    """Whether a tenant has had no more than any of those whom his prompt would hold up."""
     names = {other.request.tenant for other in others}
-    lead = accounts[seq.request.tenant].lead
-    return all(lead <= accounts[name].lead for name in names)
+    return all(account.lead <= accounts[name].lead for name in names)
 
 
 def part_of(pending: int, left: int, left_for_partial: int) -> int:

@@ -13,7 +13,7 @@ from dynamo_serve.core.engine import EngineSpec
 from dynamo_serve.core.request import TokenLogprob
 
 EMPTY = -1
-PARTS = 4  # of a step that takes time: between them it can be held
+MAX_PARTS = 28  # of a step that takes time: between them it can be held
 
 
 def next_token(
@@ -73,6 +73,7 @@ class FakeEngine:
         self._step_seconds = step_seconds
         self._sleep = sleep
         self._between: Callable[[], None] = lambda: None
+        self._parts = 1
 
     def start(self) -> EngineSpec:
         self.slots = array("q", [EMPTY]) * (self.spec.page_size * self.spec.num_pages)
@@ -80,8 +81,8 @@ class FakeEngine:
 
     def step(self, batch: Batch) -> list[SequenceOutput]:
         if self._step_seconds:
-            for _ in range(PARTS):
-                self._sleep(self._step_seconds / PARTS)
+            for _ in range(self._parts):
+                self._sleep(self._step_seconds / self._parts)
                 self._between()
         for work in batch.work:
             self._write(work)
@@ -89,6 +90,7 @@ class FakeEngine:
 
     def hold_for(self, between: Callable[[], None], every: float) -> None:
         self._between = between
+        self._parts = max(1, min(MAX_PARTS, int(self._step_seconds / max(every, 1e-6))))
 
     def drop(self, seq_ids: Iterable[str]) -> None:
         pass  # pages are the pool's business

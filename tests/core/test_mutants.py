@@ -216,7 +216,7 @@ BROKEN_HURRY = {
     "let prompts go ahead all the time": ("scheduler.py", "and not self._went_ahead", ""),
     "go ahead whatever the tenant has had": (
         "policy.py",
-        "lead <= accounts[name].lead for name in names",
+        "account.lead <= accounts[name].lead for name in names",
         "True for name in names",
     ),
     "go ahead whoever decodes": (
