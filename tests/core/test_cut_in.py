@@ -48,7 +48,13 @@ def tenancy(**changes: Tenant) -> Tenancy:
     return Tenancy(tenants, CLASSES)
 
 
-def play_of(*, hold_steps: bool, tenants: Tenancy | None = None, mix_phases: bool = True) -> Play:
+def play_of(
+    *,
+    hold_steps: bool,
+    tenants: Tenancy | None = None,
+    mix_phases: bool = True,
+    num_pages: int = 4096,
+) -> Play:
     limits = Limits(
         max_prefill_tokens=512,
         max_mixed_tokens=256,
@@ -56,7 +62,7 @@ def play_of(*, hold_steps: bool, tenants: Tenancy | None = None, mix_phases: boo
         mix_phases=mix_phases,
         hold_steps=hold_steps,
     )
-    return Play(limits, tenants or tenancy())
+    return Play(limits, tenants or tenancy(), num_pages=num_pages)
 
 
 def flood(count: int = 60, outputs: int = 40) -> list[Request]:
@@ -208,10 +214,11 @@ def test_a_step_is_never_held_for_longer_than_it_takes() -> None:
     assert all(seconds <= predicted + 0.02 for seconds, predicted in held)
 
 
-def test_nobody_is_preempted_while_a_step_is_held() -> None:
+@pytest.mark.parametrize("every", [0.93, 1.3])
+def test_nobody_is_preempted_while_a_step_is_held(every: float) -> None:
     """Their pages are being written."""
-    quota = Quota(live_sequences=24)
-    play = play_of(hold_steps=True, tenants=tenancy(pours=Tenant("pours", 1.0, "batch", quota)))
+    asks = Tenant("asks", 1.0, "quicker", Quota(pages_guaranteed=8))
+    play = play_of(hold_steps=True, tenants=tenancy(asks=asks), num_pages=230)
     was_held: list[bool] = []
     original = play.scheduler.life.preempt
 
@@ -220,9 +227,10 @@ def test_nobody_is_preempted_while_a_step_is_held() -> None:
         original(seq, reason, now)  # type: ignore[arg-type]
 
     play.scheduler.life.preempt = preempt  # type: ignore[method-assign]
-    play.run([*flood(100), *questions(0.93, 14)])
+    play.run([*flood(100), *questions(every, 14)])
     assert was_held, "nobody had to make room"
     assert not any(was_held)
+    assert chunks(play, "cut_in")
 
 
 class Between:
