@@ -31,6 +31,7 @@ from dynamo_serve.api.job import Job
 from dynamo_serve.api.render import ChatRenderer
 from dynamo_serve.config import Config
 from dynamo_serve.core.engine import EngineSpec
+from dynamo_serve.core.flight import FlightRecorder
 from dynamo_serve.core.loop import Command
 from dynamo_serve.core.page_pool import PagePool
 from dynamo_serve.core.request import Request, Sampling, TokenEvent
@@ -38,7 +39,7 @@ from dynamo_serve.core.scheduler import Limits, Scheduler
 from dynamo_serve.core.stats import Stats
 from dynamo_serve.engines.fake import FakeEngine
 from dynamo_serve.metrics import Metrics
-from dynamo_serve.service import Service, State
+from dynamo_serve.service import Service
 from dynamo_serve.text.tokenizer import Tokenizer
 
 PROMPT = 32
@@ -110,6 +111,11 @@ def link(watch: Stopwatch, sent: list[bytes]) -> list[tuple[list[TokenEvent], St
 class NoLink:
     """In place of the engine process: takes commands and does nothing."""
 
+    flight = FlightRecorder(bytearray(1024))
+
+    def kill(self, reason: str) -> bool:
+        return False
+
     async def start(self) -> EngineSpec:
         raise NotImplementedError
 
@@ -125,8 +131,9 @@ async def hand_over(
 ) -> None:
     """From the link to readers that only count: metrics, inboxes and one wake-up for each."""
     service = Service(Config(), model_path="", observer=Metrics(model="m", version="0"))
-    service.spec = EngineSpec(1 << 20, PAGE_SIZE, 1 << 20, 1 << 20, {})
-    service.state, service._link = State.READY, NoLink()
+    service.engine.spec = EngineSpec(1 << 20, PAGE_SIZE, 1 << 20, 1 << 20, {})
+    service.engine._link = NoLink()
+    service.engine.is_up = service._has_started = True
     seen = 0
 
     async def read(events: AsyncGenerator[TokenEvent, None]) -> None:

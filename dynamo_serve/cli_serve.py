@@ -45,9 +45,7 @@ def serve(config: Config) -> int:
     path = model_path(config.model.path)
     # Before anything slow: a port in use should be known now, not after minutes of loading.
     with listen(config.server) as listener:
-        metrics = Metrics(
-            model=names[0], version=__version__, num_restarts=lambda: service.num_restarts
-        )
+        metrics = Metrics(model=names[0], version=__version__, vitals=lambda: service.vitals())  # noqa: PLW0108 - it is made below
         progress = Progress(sys.stderr)
         service = Service(config, model_path=path, observer=metrics, progress=progress)
         access = Access(config.server, service.configure)

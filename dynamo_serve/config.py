@@ -58,6 +58,22 @@ class ServerSection:
         "refuse", "A request field nobody knows: refuse it by name, or log a warning and go on."
     )
     ping_interval_s: float = setting(15.0, "Seconds between keep-alive comments on SSE.", low=1)
+    resume_grace_s: float = setting(
+        15.0,
+        "Seconds for which a stream whose connection broke is kept, parked, for a client that comes"
+        " back with Last-Event-ID; 0 cancels it at once.",
+        low=0,
+        high=3600,
+    )
+    stream_credit_bytes: int = setting(
+        16_384,
+        "About how much may wait for one slow reader (beyond what its connection buffers) before "
+        "its request is parked.",
+        low=1024,
+    )
+    reader_patience_s: float = setting(
+        30.0, "Seconds that a parked request waits for its reader to read on.", low=0.1
+    )
     max_choices: int = setting(16, "Largest n (and list of prompts) in one request.", low=1)
 
 
@@ -102,6 +118,15 @@ class EngineSection:
     )
     cuda_graphs: bool = setting(True, "Capture decode batches in CUDA graphs (CUDA only).")
     threads: int = setting(0, "CPU compute threads; 0 takes all cores.", low=0, high=1024)
+    stall_timeout_s: float = setting(
+        20.0,
+        "An engine that makes no progress for so long (and 30 times what was foreseen) is ended "
+        "and started again; 0: never.",
+        low=0,
+    )
+    restart_patience_s: float = setting(
+        60.0, "Seconds that requests wait for a lost engine to come back before they fail.", low=0
+    )
     fake_step_ms: float = setting(
         0.0, "kind fake: how long it sleeps in every step, as a device would compute.", low=0
     )

@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
-from dynamo_serve.core.request import Request, TokenEvent
+from dynamo_serve.core.request import TokenEvent
 from dynamo_serve.errors import RequestError
+
+TOKEN_BYTES = 8  # about what one waiting token will be on the wire, merged with others
+LOGPROB_BYTES = 200
 
 
 class Inbox:
-    """Events of one request on their way to one reader."""
+    """Events of one request on their way to one reader; those that wait are merged.
 
-    def __init__(self, request: Request) -> None:
-        self.request = request
-        self.previous: float | None = None
+    `num_bytes` is about how much waits, `since` when the oldest of it came.
+    """
+
+    def __init__(self) -> None:
+        self.num_bytes = 0
+        self.since: float | None = None
         self._event: TokenEvent | None = None
         self._error: RequestError | None = None
         self._waiter: asyncio.Future[None] | None = None
 
     def put(self, event: TokenEvent) -> None:
-        self._event = event if self._event is None else merge(self._event, event)
+        if self._event is None:
+            self._event, self.since = event, time.monotonic()
+        else:
+            self._event = merge(self._event, event)
+        self.num_bytes += TOKEN_BYTES * len(event.token_ids) + LOGPROB_BYTES * len(event.logprobs)
         self._wake()
 
     def fail(self, error: RequestError) -> None:
@@ -34,6 +45,7 @@ class Inbox:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
         event, self._event = self._event, None
+        self.num_bytes, self.since = 0, None
         return event
 
     def _wake(self) -> None:

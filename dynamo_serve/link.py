@@ -5,48 +5,52 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import queue
 import signal
 import socket
 import subprocess
-import sys
-import sysconfig
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from dynamo_serve import wire
 from dynamo_serve.config import Config
 from dynamo_serve.core.engine import EngineSpec
+from dynamo_serve.core.flight import FlightRecorder, num_bytes
 from dynamo_serve.core.loop import Command, Stop
 from dynamo_serve.core.request import TokenEvent
 from dynamo_serve.core.stats import Stats
 from dynamo_serve.core.tenant import Tenancy
 from dynamo_serve.errors import EngineStartError
+from dynamo_serve.process import describe_exit, exit_code, is_stopped, shared_memory, spawn
 from dynamo_serve.worker import Progress, build_engine, build_loop
 
 log = logging.getLogger(__name__)
 
 RECEIVE_BYTES = 1 << 20
-CLOSE_SECONDS = 5.0  # what a step in flight gets before the process is killed
-# -P: what lies in the working directory is not for us to import.
-WORKER = ("-P", "-m", "dynamo_serve.worker")
 ENGINE_SECTIONS = ("model", "engine", "cache", "scheduler", "log")
+
+
+class Loss(NamedTuple):
+    """The end of an engine. `seq_ids` were in its last step; `is_own`: it crashed or hung in that
+    step, and was not ended from outside as far as one can tell."""
+
+    reason: str
+    seq_ids: tuple[str, ...] = ()
+    is_own: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
     """What a link calls, always on the event loop.
 
-    `on_step` once per publish; `on_lost` once, with the reason, when a started engine is gone
-    without having been closed; `on_answer` with the ticket of an `Inspect` and its answer.
+    `on_step` once per publish; `on_lost` once, when a started engine is gone without having been
+    closed; `on_answer` with the ticket of an `Inspect` and its answer.
     """
 
     on_step: Callable[[list[TokenEvent], Stats], None]
-    on_lost: Callable[[str], None]
+    on_lost: Callable[[Loss], None]
     on_answer: Callable[[int, Any], None]
     progress: Progress
 
@@ -56,7 +60,13 @@ class Link(Protocol):
         """Raises `EngineStartError` if the engine cannot start."""
         ...
 
+    flight: FlightRecorder  # what the engine is doing
+
     def send(self, command: Command) -> None: ...
+
+    def kill(self, reason: str) -> bool:
+        """End an engine that hangs; `on_lost` follows. False where that is impossible."""
+        ...
 
     async def close(self) -> None:
         """Stop the engine; returns when it is gone."""
@@ -74,6 +84,7 @@ class ProcessLink:
         self._is_closing = False
         self._is_up = False
         self._failure: str | None = None
+        self._is_own: bool | None = None  # its end, where the exit code does not tell
         self._writer: asyncio.StreamWriter | None = None
         self._reading: asyncio.Task[None] | None = None
         self.process: subprocess.Popen[bytes] | None = None
@@ -82,8 +93,9 @@ class ProcessLink:
         self._ready: asyncio.Future[EngineSpec] = asyncio.get_running_loop().create_future()
         ours, theirs = socket.socketpair()
         try:
-            with theirs:
-                self.process = self._spawn(theirs.fileno())
+            with theirs, shared_memory(num_bytes(self._max_sequences)) as (fd, memory):
+                self.flight = FlightRecorder(memory)
+                self.process = spawn((theirs.fileno(), fd), self._config.engine.threads)
             reader, self._writer = await asyncio.open_connection(sock=ours)
             sections = {name: asdict(getattr(self._config, name)) for name in ENGINE_SECTIONS}
             tenancy = asdict(self._tenancy)
@@ -102,6 +114,12 @@ class ProcessLink:
         if self._writer and not self._writer.is_closing():
             self._writer.write(wire.pack_command(command))
 
+    def kill(self, reason: str) -> bool:
+        if self.process and self._failure is None:
+            self._failure, self._is_own = reason, not is_stopped(self.process.pid)
+            self.process.kill()
+        return True
+
     async def close(self) -> None:
         self._is_closing = True
         self.send(Stop())
@@ -114,14 +132,9 @@ class ProcessLink:
         if self._reading:
             await asyncio.wait([self._reading])
 
-    def _spawn(self, fd: int) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [sys.executable, *WORKER, str(fd)],
-            pass_fds=[fd],
-            stdin=subprocess.DEVNULL,
-            env=engine_environment(self._config.engine.threads),
-            start_new_session=True,  # Ctrl-C is for the API process, which drains
-        )
+    @property
+    def _max_sequences(self) -> int:
+        return self._config.scheduler.max_decode_sequences
 
     async def _read(self, reader: asyncio.StreamReader, process: subprocess.Popen[bytes]) -> None:
         frames = wire.Frames()
@@ -138,11 +151,12 @@ class ProcessLink:
             self._writer.close()
         code = await exit_code(process)
         reason = self._failure or describe_exit(code)
+        is_own = code != -signal.SIGKILL if self._is_own is None else self._is_own
         if not self._ready.done():
             self._ready.set_exception(EngineStartError(reason))
         elif not self._is_closing:
             try:
-                self._hooks.on_lost(reason)
+                self._hooks.on_lost(Loss(reason, self.flight.read().seq_ids, is_own))
             except Exception:  # said now: of a task that failed, asyncio tells when it is collected
                 log.exception("the loss of the engine could not be taken in")
 
@@ -159,7 +173,7 @@ class ProcessLink:
                 if not self._ready.done():  # cancelled while it was loading
                     self._ready.set_result(wire.spec_of(message))
             case "failed":
-                self._failure = message[2]
+                self._failure, self._is_own = message[2], True
 
 
 class ThreadLink:
@@ -172,6 +186,8 @@ class ThreadLink:
         self._tenancy = tenancy
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._is_closing = False
+        size = num_bytes(config.scheduler.max_decode_sequences)
+        self.flight = FlightRecorder(bytearray(size))
 
     async def start(self) -> EngineSpec:
         self._loop = asyncio.get_running_loop()
@@ -182,6 +198,9 @@ class ThreadLink:
 
     def send(self, command: Command) -> None:
         self._commands.put(command)
+
+    def kill(self, reason: str) -> bool:
+        return False  # a thread cannot be ended from outside
 
     async def close(self) -> None:
         self._is_closing = True
@@ -211,6 +230,7 @@ class ThreadLink:
                     inbox=self._receive,
                     publish=publish,
                     reply=reply,
+                    flight=self.flight,
                 ).run()
             finally:
                 engine.close()
@@ -230,7 +250,8 @@ class ThreadLink:
         if not self._ready.done():
             self._ready.set_exception(error)
         elif not (self._is_closing or self._ready.cancelled()):
-            self._hooks.on_lost(f"{type(error).__name__}: {error}")
+            reason = f"{type(error).__name__}: {error}"
+            self._hooks.on_lost(Loss(reason, self.flight.read().seq_ids))
 
     def _receive(self, patience: float | None) -> list[Command]:
         commands: list[Command] = []
@@ -241,33 +262,3 @@ class ThreadLink:
                 commands.append(self._commands.get_nowait())
         except queue.Empty:
             return commands
-
-
-def engine_environment(threads: int) -> dict[str, str]:
-    """The engine process's environment; what the operator set stands."""
-    package_root = str(Path(__file__).parents[1])
-    if package_root == sysconfig.get_path("purelib"):
-        package_root = ""  # installed: it is found without our help
-    ours = {
-        "OMP_NUM_THREADS": str(threads or len(os.sched_getaffinity(0))),
-        # Threads that spin at a barrier take the core the API process needs: bench/LOG.md.
-        "GOMP_SPINCOUNT": "10000",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
-    return {**ours, **os.environ, **({"PYTHONPATH": path} if path else {})}
-
-
-async def exit_code(process: subprocess.Popen[bytes]) -> int:
-    """Wait for the end of a process that should end by itself; kill it if it does not."""
-    try:
-        return await asyncio.to_thread(process.wait, CLOSE_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        return await asyncio.to_thread(process.wait)
-
-
-def describe_exit(code: int) -> str:
-    if code < 0:
-        return f"the engine process died of {signal.Signals(-code).name}"
-    return f"the engine process exited with code {code}"

@@ -1,10 +1,10 @@
-"""Every Prometheus metric, declared once and fed from the core's Stats and TokenEvents."""
+"""Every Prometheus metric, fed from the core's Stats and TokenEvents."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import (
@@ -18,132 +18,19 @@ from prometheus_client.registry import Collector
 from dynamo_serve.core.batch import Phase
 from dynamo_serve.core.request import Finish, Request, TokenEvent
 from dynamo_serve.core.stats import Stats
+from dynamo_serve.metrics_declared import (
+    ALIASES,
+    COUNTED,
+    DECLARED,
+    RATIOS,
+    SECONDS,
+    TOKENS,
+    Declared,
+)
 from dynamo_serve.metrics_histogram import Histogram
 from dynamo_serve.metrics_tenants import TenantCosts
+from dynamo_serve.observer import STREAMS, Vitals
 
-# A small model on a fast device decodes in 2 to 5 ms and an overloaded one queues for minutes:
-# one scale has to resolve both.
-SECONDS = (
-    *(0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075),
-    *(0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 7.5),
-    *(10.0, 15.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0),
-)
-TOKENS = tuple(float(2**power) for power in range(15))
-RATIOS = (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0)
-
-
-class Declared(NamedTuple):
-    """One metric: `kind` is counter, gauge or histogram."""
-
-    kind: str
-    name: str
-    help: str
-    labels: tuple[str, ...] = ()
-
-    @property
-    def wire_name(self) -> str:
-        return self.name + "_total" if self.kind == "counter" else self.name
-
-
-# The key is the attribute of Stats it reads, or the name this module knows it by.
-DECLARED = {
-    "ttft": Declared("histogram", "dserve_ttft_seconds", "Arrival to first token."),
-    "itl": Declared("histogram", "dserve_itl_seconds", "Gap between events that carry tokens."),
-    "e2e": Declared(
-        "histogram", "dserve_e2e_seconds", "Arrival to finish, of requests that ran to their end."
-    ),
-    "queue": Declared("histogram", "dserve_queue_seconds", "Arrival to first admission."),
-    "step": Declared("histogram", "dserve_step_seconds", "Duration of an engine step.", ("phase",)),
-    "batch": Declared("histogram", "dserve_batch_tokens", "Tokens run in one step.", ("phase",)),
-    "num_running": Declared("gauge", "dserve_sequences_live", "Admitted, unfinished sequences."),
-    "num_waiting": Declared("gauge", "dserve_sequences_waiting", "Sequences not yet admitted."),
-    "pages": Declared(
-        "gauge",
-        "dserve_pages",
-        "KV pages: used by live sequences, cached for reuse, or free.",
-        ("state",),
-    ),
-    "prefix_asked_tokens_total": Declared(
-        "counter", "dserve_prefix_asked_tokens", "Prompt tokens looked up in the prefix cache."
-    ),
-    "prefix_hit_tokens_total": Declared(
-        "counter", "dserve_prefix_hit_tokens", "Prompt tokens found in the prefix cache."
-    ),
-    "preemptions_total": Declared(
-        "counter", "dserve_preemptions", "Sequences that lost their pages and were recomputed."
-    ),
-    "prompt_tokens_total": Declared(
-        "counter", "dserve_prompt_tokens", "Prompt tokens of admitted requests."
-    ),
-    "output_tokens_total": Declared("counter", "dserve_output_tokens", "Tokens generated."),
-    "draft_tokens_total": Declared(
-        "counter", "dserve_draft_tokens", "Guessed tokens verified beside the next one."
-    ),
-    "draft_accepted_tokens_total": Declared(
-        "counter", "dserve_draft_accepted_tokens", "Guessed tokens that were right."
-    ),
-    "finishes": Declared("counter", "dserve_finishes", "Requests by how they ended.", ("finish",)),
-    "refusals": Declared(
-        "counter",
-        "dserve_refusals",
-        "Requests refused on arrival instead of queued.",
-        ("reason",),
-    ),
-    "prediction": Declared(
-        "histogram",
-        "dserve_step_prediction_error_ratio",
-        "How far a step's predicted duration was off, as a share of the real one.",
-    ),
-    "tenant_device_seconds": Declared(
-        "counter", "dserve_tenant_device_seconds", "A tenant's share of the steps.", ("tenant",)
-    ),
-    "tenant_page_seconds": Declared(
-        "counter", "dserve_tenant_page_seconds", "KV pages times how long held.", ("tenant",)
-    ),
-    "tenant_saved_tokens": Declared(
-        "counter", "dserve_tenant_saved_tokens", "Prompt tokens found in the cache.", ("tenant",)
-    ),
-    "tenant_output_tokens": Declared(
-        "counter", "dserve_tenant_output_tokens", "Tokens generated.", ("tenant",)
-    ),
-    "tenant_sequences": Declared(
-        "gauge",
-        "dserve_tenant_sequences",
-        "Sequences: live (admitted) or waiting.",
-        ("tenant", "state"),
-    ),
-    "tenant_refusals": Declared(
-        "counter",
-        "dserve_tenant_refusals",
-        "Of each tenant: requests refused on arrival.",
-        ("tenant", "reason"),
-    ),
-    "restarts": Declared("counter", "dserve_engine_restarts", "Starts of another engine."),
-    "build": Declared("gauge", "dserve_build_info", "Always 1.", ("version", "model")),
-}
-
-
-def _alias(key: str, name: str) -> Declared:
-    original = DECLARED[key]
-    return Declared(original.kind, name, f"Same as {original.name}.", ("model_name",))
-
-
-# What gateways and dashboards made for vLLM scrape: the same numbers under the names they know.
-ALIASES = {
-    "num_running": _alias("num_running", "vllm:num_requests_running"),
-    "num_waiting": _alias("num_waiting", "vllm:num_requests_waiting"),
-    "usage": Declared(
-        "gauge",
-        "vllm:kv_cache_usage_perc",
-        "Share of the KV pages held by live sequences; 1 is full.",
-        ("model_name",),
-    ),
-    "prefix_asked_tokens_total": _alias("prefix_asked_tokens_total", "vllm:prefix_cache_queries"),
-    "prefix_hit_tokens_total": _alias("prefix_hit_tokens_total", "vllm:prefix_cache_hits"),
-    "prompt_tokens_total": _alias("prompt_tokens_total", "vllm:prompt_tokens"),
-    "output_tokens_total": _alias("output_tokens_total", "vllm:generation_tokens"),
-}
-COUNTED = tuple(field for field in Stats._fields if field.endswith("_total"))
 _KINDS: dict[str, Any] = {
     "counter": CounterMetricFamily,
     "gauge": GaugeMetricFamily,
@@ -163,13 +50,11 @@ class Metrics:
     All calls come from one event loop, so nothing is locked.
     """
 
-    def __init__(
-        self, *, model: str, version: str, num_restarts: Callable[[], int] = lambda: 0
-    ) -> None:
+    def __init__(self, *, model: str, version: str, vitals: Callable[[], Vitals] = Vitals) -> None:
         self._model, self._version = model, version
         self._stats = Stats()
         self._before_restart = dict.fromkeys(COUNTED, 0)
-        self._num_restarts = num_restarts
+        self._vitals = vitals
         self._histograms: dict[str, Samples] = {
             **{key: {(): Histogram(SECONDS)} for key in ("ttft", "itl", "e2e", "queue")},
             "prediction": {(): Histogram(RATIOS)},
@@ -180,6 +65,7 @@ class Metrics:
         self._itl = self._histograms["itl"][()]
         self._finishes = dict.fromkeys(Finish, 0)
         self._refusals: Counter[tuple[str, ...]] = Counter()
+        self._streams = dict.fromkeys(STREAMS, 0)
         self._costs = TenantCosts()
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
@@ -197,6 +83,9 @@ class Metrics:
             self._on_finish(request, event, now)
         if event.refusal is not None:
             self._refusals[request.tenant, event.refusal.reason] += 1
+
+    def on_stream(self, what: str) -> None:
+        self._streams[what] += 1
 
     def _on_finish(self, request: Request, event: TokenEvent, now: float) -> None:
         assert event.finish is not None
@@ -258,7 +147,8 @@ class Metrics:
             "refusals": self._refusals_by_reason(),
             "tenant_refusals": self._refusals,
             **self._costs.numbers(),
-            "restarts": {(): self._num_restarts()},
+            **{key: {(): value} for key, value in self._vitals()._asdict().items()},
+            "streams": {(what,): count for what, count in self._streams.items()},
             "build": {(self._version, self._model): 1},
         }
 

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from dynamo_serve.core.request import Request, TokenEvent
 from dynamo_serve.core.stats import Stats
+
+STREAMS = ("reader_gone", "reader_slow", "resumed", "given_up", "forgotten")
+
+
+class Vitals(NamedTuple):
+    """What is asked for at a scrape: see the metrics of these names."""
+
+    restarts: int = 0
+    parked: int = 0
+    lag: float = 0.0
+    stalled: int = 0
 
 
 class Observer(Protocol):
@@ -19,6 +30,11 @@ class Observer(Protocol):
         """`previous`: when the request's last event with tokens came; None for the first."""
         ...
 
+    def on_stream(self, what: str) -> None:
+        """One of `STREAMS`: a request was parked because of its reader, resumed, given up on for
+        a reader that stands still, or forgotten because nobody came back."""
+        ...
+
 
 class NoObserver:
     def on_stats(self, stats: Stats) -> None:
@@ -27,4 +43,7 @@ class NoObserver:
     def on_event(
         self, request: Request, event: TokenEvent, now: float, previous: float | None
     ) -> None:
+        pass
+
+    def on_stream(self, what: str) -> None:
         pass

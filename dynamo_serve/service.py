@@ -4,38 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from enum import Enum
 from typing import Any
 
 from dynamo_serve.config import Config
 from dynamo_serve.core.engine import EngineSpec
-from dynamo_serve.core.loop import Cancel, Configure, Submit
-from dynamo_serve.core.request import Finish, Refusal, Request, TokenEvent
+from dynamo_serve.core.request import Finish, Request, TokenEvent
 from dynamo_serve.core.stats import Stats
 from dynamo_serve.core.tenant import Tenancy
+from dynamo_serve.deliveries import Deliveries
+from dynamo_serve.delivery import Delivery, nobody, refused
 from dynamo_serve.errors import (
     ContextTooLong,
     EngineFailure,
-    EngineStartError,
-    Overloaded,
-    QuotaExceeded,
-    Shed,
     Unavailable,
 )
 from dynamo_serve.inbox import Inbox
-from dynamo_serve.link import Hooks, Link, ProcessLink, ThreadLink
-from dynamo_serve.observer import NoObserver, Observer
+from dynamo_serve.link import Loss
+from dynamo_serve.observer import NoObserver, Observer, Vitals
 from dynamo_serve.questions import Questions
+from dynamo_serve.supervisor import Supervisor, Watcher
 from dynamo_serve.worker import Progress
 
 log = logging.getLogger(__name__)
 
-MAX_BACKOFF_SECONDS = 30.0
 INSPECT_SECONDS = 2.0
-STABLE_SECONDS = 60.0  # an engine that lived so long is restarted at once
+HOLD_SECONDS = 15.0  # a new request waits so long for an engine that is being restarted
 
 
 class State(Enum):
@@ -47,11 +43,7 @@ class State(Enum):
 
 
 class Service:
-    """Owns the engine and every accepted request.
-
-    A request stays in `_live` from its acceptance until the engine has reported its finish or its
-    refusal, also when its reader has gone.
-    """
+    """Accepts requests and answers for them until their end; the engine may come and go."""
 
     def __init__(
         self,
@@ -61,24 +53,22 @@ class Service:
         observer: Observer | None = None,
         progress: Progress = lambda stage, fraction: None,
     ) -> None:
-        self.state = State.STARTING
         self.stats = Stats()
-        self.num_restarts = 0
-        self.lost_reason: str | None = None
-        self._config = config
-        self._model_path = model_path
         self._observer = observer or NoObserver()
-        self._tenancy = Tenancy()
         self._questions = Questions()
-        self._hooks = Hooks(self._on_step, self._on_lost, self._questions.answer, progress)
-        self._link: Link | None = None
-        self._live: dict[str, Inbox] = {}
-        self._idle = asyncio.Event()
-        self._restarting: asyncio.Task[None] | None = None
-        self._started_at = 0.0
-        self._start_seconds = 1.0
-        self._num_losses = 0
-        self._num_quick_deaths = 0
+        self._restart_patience = config.engine.restart_patience_s
+        watcher = Watcher(
+            self._on_step, self._questions.answer, self._on_lost, self._on_up, progress
+        )
+        self.engine = Supervisor(config, model_path, watcher)
+        self._deliveries = Deliveries(
+            self.engine,
+            self._observer,
+            credit=config.server.stream_credit_bytes,
+            patience=config.server.reader_patience_s,
+        )
+        self._has_started = self._is_draining = self._is_closed = False
+        self._giving_up: asyncio.TimerHandle | None = None
         scheduler = config.scheduler
         # For the memory of this process only: the scheduler refuses earlier, and with numbers. It
         # is behind by what is still on its way to it, so twice its queue is surely too much.
@@ -86,40 +76,66 @@ class Service:
 
     async def start(self) -> None:
         """Start the engine and wait until it is ready. Raises `EngineStartError`."""
-        began, num_losses = time.monotonic(), self._num_losses
-        link_class = ProcessLink if self._config.engine.process else ThreadLink
-        tenancy = self._tenancy
-        self._link = link_class(self._config, self._model_path, self._hooks, tenancy)
-        self.spec: EngineSpec = await self._link.start()
-        if self._num_losses > num_losses:  # it was ready, and gone before we got to know
-            raise EngineStartError(self.lost_reason or "the engine was lost")
-        if self._tenancy is not tenancy:  # reloaded while the engine was starting
-            self._link.send(Configure(self._tenancy))
-        self._started_at = time.monotonic()
-        self._start_seconds = self._started_at - began
+        await self.engine.start()
+        self._has_started = True
         self._tell(Stats(pages_free=self.spec.num_pages))
         self._check_guarantees()
-        if self.state in (State.STARTING, State.RESTARTING):
-            self.state = State.READY
 
-    async def generate(self, request: Request) -> AsyncGenerator[TokenEvent, None]:
-        """Events of one request; the last has `finish`. Closing the generator cancels.
+    @property
+    def spec(self) -> EngineSpec:
+        """Facts of the engine, also of the last one while the next one starts."""
+        return self.engine.spec
 
-        Waiting events are merged when the reader is slow. Raises `ContextTooLong`; `Unavailable`
-        (starting, draining, queue full, engine lost; also in the middle of a stream when the engine
-        dies); `QuotaExceeded` or `Overloaded` when the scheduler refuses it; `EngineFailure` when
-        the engine failed this request (ERROR is never yielded).
+    @property
+    def state(self) -> State:
+        if self._is_closed:
+            return State.CLOSED
+        if self._is_draining:
+            return State.DRAINING
+        if not self._has_started:
+            return State.STARTING
+        return State.READY if self.engine.is_up else State.RESTARTING
+
+    # ── requests ─────────────────────────────────────────────────────────────
+
+    def generate(
+        self,
+        request: Request,
+        *,
+        keep_seconds: float = 0.0,
+        on_stuck: Callable[[], None] = nobody,
+    ) -> AsyncGenerator[TokenEvent, None]:
+        """Events of one request; the last has `finish`. Closing the generator cancels, or, with
+        `keep_seconds`, parks it: so long `rejoin` can go on with it.
+
+        It goes on through restarts of the engine. Waiting events are merged when the reader is
+        slow; one who stands still has the request parked, and `on_stuck` called in the end. Raises
+        `ContextTooLong`; `Unavailable` (starting, draining, queue full, no engine for too long);
+        `QuotaExceeded` or `Overloaded` when the scheduler refuses it; `EngineFailure` when the
+        engine failed this request (ERROR is never yielded).
         """
-        self.check_ready()
-        self._check_fits(request)
-        link = self._link
-        assert link, "ready without an engine"
-        link.send(Submit(request))  # first: what cannot be sent must not count as live
-        inbox = self._live[request.id] = Inbox(request)
-        self._idle.clear()
+
+        def begin() -> tuple[Delivery, Inbox]:
+            self.check_open()
+            self._check_fits(request)
+            return self._deliveries.accept(request, keep_seconds, on_stuck)
+
+        return self._read(begin)
+
+    def rejoin(
+        self, request_id: str, num_read: int, *, on_stuck: Callable[[], None] = nobody
+    ) -> AsyncGenerator[TokenEvent, None]:
+        """The events of a kept request after its first `num_read` tokens, as from `generate`.
+        Raises `RequestNotFound`."""
+        return self._read(lambda: self._deliveries.rejoin(request_id, num_read, on_stuck))
+
+    async def _read(
+        self, begin: Callable[[], tuple[Delivery, Inbox]]
+    ) -> AsyncGenerator[TokenEvent, None]:
+        delivery, inbox = begin()
         try:
             while True:
-                event = await inbox.take()
+                event = await self._deliveries.next(delivery, inbox)
                 if event.refusal is not None:
                     raise refused(event.refusal)
                 if event.finish is Finish.ERROR:
@@ -128,24 +144,44 @@ class Service:
                 if event.finish:
                     return
         finally:  # no await here: it may be running under cancellation
-            if self._live.get(request.id) is inbox:
-                link.send(Cancel(request.id))
+            self._deliveries.leave(delivery, inbox)
 
     def cancel(self, request_id: str) -> None:
-        """End a request early; its last event (CANCELLED) still comes."""
-        if self._link and request_id in self._live:
-            self._link.send(Cancel(request_id))
+        """End a request early, for good; its last event (CANCELLED) still comes."""
+        self._deliveries.cancel(request_id)
+
+    def tokens_of(self, request_id: str, count: int) -> TokenEvent:
+        """The first `count` tokens of a request that is live or kept, as one event. Raises
+        `RequestNotFound`."""
+        return self._deliveries.head(request_id, count)
+
+    def is_known(self, request_id: str) -> bool:
+        """Whether a request is live, or kept for a reader who comes back."""
+        return self._deliveries.find(request_id) is not None
 
     def is_live(self, request_id: str) -> bool:
-        """Whether a request is accepted and not finished."""
-        return request_id in self._live
+        """Whether a request is accepted and not finished; it may be parked."""
+        delivery = self._deliveries.find(request_id)
+        return delivery is not None and not delivery.is_done
+
+    @property
+    def num_live(self) -> int:
+        """Requests accepted, not parked and not finished."""
+        return len(self._deliveries.live)
+
+    def vitals(self) -> Vitals:
+        """What a scrape asks for; nobody else is asked for it."""
+        lag = self._deliveries.lag(time.monotonic())
+        num_parked = sum(d.is_parked for d in self._deliveries.kept.values())
+        is_stalled = self._has_started and self.engine.trouble() is not None
+        return Vitals(self.engine.num_restarts, num_parked, lag, int(is_stalled))
+
+    # ── the engine ───────────────────────────────────────────────────────────
 
     def configure(self, tenancy: Tenancy) -> None:
         """Other tenants, classes and quotas, for this engine and those after it."""
-        if self._link:
-            self._link.send(Configure(tenancy))
-        self._tenancy = tenancy  # last: what cannot be sent must not stop the next engine
-        if self.state in (State.READY, State.DRAINING):  # else `start` will
+        self.engine.configure(tenancy)
+        if self.engine.is_up:  # else the start will
             self._check_guarantees()
 
     async def inspect(self, what: str, id: str = "", timeout: float = INSPECT_SECONDS) -> Any:
@@ -153,129 +189,105 @@ class Service:
 
         Raises `Unavailable` if the engine is not up, is lost, or takes more than `timeout` seconds.
         """
-        if self._link is None or self.state not in (State.READY, State.DRAINING):
-            raise Unavailable("the engine is not up", retry_after=self._retry_after())
-        return await self._questions.ask(self._link.send, what, id, timeout)
-
-    @property
-    def num_live(self) -> int:
-        """Requests accepted and not finished."""
-        return len(self._live)
+        if not self.engine.is_up:
+            raise Unavailable("the engine is not up", retry_after=self.engine.restart_seconds)
+        return await self._questions.ask(self.engine.send, what, id, timeout)
 
     def check_ready(self) -> None:
+        """Raise `Unavailable` (with retry_after) if requests had better go elsewhere."""
+        self.check_open()
+        if trouble := self.engine.trouble():
+            raise Unavailable(trouble, retry_after=self.engine.restart_seconds)
+
+    def check_alive(self) -> None:
+        """Raise `Unavailable` if this server will not recover by itself, as far as one can tell."""
+        if self._is_closed:
+            raise Unavailable("the server is closed")
+        if self.engine.is_hopeless:
+            raise Unavailable(f"the engine dies again and again ({self.engine.lost_reason})")
+        if self.engine.is_up and (trouble := self.engine.trouble()):
+            raise Unavailable(trouble)
+
+    def check_open(self) -> None:
         """Raise `Unavailable` (with retry_after) unless new requests are accepted."""
         match self.state:
-            case State.READY:
-                if len(self._live) >= self._max_live:
-                    raise Unavailable(f"the server holds {len(self._live)} requests, its limit")
             case State.STARTING:
                 raise Unavailable("the server is starting", retry_after=2.0)
-            case State.RESTARTING:
-                raise Unavailable(
-                    f"the engine is being restarted ({self.lost_reason})",
-                    retry_after=self._retry_after(),
-                )
-            case _:
+            case State.DRAINING | State.CLOSED:
                 raise Unavailable("the server is shutting down", retry_after=5.0)
+            case State.RESTARTING if (wait := self.engine.restart_seconds) > HOLD_SECONDS:
+                raise Unavailable(self.engine.trouble() or "no engine", retry_after=wait)
+        if self.num_live >= self._max_live:
+            raise Unavailable(f"the server holds {self.num_live} requests, its limit")
 
     async def drain(self, timeout: float) -> None:
         """Refuse new requests; return when the live ones finished or `timeout` seconds passed."""
-        self.state = State.DRAINING
+        self._is_draining = True
+        deliveries = self._deliveries
         try:
             async with asyncio.timeout(timeout):
-                while self._live:
-                    self._idle.clear()
-                    await self._idle.wait()
+                while deliveries.live:
+                    deliveries.idle.clear()
+                    await deliveries.idle.wait()
         except TimeoutError:
-            log.warning("%d requests did not finish in %g s", len(self._live), timeout)
+            log.warning("%d requests did not finish in %g s", self.num_live, timeout)
 
     async def close(self) -> None:
         """Stop the engine; whoever still waits gets `Unavailable`."""
-        self.state = State.CLOSED
-        if self._restarting:
-            self._restarting.cancel()
-            await asyncio.gather(self._restarting, return_exceptions=True)
-        self._fail_all("the server is shutting down", retry_after=5.0)
-        if self._link:
-            await self._link.close()
+        self._is_closed = True
+        self._stop_giving_up()
+        message = "the server is shutting down"
+        self._questions.fail(message)
+        self._deliveries.fail_all(Unavailable(message, retry_after=5.0))
+        await self.engine.close()
 
-    # ── what the link reports ────────────────────────────────────────────────
+    # ── what the engine reports ──────────────────────────────────────────────
 
     def _on_step(self, events: list[TokenEvent], stats: Stats) -> None:
-        now = time.monotonic()
         self._tell(stats)
-        for event in events:
-            inbox = self._live.get(event.request_id)
-            if inbox is None:
-                continue  # accepted by an engine that was declared lost since
-            self._observer.on_event(inbox.request, event, now, inbox.previous)
-            if event.token_ids:
-                inbox.previous = now
-            if event.finish or event.refusal:
-                del self._live[event.request_id]
-            inbox.put(event)
-        if not self._live:
-            self._idle.set()
+        self._deliveries.on_events(events, time.monotonic())
 
-    def _on_lost(self, reason: str) -> None:
-        log.error("engine lost: %s; %d live requests fail", reason, len(self._live))
-        self.lost_reason = reason
-        self._num_losses += 1
-        lived = time.monotonic() - self._started_at
-        self._num_quick_deaths = 0 if lived > STABLE_SECONDS else self._num_quick_deaths + 1
-        if self.state is State.READY:  # otherwise whoever is starting it deals with the loss
-            self.state = State.RESTARTING
-            self._restarting = asyncio.create_task(self._restart())
-        self._fail_all(f"the engine was lost ({reason})", retry_after=self._retry_after())
+    def _on_lost(self, loss: Loss) -> None:
+        self._questions.fail(f"the engine was lost ({loss.reason})")
+        culprit = self._deliveries.on_lost(loss, time.monotonic())
+        if culprit is not None:
+            log.error("request %s is failed: engines die of it", culprit)
+            self.engine.incidents[-1]["failed"] = culprit
+        log.warning("%d requests wait for the next engine", self.num_live)
+        if self._giving_up is None:
+            self._wait_on()
         self._tell(Stats())
+
+    def _on_up(self) -> None:
+        self._stop_giving_up()
+        self._tell(Stats(pages_free=self.spec.num_pages))
+        self._check_guarantees()
+        self._deliveries.on_up()
+
+    def _give_up(self) -> None:
+        """There has been no engine for too long: whoever waits had better know."""
+        reason = f"the engine was lost ({self.engine.lost_reason})"
+        self._deliveries.fail_all(Unavailable(reason, retry_after=self.engine.restart_seconds))
+        self._wait_on()
+
+    def _wait_on(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._giving_up = loop.call_later(self._restart_patience, self._give_up)
+
+    def _stop_giving_up(self) -> None:
+        if self._giving_up:
+            self._giving_up.cancel()
+            self._giving_up = None
 
     def _tell(self, stats: Stats) -> None:
         self.stats = stats
         self._observer.on_stats(stats)
 
-    async def _restart(self) -> None:
-        """Start the engine again, with growing pauses, until it lives or the service closes."""
-        await asyncio.sleep(self._backoff())
-        while self.state is State.RESTARTING:
-            try:
-                await self.start()
-                self.num_restarts += 1
-                log.warning("engine restarted in %.1f s", self._start_seconds)
-            except Exception as error:  # an end of this task would be an end of all restarts
-                self._num_quick_deaths += 1
-                self.lost_reason = str(error) or type(error).__name__
-                log.error("the engine does not start: %s", self.lost_reason)
-                await asyncio.sleep(self._backoff())
-
-    def _backoff(self) -> float:
-        """Seconds to pause before the next start: none after the first death, then 1, 2, 4, …"""
-        if self._num_quick_deaths <= 1:
-            return 0.0
-        doublings = min(self._num_quick_deaths - 2, 10)  # a float overflows after a night of them
-        return min(MAX_BACKOFF_SECONDS, 2.0**doublings)
-
-    def _retry_after(self) -> float:
-        return math.ceil(self._backoff() + self._start_seconds)
-
-    def _fail_all(self, message: str, *, retry_after: float) -> None:
-        self._questions.fail(message)
-        failed = list(self._live.values())
-        self._live.clear()
-        self._idle.set()
-        for inbox in failed:
-            inbox.fail(Unavailable(message, retry_after=retry_after))
-        now = time.monotonic()
-        for inbox in failed:  # told last: whatever it does, nobody is left waiting
-            event = TokenEvent(inbox.request.id, finish=Finish.ERROR, error=message)
-            self._observer.on_event(inbox.request, event, now, inbox.previous)
-
     def _check_guarantees(self) -> None:
-        pages = sum(tenant.quota.pages_guaranteed for tenant in self._tenancy.tenants.values())
+        pages = sum(t.quota.pages_guaranteed for t in self.engine.tenancy.tenants.values())
         if pages > self.spec.num_pages:  # then not every tenant can have its own at once
-            log.warning(
-                "quota.pages_guaranteed: the tenants' add up to %d, the pool has %d pages",
-                *(pages, self.spec.num_pages),
-            )
+            what = "quota.pages_guaranteed: the tenants' add up to %d, the pool has %d pages"
+            log.warning(what, pages, self.spec.num_pages)
 
     def _check_fits(self, request: Request) -> None:
         asked = len(request.prompt_ids) + request.max_tokens
@@ -284,16 +296,3 @@ class Service:
                 f"{len(request.prompt_ids)} prompt tokens and max_tokens {request.max_tokens} make "
                 f"{asked}, more than the limit of {self.spec.max_model_len}"
             )
-
-
-def refused(refusal: Refusal) -> Shed:
-    """The error that a shed request ends with."""
-    kind = QuotaExceeded if refusal.is_own else Overloaded
-    return kind(
-        refusal.message,
-        retry_after=refusal.retry_after,
-        reason=refusal.reason,
-        limit=refusal.limit,
-        predicted_wait=refusal.predicted_wait,
-        queue_position=refusal.queue_position,
-    )

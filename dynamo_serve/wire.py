@@ -1,8 +1,8 @@
 """Messages between the API process and the engine process: msgpack arrays, framed.
 
 To the engine     ["configure", sections, model path, tenancy], once and first
-                  · ["submit", request] · ["cancel", id] · ["tenancy", tenancy]
-                  · ["inspect", ticket, what, id] · ["stop"]
+                  · ["submit", request, how far it had got or nil] · ["cancel", id]
+                  · ["tenancy", tenancy] · ["inspect", ticket, what, id] · ["stop"]
 From the engine   ["progress", stage, fraction] · ["ready", spec] · ["step", events, stats]
                   · ["answer", ticket, data] · ["failed", kind, message]
 """
@@ -22,6 +22,7 @@ from dynamo_serve.core.request import (
     Finish,
     Refusal,
     Request,
+    Resumed,
     Sampling,
     Summary,
     TokenEvent,
@@ -70,8 +71,8 @@ class Frames:
 
 def pack_command(command: Command) -> bytes:
     match command:
-        case Submit(request):
-            return pack("submit", _request_fields(request))
+        case Submit(request, done):
+            return pack("submit", _request_fields(request), done)
         case Cancel(request_id):
             return pack("cancel", request_id)
         case Configure(tenancy):
@@ -85,7 +86,7 @@ def pack_command(command: Command) -> bytes:
 def command_of(message: list[Any]) -> Command:
     match message[0]:
         case "submit":
-            return Submit(_request_of(*message[1]))
+            return Submit(_request_of(*message[1]), message[2] and Resumed(*message[2]))
         case "cancel":
             return Cancel(message[1])
         case "tenancy":

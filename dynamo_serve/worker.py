@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import mmap
 import os
 import select
 import signal
@@ -25,6 +26,7 @@ from dynamo_serve.config import (
     SchedulerSection,
 )
 from dynamo_serve.core.engine import Engine, EngineSpec
+from dynamo_serve.core.flight import FlightRecorder
 from dynamo_serve.core.loop import Command, Inbox, Loop, Publish, Reply, Stop
 from dynamo_serve.core.page_pool import PagePool
 from dynamo_serve.core.request import TokenEvent
@@ -88,6 +90,7 @@ def build_loop(
     inbox: Inbox,
     publish: Publish,
     reply: Reply,
+    flight: FlightRecorder | None,
 ) -> Loop:
     pool = PagePool(spec.num_pages, spec.page_size, prefix_sharing=config.cache.prefix_sharing)
     drafts = spec.verifies_drafts and config.scheduler.speculation == "auto"
@@ -103,7 +106,15 @@ def build_loop(
         hold_steps=spec.holds_steps and config.scheduler.hold_steps,
     )
     scheduler = Scheduler(pool, limits, tenancy)
-    return Loop(scheduler, engine, inbox=inbox, publish=publish, reply=reply, clock=time.monotonic)
+    return Loop(
+        scheduler,
+        engine,
+        inbox=inbox,
+        publish=publish,
+        reply=reply,
+        clock=time.monotonic,
+        flight=flight,
+    )
 
 
 class Channel:
@@ -149,7 +160,13 @@ class Channel:
         self._sock.sendall(wire.pack_spec(spec))
 
 
-def serve(channel: Channel, config: Config, model_path: str, tenancy: Tenancy) -> None:
+def serve(
+    channel: Channel,
+    config: Config,
+    model_path: str,
+    tenancy: Tenancy,
+    flight: FlightRecorder | None,
+) -> None:
     """Start the engine and serve it over `channel` until told to stop."""
     engine = build_engine(
         config, model_path, lambda stage, fraction: channel.send("progress", stage, fraction)
@@ -166,6 +183,7 @@ def serve(channel: Channel, config: Config, model_path: str, tenancy: Tenancy) -
             inbox=channel.receive,
             publish=channel.publish,
             reply=channel.reply,
+            flight=flight,
         )
         loop.run()
     finally:
@@ -211,12 +229,22 @@ def end_with(sock: socket.socket) -> None:
     os._exit(1)
 
 
-def main(fd: int) -> int:
+def record(fd: int | None) -> FlightRecorder | None:
+    """The flight record in memory that this process was given; None if nobody watches."""
+    if fd is None:
+        return None
+    recorder = FlightRecorder(memoryview(mmap.mmap(fd, 0)))
+    os.close(fd)
+    return recorder
+
+
+def main(fd: int, flight_fd: int | None = None) -> int:
     # Signals of the terminal and of the service manager are the API process's to handle; it
     # ends this one by closing the socket.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sock = adopt(fd)
+    flight = record(flight_fd)
     threading.Thread(target=end_with, args=(sock,), name="orphan", daemon=True).start()
     channel = Channel(sock)
     try:
@@ -224,7 +252,7 @@ def main(fd: int) -> int:
         logging.basicConfig(
             level=config.log.level.upper(), format="%(asctime)s %(levelname)s engine: %(message)s"
         )
-        serve(channel, config, model_path, tenancy)
+        serve(channel, config, model_path, tenancy, flight)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return 0
     except EngineStartError as error:
@@ -238,4 +266,4 @@ def main(fd: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1])))
+    sys.exit(main(*map(int, sys.argv[1:])))

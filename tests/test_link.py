@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from dynamo_serve import link
+from dynamo_serve import process
 from dynamo_serve.config import CacheSection, Config, EngineSection
 from dynamo_serve.core.loop import Submit
 from dynamo_serve.core.request import Request, TokenEvent
 from dynamo_serve.core.stats import Stats
 from dynamo_serve.core.tenant import Tenancy
 from dynamo_serve.errors import EngineStartError
-from dynamo_serve.link import Hooks, ProcessLink
+from dynamo_serve.link import Hooks, Loss, ProcessLink
 from tests.core.traffic import VOCAB_SIZE
 from tests.test_service import run
 
@@ -28,6 +28,7 @@ CONFIG = Config(engine=EngineSection(kind="fake"), cache=CacheSection(page_size=
 TALKS = """
 import sys
 from dynamo_serve import worker
+from dynamo_serve.core import rescue
 from dynamo_serve.worker import FakeEngine
 def start(self, start=FakeEngine.start):
     self.tell("weights", 0.5)
@@ -36,17 +37,18 @@ def build(config, path, progress, build=worker.build_engine):
     FakeEngine.tell = staticmethod(progress)
     return build(config, path, progress)
 FakeEngine.start, worker.build_engine = start, build
-sys.exit(worker.main(int(sys.argv[1])))
+sys.exit(worker.main(*map(int, sys.argv[1:])))
 """
 LINGERS = """
 import sys, threading
 from dynamo_serve import worker
+from dynamo_serve.core import rescue
 from dynamo_serve.worker import FakeEngine
 def step(self, batch):
     raise MemoryError("no more")
-FakeEngine.step, worker.Loop.turn.__globals__["MAX_FAILED_STEPS"] = step, 1
+FakeEngine.step, rescue.MAX_FAILED_STEPS = step, 1
 threading.Thread(target=threading.Event().wait).start()  # keeps the interpreter from ending
-sys.exit(worker.main(int(sys.argv[1])))
+sys.exit(worker.main(*map(int, sys.argv[1:])))
 """
 
 
@@ -55,7 +57,7 @@ class Heard:
 
     def __init__(self, **others: Callable[..., None]) -> None:
         self.steps: list[tuple[list[TokenEvent], Stats]] = []
-        self.lost: asyncio.Queue[str] = asyncio.Queue()
+        self.lost: asyncio.Queue[Loss] = asyncio.Queue()
         given: dict[str, Any] = {
             "on_step": lambda events, stats: self.steps.append((events, stats)),
             "on_lost": self.lost.put_nowait,
@@ -127,7 +129,7 @@ def test_progress_that_cannot_be_shown_does_not_stop_the_start(
         raise BrokenPipeError("the terminal is gone")
 
     async def main() -> None:
-        monkeypatch.setattr(link, "WORKER", ("-c", TALKS))
+        monkeypatch.setattr(process, "WORKER", ("-c", TALKS))
         engine = ProcessLink(CONFIG, folder, Heard(progress=progress).hooks, Tenancy())
         spec = await engine.start()
         assert (spec.vocab_size, told) == (VOCAB_SIZE, ["weights"])
@@ -139,15 +141,15 @@ def test_progress_that_cannot_be_shown_does_not_stop_the_start(
 def test_an_engine_that_failed_is_lost_even_if_its_process_does_not_end(
     folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(link, "WORKER", ("-c", LINGERS))
-    monkeypatch.setattr(link, "CLOSE_SECONDS", 0.2)
+    monkeypatch.setattr(process, "WORKER", ("-c", LINGERS))
+    monkeypatch.setattr(process, "CLOSE_SECONDS", 0.2)
 
     async def main() -> None:
         heard = Heard()
         engine = ProcessLink(CONFIG, folder, heard.hooks, Tenancy())
         await engine.start()
         engine.send(Submit(Request("a", (1, 2), 4)))
-        assert await heard.lost.get() == "MemoryError: no more"
+        assert (await heard.lost.get()).reason == "MemoryError: no more"
         assert engine.process and engine.process.returncode is not None
         await engine.close()
 
@@ -157,8 +159,8 @@ def test_an_engine_that_failed_is_lost_even_if_its_process_does_not_end(
 def test_a_start_that_failed_does_not_wait_for_a_process_that_does_not_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(link, "WORKER", ("-c", LINGERS))
-    monkeypatch.setattr(link, "CLOSE_SECONDS", 0.2)
+    monkeypatch.setattr(process, "WORKER", ("-c", LINGERS))
+    monkeypatch.setattr(process, "CLOSE_SECONDS", 0.2)
 
     async def main() -> None:
         engine = ProcessLink(CONFIG, "nowhere", Heard().hooks, Tenancy())
@@ -179,7 +181,7 @@ def test_a_message_that_cannot_be_taken_in_loses_the_engine_and_ends_its_process
         engine = ProcessLink(CONFIG, folder, heard.hooks, Tenancy())
         await engine.start()
         engine.send(Submit(Request("a", (1, 2), 4)))
-        assert await heard.lost.get() == "RuntimeError: cannot count"
+        assert (await heard.lost.get()).reason == "RuntimeError: cannot count"
         assert engine.process and engine.process.returncode is not None
         await engine.close()
 

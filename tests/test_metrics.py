@@ -11,7 +11,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from dynamo_serve.core.request import Finish, Refusal, Request, Summary, TokenEvent
 from dynamo_serve.core.stats import Stats, StepStats
-from dynamo_serve.metrics import ALIASES, COUNTED, DECLARED, SECONDS, Metrics
+from dynamo_serve.metrics import Metrics
+from dynamo_serve.metrics_declared import ALIASES, COUNTED, DECLARED, SECONDS
+from dynamo_serve.observer import Vitals
 
 REQUEST = Request(id="r", prompt_ids=(1, 2), max_tokens=9, arrival=100.0)
 REFUSAL = Refusal("queue_length", "too many", is_own=True, retry_after=2.0)
@@ -143,7 +145,7 @@ def test_counters_go_on_when_the_service_reports_the_loss_of_its_engine() -> Non
 
 def test_restarts_are_read_when_scraped() -> None:
     restarts = 0
-    source = Metrics(model="tiny", version="1.2.3", num_restarts=lambda: restarts)
+    source = Metrics(model="tiny", version="1.2.3", vitals=lambda: Vitals(restarts))
     assert value(source, "dserve_engine_restarts_total") == 0
     restarts = 3
     assert value(source, "dserve_engine_restarts_total") == 3

@@ -32,6 +32,12 @@ def admin_routes(edge: Edge) -> APIRouter:
         """Device-seconds, page-seconds and tokens saved by the cache: the whole, by tenant."""
         return _json(await edge.service.inspect("costs"))
 
+    @routes.get("/incidents")
+    async def incidents() -> Response:
+        """The latest ends of engines: when, why, what was in the step, how long until the next
+        one, and which request was failed for it."""
+        return _json({"incidents": list(edge.service.engine.incidents)})
+
     @routes.get("/journal")
     async def journal(http: Request) -> Response:
         """The latest decisions of the scheduler, oldest first; `?limit=` says how many (100)."""

@@ -16,11 +16,13 @@ from dynamo_serve.api.auth import Access
 from dynamo_serve.api.edge import Edge, Metrics
 from dynamo_serve.api.faults import add_fault_handlers
 from dynamo_serve.api.lookup import Lookup
+from dynamo_serve.api.marks import Streams
 from dynamo_serve.api.middleware import HEADER, RequestId
 from dynamo_serve.api.openai import openai_routes
 from dynamo_serve.api.openapi import document
 from dynamo_serve.api.ops import open_routes, server_routes, token_routes
 from dynamo_serve.api.requests import request_routes
+from dynamo_serve.api.streams import stream_routes
 from dynamo_serve.config import Config
 from dynamo_serve.service import Service
 from dynamo_serve.text.tokenizer import Tokenizer
@@ -53,7 +55,8 @@ def create_app(
     )
     names, started = tuple(model_names), int(time.time())
     delay = config.scheduler.max_queue_delay_ms / 1000
-    edge = Edge(service, tokenizer, config.server, access, Lookup(service), names, started, delay)
+    lookup, streams = Lookup(service), Streams(service)
+    edge = Edge(service, tokenizer, config.server, access, lookup, streams, names, started, delay)
     _add_routes(app, edge, config, metrics)
     add_fault_handlers(app)
     if config.server.cors_origins:
@@ -79,7 +82,7 @@ def _add_routes(app: FastAPI, edge: Edge, config: Config, metrics: Metrics) -> N
         edge.access.check_admin(http.headers.get("authorization"))
 
     app.include_router(open_routes(edge, metrics))
-    for routes in (openai_routes(edge), token_routes(edge), request_routes(edge)):
-        app.include_router(routes, dependencies=[Depends(authorize)])
+    for routes in (openai_routes, stream_routes, token_routes, request_routes):
+        app.include_router(routes(edge), dependencies=[Depends(authorize)])
     app.include_router(server_routes(edge, config), dependencies=[Depends(authorize)])
     app.include_router(admin_routes(edge), dependencies=[Depends(authorize_admin)])

@@ -3,43 +3,83 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import Any
 
 from dynamo_serve.api.job import Job
-from dynamo_serve.core.request import Finish, Request
+from dynamo_serve.api.marks import Mark
+from dynamo_serve.core.request import Finish, TokenEvent
+from dynamo_serve.delivery import nobody
 from dynamo_serve.errors import Unavailable
 from dynamo_serve.service import Service
-from dynamo_serve.text.stream import Delta, detokenize
+from dynamo_serve.text.stream import Delta, Transcript, detokenize
 from dynamo_serve.text.tokenizer import Tokenizer
 
 Updates = AsyncGenerator[tuple[int, Delta], None]
 
 
-def run(job: Job, service: Service, tokenizer: Tokenizer) -> Updates:
-    """Start every choice: (index, delta) as they come. Closing this cancels them all."""
+def run(
+    job: Job, service: Service, tokenizer: Tokenizer, on_stuck: Callable[[], None] = nobody
+) -> Updates:
+    """Start every choice: (index, delta) as they come. Closing this cancels them all, or parks
+    them if the job is kept. `on_stuck` is called for a reader that stands still for too long."""
+    streams = {}
+    for i, request in enumerate(job.requests):
+        events = service.generate(request, keep_seconds=job.keep_seconds, on_stuck=on_stuck)
+        streams[i] = _deltas(job, service, i, events, job.transcript(i, tokenizer))
+    return _together(streams)
 
-    def cancel(request: Request) -> Callable[[], None] | None:
-        return partial(service.cancel, request.id) if job.explain else None
 
-    streams = [
-        detokenize(service.generate(request), job.transcript(i, tokenizer), cancel(request))
-        for i, request in enumerate(job.requests)
-    ]
-    return _single(streams[0]) if len(streams) == 1 else _merged(streams)
+def rejoin(
+    job: Job,
+    service: Service,
+    tokenizer: Tokenizer,
+    marks: Sequence[Mark],
+    on_stuck: Callable[[], None],
+) -> tuple[list[Delta], Updates]:
+    """Go on behind these marks: what the client has of each choice (without its text), and what
+    follows. Raises `RequestNotFound`."""
+    heads, streams = [], {}
+    for i, (request, mark) in enumerate(zip(job.requests, marks, strict=True)):
+        head = service.tokens_of(request.id, mark.num_tokens)
+        heads.append(Delta("", head.token_ids, cached_tokens=head.cached_tokens))
+        if mark.is_ended:
+            continue
+        transcript = job.transcript(i, tokenizer)
+        transcript.push(head)  # its text is with the client; a character begun may not be
+        events = service.rejoin(request.id, mark.num_tokens, on_stuck=on_stuck)
+        streams[i] = _deltas(job, service, i, events, transcript)
+    return heads, _together(streams)
 
 
-async def _single(stream: AsyncGenerator[Delta, None]) -> Updates:
+def _deltas(
+    job: Job,
+    service: Service,
+    index: int,
+    events: AsyncGenerator[TokenEvent, None],
+    transcript: Transcript,
+) -> AsyncGenerator[Delta, None]:
+    cancel = partial(service.cancel, job.requests[index].id)
+    return detokenize(events, transcript, cancel, waits=job.explain)
+
+
+def _together(streams: Mapping[int, AsyncGenerator[Delta, None]]) -> Updates:
+    if len(streams) == 1:
+        return _single(*next(iter(streams.items())))
+    return _merged(streams)
+
+
+async def _single(index: int, stream: AsyncGenerator[Delta, None]) -> Updates:
     async with aclosing(stream):
         async for delta in stream:
-            yield 0, _checked(delta)
+            yield index, _checked(delta)
 
 
-async def _merged(streams: Sequence[AsyncGenerator[Delta, None]]) -> Updates:
+async def _merged(streams: Mapping[int, AsyncGenerator[Delta, None]]) -> Updates:
     # Bounded, so that a slow client is felt by the service, which merges what waits.
-    queue: asyncio.Queue[tuple[int, Delta | Exception]] = asyncio.Queue(len(streams))
+    queue: asyncio.Queue[tuple[int, Delta | Exception]] = asyncio.Queue(max(1, len(streams)))
 
     async def pump(index: int) -> None:
         try:
@@ -49,7 +89,7 @@ async def _merged(streams: Sequence[AsyncGenerator[Delta, None]]) -> Updates:
         except Exception as error:  # handed to the reader, who raises it
             await queue.put((index, error))
 
-    pumps = [asyncio.create_task(pump(i)) for i in range(len(streams))]
+    pumps = [asyncio.create_task(pump(i)) for i in streams]
     try:
         running = len(streams)
         while running:

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from dynamo_serve.api import parse
 from dynamo_serve.api.auth import Access
 from dynamo_serve.api.lookup import Lookup
+from dynamo_serve.api.marks import Streams
 from dynamo_serve.config import ServerSection
 from dynamo_serve.errors import ModelNotFound
 from dynamo_serve.service import Service
@@ -40,6 +41,7 @@ class Edge:
     server: ServerSection
     access: Access
     lookup: Lookup
+    streams: Streams
     model_names: tuple[str, ...]
     started: int
     max_queue_delay: float

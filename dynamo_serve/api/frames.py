@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 
 from dynamo_serve.api.choices import Tally, Updates
 from dynamo_serve.api.job import Job
+from dynamo_serve.api.marks import Mark, written
 from dynamo_serve.api.render import Envelope, Renderer, to_json
 from dynamo_serve.errors import RequestError
 from dynamo_serve.text.stream import Delta
@@ -18,12 +19,20 @@ MARK = "\0"  # stands for the text of an event; in no id, and in no name of a mo
 
 
 async def frames(
-    first: tuple[int, Delta], updates: Updates, job: Job, renderer: Renderer
+    first: tuple[int, Delta] | None,
+    updates: Updates,
+    job: Job,
+    renderer: Renderer,
+    heads: Sequence[tuple[Mark, Delta]] = (),
 ) -> AsyncGenerator[bytes, None]:
-    """What each update adds to the stream; an error after the first token is an event too."""
+    """What each update adds to the stream; an error after the first token is an event too. Of a
+    stream that is gone on with, `heads` are what the client has of each choice."""
     writer = Writer(job, renderer)
     tally = Tally(job)
-    update: tuple[int, Delta] | None = first
+    for index, (mark, head) in enumerate(heads):
+        tally.add(index, head)
+        writer.skip(index, mark)
+    update = first
     try:
         while update is not None:
             tally.add(*update)
@@ -50,19 +59,36 @@ class Writer:
         self._prompt_first = job.return_token_ids and not job.continues_text
         self._only_text = job.logprobs is None and not job.return_token_ids
         self._around: dict[int, tuple[bytes, bytes]] = {}  # of each choice that has begun
+        self._prefix = f"id: {job.id}:" if job.keep_seconds else ""
+        self._marks = [Mark()] * len(job.requests)
+
+    def skip(self, index: int, mark: Mark) -> None:
+        """The client has this much of a choice."""
+        self._marks[index] = mark
+        if mark.num_tokens or mark.is_ended:
+            self._around[index] = self._split(index)
 
     def events(self, index: int, delta: Delta) -> bytes:
         """What a delta adds to a choice, and before the first what the choice opens with."""
         around = self._around.get(index)
         if around is None:
             self._around[index] = self._split(index)
-            return self._opening(index) + self.events(index, delta)
+            opening = self._opening(index)
+            return (self._id() + opening if opening else b"") + self.events(index, delta)
+        count = self._marks[index].num_tokens + len(delta.token_ids)
+        self._marks[index] = Mark(count, delta.finish is not None)
         if self._only_text and delta.finish is None:  # nearly all there ever are
             before, after = around
-            return before + to_json(delta.text).encode() + after if delta.text else b""
+            if not delta.text:
+                return b""
+            return self._id() + before + to_json(delta.text).encode() + after
         if delta.text or delta.finish or delta.tokens or self._verbose:
-            return self._choice(index, delta)
+            return self._id() + self._choice(index, delta)
         return b""
+
+    def _id(self) -> bytes:
+        """The line that says how far a client is that has this event."""
+        return f"{self._prefix}{written(self._marks)}\n".encode() if self._prefix else b""
 
     def usage(self, tally: Tally) -> bytes:
         return _frame(self._envelope.usage_chunk(tally.usage()))

@@ -49,6 +49,7 @@ class Job:
     return_token_ids: bool
     logprobs: int | None
     explain: bool
+    keep_seconds: float = 0.0  # for a client that comes back, after its connection broke
 
     @property
     def prompts(self) -> list[tuple[int, ...]]:
@@ -70,6 +71,7 @@ class Bounds:
 
     spec: EngineSpec
     max_choices: int
+    resume_grace: float
     eos_ids: frozenset[int]
 
 
@@ -104,6 +106,7 @@ def to_job(
         return_token_ids=body.return_token_ids,
         logprobs=_logprobs(body),
         explain=body.explain,
+        keep_seconds=bounds.resume_grace if body.stream else 0.0,
     )
 
 

@@ -9,11 +9,13 @@ from fastapi import APIRouter, Request, Response
 from dynamo_serve.api.choices import run
 from dynamo_serve.api.edge import Edge
 from dynamo_serve.api.job import Body, Bounds, Job, to_job
+from dynamo_serve.api.marks import HEADER as LAST_EVENT_ID
 from dynamo_serve.api.openapi import takes
 from dynamo_serve.api.prompts import completion_prompts, render_messages
 from dynamo_serve.api.render import ChatRenderer, CompletionRenderer
 from dynamo_serve.api.schema import ChatRequest, CompletionRequest
-from dynamo_serve.api.sse import respond
+from dynamo_serve.api.sse import abort, respond
+from dynamo_serve.api.streams import go_on
 from dynamo_serve.api.terms import HEADER, terms_of
 
 
@@ -24,27 +26,31 @@ def openai_routes(edge: Edge) -> APIRouter:
     @routes.post("/chat/completions", openapi_extra=takes(ChatRequest))
     async def chat(http: Request) -> Response:
         """Answer a conversation. With `stream` the answer comes as server-sent events."""
+        if last := http.headers.get(LAST_EVENT_ID):
+            return await go_on(edge, http, last)
         body = await edge.body(http, ChatRequest)
         model = edge.model_name(body.model)
-        edge.service.check_ready()
+        edge.service.check_open()
         text = await render_messages(body.messages, edge.tokenizer, body.chat_template_kwargs)
         ids = await edge.tokenizer.encode_async(text)
         job = _job(edge, http, body, [ids], model)
-        updates = run(job, edge.service, edge.tokenizer)
+        updates = run(job, edge.service, edge.tokenizer, abort(http))
         renderer = ChatRenderer(job, edge.tokenizer)
         return await respond(http, job, updates, renderer, edge.server.ping_interval_s)
 
     @routes.post("/completions", openapi_extra=takes(CompletionRequest))
     async def complete(http: Request) -> Response:
         """Continue each prompt. With `stream` the answer comes as server-sent events."""
+        if last := http.headers.get(LAST_EVENT_ID):
+            return await go_on(edge, http, last)
         body = await edge.body(http, CompletionRequest)
         model = edge.model_name(body.model)
-        edge.service.check_ready()
+        edge.service.check_open()
         prompts = await completion_prompts(
             body, edge.tokenizer, edge.service.spec.vocab_size, edge.server.max_choices
         )
         job = _job(edge, http, body, prompts, model)
-        updates = run(job, edge.service, edge.tokenizer)
+        updates = run(job, edge.service, edge.tokenizer, abort(http))
         renderer = CompletionRenderer(job, edge.tokenizer)
         return await respond(http, job, updates, renderer, edge.server.ping_interval_s)
 
@@ -62,7 +68,10 @@ def openai_routes(edge: Edge) -> APIRouter:
 
 
 def _job(edge: Edge, http: Request, body: Body, prompts: list[list[int]], model: str) -> Job:
-    bounds = Bounds(edge.service.spec, edge.server.max_choices, edge.tokenizer.eos_ids)
+    server = edge.server
+    bounds = Bounds(
+        edge.service.spec, server.max_choices, server.resume_grace_s, edge.tokenizer.eos_ids
+    )
     # Asked again: between the headers and the end of the body the tenants may have been reloaded.
     caller = edge.access.caller(http.headers.get("authorization"))
     terms = terms_of(
@@ -74,6 +83,7 @@ def _job(edge: Edge, http: Request, body: Body, prompts: list[list[int]], model:
     )
     job = to_job(body, prompts, bounds, caller, terms, model)
     edge.lookup.add(caller.tenant, http.state.request_id, job)
+    edge.streams.add(caller.tenant, job)
     return job
 
 

@@ -15,7 +15,6 @@ from dynamo_serve.api.render import to_json
 from dynamo_serve.api.schema import DetokenizeRequest, TokenizeRequest
 from dynamo_serve.config import Config
 from dynamo_serve.errors import InvalidRequest, Unavailable
-from dynamo_serve.service import State
 
 SCRAPE_SECONDS = 1.0  # a scraper gives up after ten, and a step may take long
 
@@ -26,14 +25,15 @@ def open_routes(edge: Edge, metrics: Metrics) -> APIRouter:
 
     @routes.get("/health")
     async def health() -> dict[str, str]:
-        """200 while the process lives and means to go on, also while the engine restarts."""
-        if edge.service.state is State.CLOSED:
-            raise Unavailable("The server is closed.")
+        """200 while the server gets on, or means to, as while the engine restarts; else 503 with
+        the reason: the engine makes no progress, or dies again and again."""
+        edge.service.check_alive()
         return {"status": "ok", "state": edge.service.state.value}
 
     @routes.get("/ready")
     async def ready() -> dict[str, str]:
-        """200 if new requests are accepted; else 503 with Retry-After and the reason."""
+        """200 if new requests are welcome; else 503 with Retry-After and the reason: starting,
+        restarting, draining, full, or an engine that makes no progress. Asks the engine nothing."""
         edge.service.check_ready()
         return {"status": "ready"}
 
@@ -60,7 +60,7 @@ def token_routes(edge: Edge) -> APIRouter:
         """The token ids of a text, or of a conversation as the model gets to see it."""
         body = await edge.body(http, TokenizeRequest)
         edge.model_name(body.model)
-        edge.service.check_ready()
+        edge.service.check_open()
         text, add_special = await _text(body, edge)
         ids = await edge.tokenizer.encode_async(text, add_special_tokens=add_special)
         answer = {
@@ -79,7 +79,7 @@ def token_routes(edge: Edge) -> APIRouter:
         """The text of token ids, special tokens included."""
         body = await edge.body(http, DetokenizeRequest)
         edge.model_name(body.model)
-        edge.service.check_ready()
+        edge.service.check_open()
         check_ids(body.tokens, edge.service.spec.vocab_size, "tokens")
         return {"prompt": edge.tokenizer.decode(body.tokens)}
 
@@ -110,7 +110,7 @@ def server_routes(edge: Edge, config: Config) -> APIRouter:
     @routes.get("/v1/server")
     async def server() -> dict[str, Any]:
         """Version, model, device, attention backend and limits: facts, not wishes."""
-        edge.service.check_ready()
+        edge.service.check_open()
         spec = edge.service.spec
         return {
             "version": __version__,

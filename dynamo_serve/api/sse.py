@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
@@ -15,9 +15,12 @@ from starlette.types import Receive, Scope, Send
 from dynamo_serve.api.choices import Updates, fold
 from dynamo_serve.api.frames import frames
 from dynamo_serve.api.job import Job
+from dynamo_serve.api.marks import Mark
 from dynamo_serve.api.render import Envelope, Renderer, to_json
+from dynamo_serve.delivery import nobody
 from dynamo_serve.text.stream import Delta
 
+CONNECTION = "dynamo_serve.connection"  # in the scope of a request, if the server put it there
 PING = b": ping\n\n"
 HEADERS = {
     "Cache-Control": "no-store",
@@ -29,23 +32,35 @@ T = TypeVar("T")
 
 
 async def respond(
-    http: Request, job: Job, updates: Updates, renderer: Renderer, ping: float
+    http: Request,
+    job: Job,
+    updates: Updates,
+    renderer: Renderer,
+    ping: float,
+    heads: Sequence[tuple[Mark, Delta]] = (),
 ) -> Response:
-    """Answer `http` with what `updates` brings; a hang-up closes `updates`.
+    """Answer `http` with what `updates` brings; a hang-up closes `updates`. Of a stream that is
+    gone on with, `heads` are what the client has.
 
     What goes wrong before the first token is raised, and so becomes a proper HTTP status.
     """
     if job.stream:
         first = await until_hang_up(_first(updates), hang_up(http.receive))
-        return EventStream(frames(first, updates, job, renderer), updates, ping)
+        return EventStream(frames(first, updates, job, renderer, heads), updates, ping)
     answers, tally = await until_hang_up(fold(updates, job), hang_up(http.receive))
     choices = [renderer.choice(i, answer, streamed=False) for i, answer in enumerate(answers)]
     body = Envelope(job, renderer).whole(choices, tally.usage())
     return Response(to_json(body), media_type="application/json")
 
 
-async def _first(updates: Updates) -> tuple[int, Delta]:
-    return await anext(updates)
+async def _first(updates: Updates) -> tuple[int, Delta] | None:
+    return await anext(updates, None)
+
+
+def abort(http: Request) -> Callable[[], None]:
+    """What ends the connection of `http` at once, whatever waits to be sent."""
+    connection = http.scope.get(CONNECTION)
+    return nobody if connection is None else connection.abort
 
 
 class EventStream(StreamingResponse):

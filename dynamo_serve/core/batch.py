@@ -46,6 +46,15 @@ class Work(NamedTuple):
     banned_ids: frozenset[int] = frozenset()
     draft_len: int = 0
 
+    @property
+    def is_decode(self) -> bool:
+        """Whether it feeds one settled token, the newest, behind the prompt."""
+        return (
+            self.samples
+            and len(self.token_ids) - self.draft_len == 1
+            and (self.position >= self.prompt_len)
+        )
+
     def kept(self, picked: Sequence[int]) -> int:
         """How many of the tokens picked after each place of the draft stand: all up to the first
         that was not foreseen. What follows it was picked after a token that is not there."""

@@ -50,6 +50,7 @@ class Bill:
         self.cost = cost
         self.step: Step | None = None
         self.held: Held | None = None
+        self.is_smooth = True  # the step in flight ran at the first try
         self._held_seconds = 0.0  # of the step in flight
         self._charged_at = -inf  # until when the pages held are paid for
         self._divided_at = -inf
@@ -73,6 +74,12 @@ class Bill:
         self.held = Held(self.step, now, self._held_seconds)
         self.life.flight_seconds = self.held.seconds_left
         self.life.flight_tokens = {seq.id: count for seq, (count, _, _) in self.step.items}
+
+    @property
+    def planned(self) -> Step:
+        """The step in flight."""
+        assert self.step is not None, "a step without a plan"
+        return self.step
 
     @property
     def is_patient(self) -> bool:
@@ -100,8 +107,9 @@ class Bill:
         seconds = now - step.began
         if seconds <= 0.0:
             return
-        if not any(out.finish is Finish.ERROR for out in produced.values()):
+        if self.is_smooth and not any(out.finish is Finish.ERROR for out in produced.values()):
             self.cost.observe(step.shape, seconds)
+        self.is_smooth = True
         parts = self.cost.shares([item for _, item in step.items])
         shares.charge_step(step.items, parts, seconds)
 

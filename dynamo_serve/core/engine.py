@@ -29,6 +29,10 @@ class EngineSpec:
     holds_steps: bool = False
 
 
+class EngineBroken(Exception):
+    """Raised by a step after which no other can work: the process has to be started again."""
+
+
 class Engine(Protocol):
     def start(self) -> EngineSpec:
         """Load, warm up, and report what was got. Raises `EngineStartError` with the remedy."""
@@ -39,7 +43,8 @@ class Engine(Protocol):
 
         Returns 0..n tokens for any subset of the sequences whose work samples: one that is not
         mentioned has none yet. Work that does not sample may be answered, too, with
-        `Finish.ERROR`. Raising fails the whole batch.
+        `Finish.ERROR`. After an exception the batch is run again in parts, with every work as it
+        was; raises `EngineBroken` where that is of no use.
         """
         ...
 

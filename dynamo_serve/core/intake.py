@@ -150,7 +150,7 @@ class Intake:
             return Reason.QUOTA_PAGES
         if self._awaits_prefix(seq):
             return Reason.PREFIX
-        while not self._has_room(seq):
+        while not self.has_room(seq):
             need = self._new_pages(seq)
             if not may_preempt or not self.preemption.for_pages(seq, account, need, now):
                 return Reason.PAGES
@@ -197,7 +197,7 @@ class Intake:
         matched = len(index.match(keys))
         return matched < len(keys) and index.maker(keys[matched]) is not None
 
-    def _has_room(self, seq: Sequence) -> bool:
+    def has_room(self, seq: Sequence) -> bool:
         # A page for each running sequence that can still grow stays free: admitting one more is
         # no reason to preempt another a few tokens later.
         running = self.life.running.values()

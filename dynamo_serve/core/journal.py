@@ -10,6 +10,7 @@ from typing import NamedTuple
 class Kind(Enum):
     """What was decided."""
 
+    RESUME = "resume"  # it was accepted before; the reason is that of `request.Resumed`
     ADMIT = "admit"
     DEFER = "defer"  # it waits, from now on for this reason
     CHUNK = "chunk"
@@ -43,6 +44,7 @@ class Reason(Enum):
     SHARED = "shared"  # other prompts got their part
     AHEAD = "ahead"  # nothing: it goes ahead of others, for its TTFT target
     CUT_IN = "cut_in"  # nothing: the running step is held for it
+    ALONE = "alone"  # an engine may have died of it: nobody else is in its steps
     # draft
     PAYS = "pays"  # it will save more time than it costs (tokens, matched)
     # preempt

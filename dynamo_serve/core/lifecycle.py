@@ -8,6 +8,7 @@ from dynamo_serve.core.page_pool import PagePool
 from dynamo_serve.core.request import Finish, TokenEvent, TokenLogprob
 from dynamo_serve.core.sequence import Sequence
 from dynamo_serve.core.shares import Shares
+from dynamo_serve.core.stats import Stats, StepStats
 from dynamo_serve.core.waiting import WaitingQueue
 
 MOST_HISTORY = 64  # decisions kept about one request
@@ -46,6 +47,24 @@ class Lifecycle:
         if sum(len(seq.page_table) for seq in own) + more <= burst:
             return True
         return len({page for seq in own for page in seq.page_table}) + more <= burst
+
+    def stats(self, step: StepStats | None) -> Stats:
+        totals = self.totals
+        return Stats(
+            num_waiting=len(self.waiting),
+            num_running=len(self.running),
+            pages_used=self.pool.num_used,
+            pages_cached=self.pool.num_cached,
+            pages_free=self.pool.num_free,
+            prefix_asked_tokens_total=totals["prefix_asked"],
+            prefix_hit_tokens_total=totals["prefix_hit"],
+            preemptions_total=totals["preemptions"],
+            prompt_tokens_total=totals["prompt"],
+            output_tokens_total=totals["output"],
+            draft_tokens_total=totals["draft"],
+            draft_accepted_tokens_total=totals["draft_accepted"],
+            step=step,
+        )
 
     # ── waiting → running ────────────────────────────────────────────────────
 
@@ -160,6 +179,7 @@ class Lifecycle:
             if seq.first_token_at is None:
                 seq.first_token_at, cached_tokens = now, seq.cached_tokens
             seq.last_token_at = now
+            seq.is_suspect = False
         # The newest token is always pending: its KV is written by the next step.
         if work.samples:
             seq.phase, seq.num_computed = Phase.DECODE, seq.num_tokens - 1

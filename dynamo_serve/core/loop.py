@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 from dynamo_serve.core import views
-from dynamo_serve.core.batch import Batch, SequenceOutput
+from dynamo_serve.core.batch import Batch
 from dynamo_serve.core.engine import Engine, HoldingEngine
-from dynamo_serve.core.request import Finish, Request, TokenEvent
+from dynamo_serve.core.flight import Doing, FlightRecorder, num_bytes
+from dynamo_serve.core.request import Request, Resumed, TokenEvent
+from dynamo_serve.core.rescue import Rescue
 from dynamo_serve.core.scheduler import Scheduler
 from dynamo_serve.core.stats import Stats, StepStats
 from dynamo_serve.core.tenant import Tenancy
-
-log = logging.getLogger(__name__)
 
 IDLE_SECONDS = 0.1  # without work, before the books are read: a large pool takes a while
 # What is obeyed between two steps: admission and answers look ahead, and that takes time.
@@ -22,11 +21,13 @@ MAX_COMMANDS = 128
 COMMAND_SECONDS = 0.01
 MAX_NEWCOMERS = 8  # at a time, for which a step is held
 LOOK_SECONDS = 0.004  # between two looks, while a step runs, at who has come
-MAX_FAILED_STEPS = 3  # in a row; then the engine is beyond helping itself
 
 
 class Submit(NamedTuple):
+    """A new request, or, with `done`, one that goes on where it was."""
+
     request: Request
+    done: Resumed | None = None
 
 
 class Cancel(NamedTuple):
@@ -81,15 +82,18 @@ class Loop:
         publish: Publish,
         clock: Callable[[], float],
         reply: Reply = lambda ticket, answer: None,
+        flight: FlightRecorder | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.engine = engine
+        self.rescue = Rescue(engine)
+        sequences = scheduler.limits.max_decode_sequences
+        self.flight = flight or FlightRecorder(bytearray(num_bytes(sequences)))
         self.inbox = inbox
         self.publish = publish
         self.reply = reply
         self.clock = clock
         self._postponed: list[Command] = []
-        self._num_failed = 0
         self._is_stopped = False
         self._is_checked = True
         self._failure: BaseException | None = None
@@ -128,7 +132,7 @@ class Loop:
         if self._failure or self.scheduler.bill.held:
             return
         try:
-            self._postponed += self.inbox(0.0)
+            self._hear(0.0)
             if newcomers := self._newcomers():
                 self._cut_in(newcomers)
         except BaseException as error:
@@ -139,11 +143,12 @@ class Loop:
         last one that may cut in, for nobody overtakes whoever came before. None while other tenants
         or the end are announced, which come first, or when there is more than a turn can do."""
         arrived = self._postponed
-        if len(arrived) > MAX_COMMANDS or not self.scheduler.bill.is_patient:
+        scheduler = self.scheduler
+        if len(arrived) > MAX_COMMANDS or not scheduler.bill.is_patient or scheduler.quarantine:
             return []
         if any(isinstance(command, Configure | Stop) for command in arrived):
             return []
-        submits = [command for command in arrived if isinstance(command, Submit)][:MAX_NEWCOMERS]
+        submits = [c for c in arrived if isinstance(c, Submit) and not c.done][:MAX_NEWCOMERS]
         while submits and not self.scheduler.may_cut_in(submits[-1].request):
             submits.pop()
         for command in submits:
@@ -166,11 +171,19 @@ class Loop:
     def _commands(self) -> list[Command]:
         """What has arrived, but no more than fits between two steps."""
         patience = 0.0 if self._postponed else self._patience()
-        self._postponed += self.inbox(patience)
+        if patience != 0.0:
+            self.flight.waits(self.clock())
+        self._hear(patience)
+        self.flight.turns(self.clock())
         self._postponed.sort(key=is_question)
         commands = self._postponed[:MAX_COMMANDS]
         del self._postponed[:MAX_COMMANDS]
         return commands
+
+    def _hear(self, patience: float | None) -> None:
+        if arrived := self.inbox(patience):
+            self._postponed += arrived
+            self.flight.took(len(arrived))
 
     def _patience(self) -> float | None:
         """How long the inbox may wait: not at all while there is something to run."""
@@ -189,9 +202,11 @@ class Loop:
 
     def _obey(self, command: Command) -> list[TokenEvent]:
         match command:
-            case Submit(request):
+            case Submit(request, done):
                 self._is_checked = False
-                return self.scheduler.add(request, self.clock())
+                if done is None:
+                    return self.scheduler.add(request, self.clock())
+                self.scheduler.resume(request, done, self.clock())
             case Cancel(request_id):
                 return self.scheduler.cancel(request_id, self.clock())
             case Configure(tenancy):
@@ -206,24 +221,19 @@ class Loop:
         if dropped := self.scheduler.take_dropped():
             self.engine.drop(dropped)
 
+    def _take_off(self, batch: Batch) -> Doing:
+        plan = self.scheduler.bill.planned
+        ids = (work.seq_id for work in batch.work)
+        return self.flight.steps(ids, plan.began, plan.predicted_seconds)
+
     def _step(self, batch: Batch) -> tuple[list[TokenEvent], StepStats]:
-        try:
-            outputs = self.engine.step(batch)
-            self._num_failed = 0
-        except Exception as error:  # one bad batch must not take the server down
-            self._num_failed += 1
-            if self._num_failed >= MAX_FAILED_STEPS:
-                raise
-            log.exception("a %s step of %d failed", batch.phase.value, len(batch.work))
-            outputs = [
-                SequenceOutput(w.seq_id, finish=Finish.ERROR, error=f"the step failed: {error}")
-                for w in batch.work
-            ]
+        before = self._take_off(batch)
+        outputs, self.scheduler.bill.is_smooth = self.rescue.step(batch)
         if self._failure:
             raise self._failure
         now = self.clock()
-        plan = self.scheduler.bill.step
-        assert plan is not None, "a step without a plan"
+        plan = self.scheduler.bill.planned
+        self.flight.goes_on(before, now - plan.began)
         step = StepStats(
             phase=batch.phase.value,
             seconds=now - plan.began,

@@ -76,6 +76,22 @@ class Request:
     call_tokens: int = 0
 
 
+class Resumed(NamedTuple):
+    """How far an accepted request had got when it was taken from its engine.
+
+    That was at `since`, for `reason` ("engine_lost", "reader_back"). Its `token_ids` so far came
+    with `cached_tokens` of the prompt found in the cache, the first at `first_token_at`. Of a
+    suspect the engine may have died: it is run alone until it has yielded a token.
+    """
+
+    token_ids: tuple[int, ...]
+    since: float
+    reason: str
+    first_token_at: float | None = None
+    cached_tokens: int = 0
+    is_suspect: bool = False
+
+
 class TokenLogprob(NamedTuple):
     """Natural-log probability of one chosen token, and of the likeliest `top` tokens."""
 

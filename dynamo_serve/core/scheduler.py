@@ -12,12 +12,13 @@ from dynamo_serve.core.batch import Batch, Phase, SequenceOutput, Work
 from dynamo_serve.core.bill import Bill
 from dynamo_serve.core.cut_in import CutIn
 from dynamo_serve.core.intake import Intake
-from dynamo_serve.core.journal import Journal, Reason
+from dynamo_serve.core.journal import Journal, Kind, Reason
 from dynamo_serve.core.lifecycle import Lifecycle
 from dynamo_serve.core.pace import Limits, Prompts
 from dynamo_serve.core.page_pool import PagePool
 from dynamo_serve.core.preemption import shape_of
-from dynamo_serve.core.request import Finish, Request, TokenEvent
+from dynamo_serve.core.quarantine import Quarantine
+from dynamo_serve.core.request import Finish, Request, Resumed, TokenEvent
 from dynamo_serve.core.sequence import Sequence
 from dynamo_serve.core.shares import Shares
 from dynamo_serve.core.speculation import Drafts, Speculation
@@ -53,6 +54,7 @@ class Scheduler:
         self.running = self.life.running
         self.bill = Bill(self.life, self.cost)
         self.newcomers = CutIn(self.intake, self.bill)
+        self.quarantine = Quarantine(self.intake)
         self._last = Phase.DECODE  # of steps of one kind
         self._went_ahead = False  # did prompts make others wait in the last step?
         self._deadlines: list[tuple[float, str]] = []  # a heap; ids may be gone already
@@ -72,16 +74,36 @@ class Scheduler:
         longest = len(request.prompt_ids) + request.max_tokens
         assert request.prompt_ids and request.max_tokens > 0, request.id
         assert self.pool.pages_for(longest) <= self.pool.num_pages, f"{request.id} can never fit"
-        promise = self.tenancy.class_of(request.tenant, request.class_name)
-        seq = Sequence.of(request, promise, self._num_added)
-        self._num_added += 1
+        seq = self._sequence(request)
         refusal = self.admission.refuse(seq, now)
         if refusal is not None:
             return [TokenEvent(request.id, refusal=refusal)]
-        self.life.enqueue(seq, now)
-        if request.deadline < inf:
-            self._watch(request)
+        self._enqueue(seq, now)
         return []
+
+    def resume(self, request: Request, done: Resumed, now: float) -> None:
+        """Queue a request that was accepted before, by an engine that is gone or by this one; it is
+        never refused."""
+        seq = self._sequence(request)
+        seq.resume(done)
+        self._enqueue(seq, now)
+        self.life.note(
+            *(seq, now, Kind.RESUME, done.reason),
+            output_tokens=len(done.token_ids),
+            away_s=now - done.since,
+        )
+        if done.is_suspect:
+            self.quarantine.add(seq)
+
+    def _sequence(self, request: Request) -> Sequence:
+        promise = self.tenancy.class_of(request.tenant, request.class_name)
+        self._num_added += 1
+        return Sequence.of(request, promise, self._num_added)
+
+    def _enqueue(self, seq: Sequence, now: float) -> None:
+        self.life.enqueue(seq, now)
+        if seq.request.deadline < inf:
+            self._watch(seq.request)
 
     def _watch(self, request: Request) -> None:
         """Remember a deadline; now and then forget those of requests that are gone."""
@@ -111,6 +133,8 @@ class Scheduler:
     def schedule(self, now: float) -> Batch | None:
         """The plan for the next step, or None if nothing can run (yet: see `wake_at`)."""
         self.bill.begin(now)
+        if suspect := self.quarantine.chunk(now):
+            return self._batch([], {}, [suspect], now)
         return self._mixed(now) if self.limits.mix_phases else self._alternate(now)
 
     def update(
@@ -155,7 +179,7 @@ class Scheduler:
     def wake_at(self) -> float | None:
         """When a merge window or a deadline ends that is all there is to wait for; None if there
         is none."""
-        if self.running or not self.waiting:
+        if self.running or not self.waiting or self.quarantine:
             return None
         return min(self._merge_until(), *(at for at, _ in self._deadlines[:1]), inf)
 
@@ -169,22 +193,7 @@ class Scheduler:
         return not self.running and not self.waiting
 
     def stats(self, step: StepStats | None = None) -> Stats:
-        totals = self.life.totals
-        return Stats(
-            num_waiting=len(self.waiting),
-            num_running=len(self.running),
-            pages_used=self.pool.num_used,
-            pages_cached=self.pool.num_cached,
-            pages_free=self.pool.num_free,
-            prefix_asked_tokens_total=totals["prefix_asked"],
-            prefix_hit_tokens_total=totals["prefix_hit"],
-            preemptions_total=totals["preemptions"],
-            prompt_tokens_total=totals["prompt"],
-            output_tokens_total=totals["output"],
-            draft_tokens_total=totals["draft"],
-            draft_accepted_tokens_total=totals["draft_accepted"],
-            step=step,
-        )
+        return self.life.stats(step)
 
     def check(self) -> None:
         """Raise AssertionError if pages, claims, queues or phases are inconsistent."""

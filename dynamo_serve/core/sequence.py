@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from dynamo_serve.core.batch import Phase, Work
 from dynamo_serve.core.journal import Entry, Reason
 from dynamo_serve.core.lookup import Drafter
-from dynamo_serve.core.request import Request, Summary
+from dynamo_serve.core.request import Request, Resumed, Summary
 from dynamo_serve.core.tenant import Class
 
 AGING_SECONDS = 30.0  # a request without a target is treated as if this were one
@@ -54,12 +54,22 @@ class Sequence:
     draft_tokens: int = 0
     draft_accepted: int = 0
     history: list[Entry] = field(default_factory=list)  # the latest decisions about it
+    is_suspect: bool = False  # an engine died of it, perhaps: it runs alone until it has a token
 
     @classmethod
     def of(cls, request: Request, promise: Class, ordinal: int = 0) -> Sequence:
         seconds = min(promise.ttft, AGING_SECONDS) + request.priority * PRIORITY_SECONDS
         due = request.arrival + seconds
         return cls(request, list(request.prompt_ids), promise, ordinal, due)
+
+    def resume(self, done: Resumed) -> None:
+        """Take over how far it had got; what it has lost by it counts as a stall."""
+        self.tokens += done.token_ids
+        self.is_suspect = done.is_suspect
+        self.preempted_at = done.since
+        if done.first_token_at is not None:
+            self.first_token_at = self.admitted_at = self.last_token_at = done.first_token_at
+            self.cached_tokens = done.cached_tokens
 
     @property
     def id(self) -> str:

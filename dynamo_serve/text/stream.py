@@ -88,20 +88,22 @@ class Transcript:
 async def detokenize(
     events: AsyncGenerator[TokenEvent, None],
     transcript: Transcript,
-    cancel: Callable[[], None] | None = None,
+    cancel: Callable[[], None] = lambda: None,
+    *,
+    waits: bool = False,
 ) -> AsyncGenerator[Delta, None]:
     """The deltas of one choice, up to the one with `finish`.
 
-    A stop string ends the choice here and not in the engine: closing `events` cancels it there.
-    With `cancel`, which must bring about the last event, that is waited for: the last delta then
-    has a summary in any case.
+    A stop string ends the choice here and not in the engine: `cancel` must end it there. With
+    `waits` the last event is waited for: the last delta then has a summary in any case.
     """
     async with aclosing(events):
         async for event in events:
             delta = transcript.push(event)
-            if delta.finish is not None and event.finish is None and cancel is not None:
+            if delta.finish is not None and event.finish is None:
                 cancel()
-                delta = delta._replace(summary=await _summary(events))
+                if waits:
+                    delta = delta._replace(summary=await _summary(events))
             yield delta
             if delta.finish is not None:
                 return

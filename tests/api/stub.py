@@ -26,10 +26,11 @@ class StubService(Service):
     `answers` are what `inspect` says to whoever asks; without one, the engine is not up.
     """
 
+    state = State.READY
+    spec = EngineSpec(256, 16, 64, 400, {"device": "none", "attention_backend": "none"})
+
     def __init__(self, script: Script) -> None:
-        self.state = State.READY
         self.stats = Stats()
-        self.spec = EngineSpec(256, 16, 64, 400, {"device": "none", "attention_backend": "none"})
         self.script = script
         self.refusal: RequestError | None = None
         self.seen: queue.Queue[Request] = queue.Queue()
@@ -54,12 +55,23 @@ class StubService(Service):
             raise Unavailable("the engine is not up")
         return self.answers[what]
 
+    def is_known(self, request_id: str) -> bool:
+        return False
+
+    def check_alive(self) -> None:
+        pass
+
     def check_ready(self) -> None:
+        self.check_open()
+
+    def check_open(self) -> None:
         if self.refusal is not None:
             raise self.refusal
 
-    async def generate(self, request: Request) -> AsyncGenerator[TokenEvent, None]:
-        self.check_ready()
+    async def generate(
+        self, request: Request, **about_readers: Any
+    ) -> AsyncGenerator[TokenEvent, None]:
+        self.check_open()
         self.seen.put(request)
         finished = False
         try:

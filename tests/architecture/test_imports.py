@@ -27,21 +27,31 @@ LAW: dict[str, tuple[str, ...]] = {
     "dynamo_serve.wire": ("core.", "msgpack."),
     "dynamo_serve.garbage": (),
     "dynamo_serve.worker": ("config", "core.", "engines.", "errors", "garbage", "wire"),
-    "dynamo_serve.link": ("config", "core.", "errors", "wire", "worker"),
+    "dynamo_serve.process": (),
+    "dynamo_serve.link": ("config", "core.", "errors", "process", "wire", "worker"),
+    "dynamo_serve.supervisor": ("config", "core.", "errors", "link", "worker"),
+    "dynamo_serve.timers": (),
     "dynamo_serve.inbox": ("core.", "errors"),
+    "dynamo_serve.delivery": ("core.", "errors", "inbox"),
+    "dynamo_serve.deliveries": (
+        *("core.", "delivery", "errors", "inbox", "link", "observer", "supervisor", "timers"),
+    ),
     "dynamo_serve.observer": ("core.",),
     "dynamo_serve.questions": ("core.", "errors"),
     "dynamo_serve.service": (
-        *("config", "core.", "errors", "inbox", "link", "observer", "questions", "worker"),
+        *("config", "core.", "deliveries", "delivery", "errors", "inbox", "link", "observer"),
+        *("questions", "supervisor", "worker"),
     ),
     "dynamo_serve.metrics": (
-        *("core.", "metrics_histogram", "metrics_tenants", "prometheus_client."),
+        *("core.", "metrics_declared", "metrics_histogram", "metrics_tenants", "observer"),
+        "prometheus_client.",
     ),
+    "dynamo_serve.metrics_declared": ("core.",),
     "dynamo_serve.metrics_histogram": (),
     "dynamo_serve.metrics_tenants": (),
     "dynamo_serve.api.": (
-        *("", "api.", "config", "core.", "directory", "errors", "service", "tenants", "text."),
-        *("fastapi.", "starlette.", "pydantic."),
+        *("", "api.", "config", "core.", "delivery", "directory", "errors", "service"),
+        *("tenants", "text.", "fastapi.", "starlette.", "pydantic."),
     ),
     "dynamo_serve.settings_key": ("yaml.",),
     "dynamo_serve.settings": ("config", "errors", "settings_key", "yaml."),
@@ -58,7 +68,8 @@ LAW: dict[str, tuple[str, ...]] = {
         *("metrics", "service", "text.", "uvicorn."),
     ),
     "dynamo_serve.reference": (
-        *("", "api.", "cli", "config", "errors", "metrics", "settings", "settings_key"),
+        *("", "api.", "cli", "config", "errors", "metrics_declared", "settings"),
+        "settings_key",
     ),
 }
 

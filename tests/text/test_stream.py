@@ -90,7 +90,9 @@ def test_a_stop_string_that_is_to_be_explained_waits_for_the_summary() -> None:
         yield TokenEvent("r", finish=Finish.CANCELLED, summary=summary)
 
     async def collect() -> list[Delta]:
-        deltas = detokenize(source(), transcript(["stop"]), lambda: asked.append("cancel"))
+        deltas = detokenize(
+            source(), transcript(["stop"]), lambda: asked.append("cancel"), waits=True
+        )
         return [delta async for delta in deltas]
 
     (delta,) = asyncio.run(collect())

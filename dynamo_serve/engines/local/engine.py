@@ -10,7 +10,7 @@ import torch
 
 from dynamo_serve.config import CacheSection, EngineSection, ModelSection
 from dynamo_serve.core.batch import Batch, SequenceOutput, Work
-from dynamo_serve.core.engine import EngineSpec
+from dynamo_serve.core.engine import EngineBroken, EngineSpec
 from dynamo_serve.core.request import Finish, Sampling
 from dynamo_serve.engines.local.history import Histories, History
 from dynamo_serve.engines.local.logit_edits import Row
@@ -63,10 +63,24 @@ class LocalEngine:
         histories = [self._histories.see(w) for w in work]
         # A chunk that samples nothing is looked at too: its pages are shared as soon as it has run,
         # and must not be when they hold NaN.
-        with torch.inference_mode():
-            choices = self._choose(work, histories)
+        try:
+            with torch.inference_mode():
+                choices = self._choose(work, histories)
+        except Exception as error:
+            self._after(error, work)
+            raise
         outputs = [self._output(w, choice) for w, choice in zip(work, choices, strict=True)]
         return [out for w, out in zip(work, outputs, strict=True) if w.samples or out.finish]
+
+    def _after(self, error: Exception, work: Sequence[Work]) -> None:
+        """A step has failed: everything as before it, so that it can be run again in parts. Raises
+        `EngineBroken` if the device takes no more work."""
+        if isinstance(error, torch.AcceleratorError):  # of CUDA it is the last word
+            raise EngineBroken(str(error)) from error
+        for w in work:
+            self._histories.unsee(w)
+        if isinstance(error, torch.OutOfMemoryError):
+            torch.cuda.empty_cache()
 
     def hold_for(self, between: Callable[[], None], every: float) -> None:
         """See `core.engine.HoldingEngine`; only where the spec says `holds_steps`."""

@@ -1,0 +1,300 @@
+"""Every accepted request: submitted, parked while nobody reads, submitted again, kept for a while.
+
+Each submission ends in exactly one finish from the engine, or with the engine. So a request can
+be taken from an engine (its finish is then `CANCELLED`) and given to it or to another one again,
+with the tokens it has so far, as often as it takes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from math import inf
+
+from dynamo_serve.core.loop import Cancel, Submit
+from dynamo_serve.core.request import Finish, Request, TokenEvent
+from dynamo_serve.delivery import Delivery
+from dynamo_serve.errors import EngineFailure, RequestError, RequestNotFound, Unavailable
+from dynamo_serve.inbox import Inbox
+from dynamo_serve.link import Loss
+from dynamo_serve.observer import Observer
+from dynamo_serve.supervisor import Supervisor
+from dynamo_serve.timers import Timers
+
+log = logging.getLogger(__name__)
+
+MAX_KEPT = 4096  # requests without a reader; beyond that the oldest are forgotten
+
+
+class Deliveries:
+    """`live` are those that are to go on, `kept` those that are parked or done, by id, and
+    in order of arrival. `credit` is about how many bytes may wait for a reader before its request
+    is parked, `patience` how many seconds it then has to come back."""
+
+    def __init__(
+        self, engine: Supervisor, observer: Observer, *, credit: int, patience: float
+    ) -> None:
+        self.live: dict[str, Delivery] = {}
+        self.kept: dict[str, Delivery] = {}
+        self.idle = asyncio.Event()
+        self._engine = engine
+        self._observer = observer
+        self._credit = credit
+        self._patience = patience
+        self._timers = Timers()
+
+    # ── readers ──────────────────────────────────────────────────────────────
+
+    def accept(
+        self, request: Request, keep_seconds: float, on_stuck: Callable[[], None]
+    ) -> tuple[Delivery, Inbox]:
+        """From here on it has exactly one finish, or one refusal."""
+        delivery = Delivery(request, keep_seconds, on_stuck)
+        if self._engine.is_up:
+            self._submit(delivery)  # first: what cannot be sent must not count as live
+        self.live[request.id] = delivery
+        self.idle.clear()
+        if not self._engine.is_up:
+            self._watch_deadline(delivery)
+        return delivery, delivery.attach(0)
+
+    def rejoin(
+        self, request_id: str, num_read: int, on_stuck: Callable[[], None]
+    ) -> tuple[Delivery, Inbox]:
+        """Go on reading after so many tokens. Raises `RequestNotFound`."""
+        delivery = self.find(request_id)
+        if delivery is None or num_read > len(delivery.tokens):
+            raise RequestNotFound("There is no such stream, or it is not kept any more.")
+        if delivery.inbox is not None:
+            delivery.inbox.fail(Unavailable("The stream goes on over another connection."))
+        self._timers.stop(request_id)
+        delivery.on_stuck = on_stuck
+        inbox = delivery.attach(num_read)
+        self._observer.on_stream("resumed")
+        self._want(delivery)
+        return delivery, inbox
+
+    def find(self, request_id: str) -> Delivery | None:
+        return self.live.get(request_id) or self.kept.get(request_id)
+
+    def head(self, request_id: str, count: int) -> TokenEvent:
+        """The first `count` tokens, as one event. Raises `RequestNotFound`."""
+        delivery = self.find(request_id)
+        if delivery is None or count > len(delivery.tokens):
+            raise RequestNotFound("There is no such stream, or it is not kept any more.")
+        tokens, logprobs = tuple(delivery.tokens[:count]), tuple(delivery.logprobs[:count])
+        return TokenEvent(request_id, tokens, logprobs, delivery.cached_tokens)
+
+    def lag(self, now: float) -> float:
+        """How long the oldest event that waits for a reader has waited."""
+        inboxes = [d.inbox for d in [*self.live.values(), *self.kept.values()] if d.inbox]
+        return max((now - box.since for box in inboxes if box.since is not None), default=0.0)
+
+    async def next(self, delivery: Delivery, inbox: Inbox) -> TokenEvent:
+        """The next event for a reader, who has delivered all before it."""
+        if not delivery.is_wanted and delivery.inbox is inbox:
+            self._timers.stop(delivery.request.id)
+            self._want(delivery)
+        return await inbox.take()
+
+    def leave(self, delivery: Delivery, inbox: Inbox) -> None:
+        """A reader has gone. Nothing here waits: it may be running under cancellation."""
+        if delivery.inbox is not inbox:
+            return  # somebody else reads on
+        delivery.inbox = None
+        request_id = delivery.request.id
+        if delivery.keep_seconds and self.find(request_id) is delivery:
+            if not (delivery.is_done or delivery.is_cancelled):
+                self._park(delivery, "reader_gone")
+            self._timers.start(
+                delivery.request.id, delivery.keep_seconds, lambda: self._forget(delivery)
+            )
+        elif not delivery.is_done:
+            self.cancel(request_id)
+
+    def cancel(self, request_id: str) -> None:
+        """End a request early, for good; its last event (CANCELLED) still comes."""
+        delivery = self.find(request_id)
+        if delivery is None or delivery.is_done or delivery.is_cancelled:
+            return
+        was_parked = delivery.is_parked
+        delivery.is_cancelled = True
+        if not delivery.is_submitted:
+            self._end(delivery, Finish.CANCELLED)
+        elif not was_parked:  # else its engine knows
+            self._engine.send(Cancel(request_id))
+
+    # ── submitted and parked ─────────────────────────────────────────────────
+
+    def _submit(self, delivery: Delivery) -> None:
+        self._engine.send(Submit(delivery.request, delivery.done()))
+        delivery.is_submitted = delivery.has_begun = True
+
+    def _park(self, delivery: Delivery, why: str) -> None:
+        """Take it from its engine until somebody reads again."""
+        request_id = delivery.request.id
+        delivery.is_wanted = False
+        del self.live[request_id]
+        self._keep(delivery)
+        if delivery.is_submitted:
+            self._engine.send(Cancel(request_id))
+        self._observer.on_stream(why)
+        self._tell_if_idle()
+
+    def _want(self, delivery: Delivery) -> None:
+        """It is to go on, if it is not done."""
+        if delivery.is_done or delivery.is_cancelled or delivery.is_wanted:
+            return
+        request_id = delivery.request.id
+        delivery.is_wanted = True
+        del self.kept[request_id]
+        self.live[request_id] = delivery
+        self.idle.clear()
+        if self._engine.is_up and not delivery.is_submitted:  # else when its last finish is here
+            self._submit(delivery)
+
+    def _keep(self, delivery: Delivery) -> None:
+        self.kept[delivery.request.id] = delivery
+        if len(self.kept) > MAX_KEPT:
+            for oldest in [d for d in self.kept.values() if d.inbox is None][:1]:
+                self._forget(oldest)
+
+    def _forget(self, delivery: Delivery) -> None:
+        """Its time is over: nobody has come back for it."""
+        self._timers.stop(delivery.request.id)
+        if not delivery.is_done:
+            self._observer.on_stream("forgotten")
+            self.cancel(delivery.request.id)
+        if delivery.is_done:
+            self.kept.pop(delivery.request.id, None)
+        else:
+            delivery.keep_seconds = 0.0  # until its engine has told the end
+
+    def _give_up(self, delivery: Delivery) -> None:
+        """Its reader has stood still for too long."""
+        log.warning("request %s: its reader takes nothing; given up", delivery.request.id)
+        self._observer.on_stream("given_up")
+        if delivery.inbox is not None:
+            waited = f"nothing was read for {self._patience:g} s"
+            delivery.inbox.fail(Unavailable(f"The stream was given up: {waited}."))
+        delivery.on_stuck()
+
+    # ── what the engine reports ──────────────────────────────────────────────
+
+    def on_events(self, events: list[TokenEvent], now: float) -> None:
+        for event in events:
+            delivery = self.find(event.request_id)
+            if delivery is None or not delivery.is_submitted:
+                continue  # of an engine that was declared lost since
+            if event.finish is Finish.CANCELLED and not delivery.is_cancelled:
+                self._on_parked(delivery, event, now)
+                continue
+            if event.finish or event.refusal:
+                self._on_last(delivery, event, now)
+                continue
+            self._observe(delivery, event, now)
+            delivery.take(event, now)
+            if delivery.inbox and delivery.inbox.num_bytes > self._credit:
+                self._on_slow(delivery)
+        self._tell_if_idle()
+
+    def _on_last(self, delivery: Delivery, event: TokenEvent, now: float) -> None:
+        whole = delivery.whole(event)
+        self._observe(delivery, whole, now)
+        delivery.take(whole, now)
+        self._on_end(delivery)
+
+    def _on_parked(self, delivery: Delivery, event: TokenEvent, now: float) -> None:
+        delivery.is_submitted = False
+        if event.token_ids:
+            self._observe(delivery, event._replace(finish=None), now)
+        delivery.park(event, now)
+        if delivery.is_wanted and self._engine.is_up:
+            self._submit(delivery)
+
+    def _on_slow(self, delivery: Delivery) -> None:
+        if delivery.is_wanted:
+            self._park(delivery, "reader_slow")
+            self._timers.start(delivery.request.id, self._patience, lambda: self._give_up(delivery))
+
+    def _on_end(self, delivery: Delivery) -> None:
+        """Nothing more comes of it; what there is may be wanted again."""
+        delivery.is_submitted = False
+        request_id = delivery.request.id
+        self.live.pop(request_id, None)
+        self.kept.pop(request_id, None)
+        if delivery.keep_seconds:
+            self._keep(delivery)
+
+    def on_lost(self, loss: Loss, now: float) -> str | None:
+        """An engine is gone. The id of the request that is to blame, if one alone is."""
+        culprit = None
+        for delivery in [*self.live.values(), *self.kept.values()]:
+            if not delivery.is_submitted:
+                continue
+            if delivery.lose(now, loss.seq_ids, loss.is_own):
+                culprit = delivery.request.id
+                self._end(delivery, Finish.ERROR, EngineFailure(_blamed(delivery, loss)))
+            elif delivery.is_cancelled:
+                self._end(delivery, Finish.CANCELLED)
+            elif delivery.is_wanted:
+                self._watch_deadline(delivery)
+        return culprit
+
+    def on_up(self) -> None:
+        """There is an engine again: everybody goes on, in the order in which they came."""
+        for delivery in sorted(self.live.values(), key=lambda d: d.request.arrival):
+            if delivery.is_wanted and not delivery.is_submitted:
+                self._submit(delivery)
+
+    def fail_all(self, error: RequestError) -> None:
+        """Nothing that is live will ever go on."""
+        for delivery in list(self.live.values()):
+            self._end(delivery, Finish.ERROR, error)
+
+    # ── the end, without an engine ───────────────────────────────────────────
+
+    def _end(self, delivery: Delivery, finish: Finish, error: RequestError | None = None) -> None:
+        now = time.monotonic()
+        message = error.message if error else None
+        event = TokenEvent(
+            delivery.request.id, finish=finish, summary=delivery.earlier, error=message
+        )
+        if error is None:
+            delivery.take(event, now)
+        else:
+            delivery.fail(error)
+        self._on_end(delivery)
+        self._tell_if_idle()
+        self._observe(delivery, event, now)
+
+    def _watch_deadline(self, delivery: Delivery) -> None:
+        """While no engine does."""
+        if delivery.request.deadline < inf:
+            seconds = max(0.0, delivery.request.deadline - time.monotonic())
+            self._timers.start(delivery.request.id, seconds, lambda: self._expire(delivery))
+
+    def _expire(self, delivery: Delivery) -> None:
+        if not (delivery.is_submitted or delivery.is_done):
+            self._end(delivery, Finish.DEADLINE)
+
+    def _observe(self, delivery: Delivery, event: TokenEvent, now: float) -> None:
+        try:
+            self._observer.on_event(delivery.request, event, now, delivery.previous)
+        except Exception:  # whatever is wrong with it, requests go on
+            log.exception("the observer failed")
+
+    def _tell_if_idle(self) -> None:
+        if not self.live:
+            self.idle.set()
+
+
+def _blamed(delivery: Delivery, loss: Loss) -> str:
+    request = delivery.request
+    return (
+        f"The engine was lost {delivery.engines} times while it ran this request, alone in its "
+        f"step ({loss.reason}); it is not tried again. It has {len(request.prompt_ids)} prompt "
+        f"tokens, max_tokens {request.max_tokens} and {len(delivery.tokens)} tokens of output."
+    )

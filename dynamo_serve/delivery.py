@@ -1,0 +1,175 @@
+"""An accepted request on this side: all that has come of it, and how much of that is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from dynamo_serve.core.request import Refusal, Request, Resumed, Summary, TokenEvent, TokenLogprob
+from dynamo_serve.errors import Overloaded, QuotaExceeded, RequestError, Shed
+from dynamo_serve.inbox import Inbox
+
+MOST_DEATHS = 2  # of engines that ran one request alone
+MOST_DOUBTS = 4  # when each of them may have been ended from outside
+
+
+def nobody() -> None:
+    """Is told when no other reader is."""
+
+
+class Delivery:
+    """One request from its acceptance to its end, whatever happens to engines and readers.
+
+    `is_submitted`: an engine has it and will report exactly one finish. `is_wanted`: it is to go
+    on; a request whose reader has stopped or gone is parked: taken from its engine, whose pages
+    keep its KV as long as nobody needs them, and submitted again when a reader is back.
+    """
+
+    __slots__ = (
+        *("request", "inbox", "tokens", "logprobs", "cached_tokens", "first_token_at", "last"),
+        *("error", "is_submitted", "is_wanted", "is_cancelled", "has_begun", "is_suspect"),
+        *(
+            "since",
+            "reason",
+            "deaths",
+            "doubts",
+            "earlier",
+            "previous",
+            "keep_seconds",
+            "on_stuck",
+            "engines",
+        ),
+    )
+
+    def __init__(self, request: Request, keep_seconds: float, on_stuck: Callable[[], None]) -> None:
+        self.request = request
+        self.keep_seconds = keep_seconds  # after a reader has gone
+        self.on_stuck = on_stuck
+        self.inbox: Inbox | None = None  # of whoever reads
+        self.tokens: list[int] = []
+        self.logprobs: list[TokenLogprob] = []
+        self.cached_tokens: int | None = None
+        self.first_token_at: float | None = None
+        self.previous: float | None = None  # when tokens came last
+        self.last: TokenEvent | None = None  # the one with the finish
+        self.error: RequestError | None = None
+        self.is_submitted = self.has_begun = False
+        self.is_wanted = True
+        self.is_cancelled = False  # for good
+        self.is_suspect = False
+        self.since, self.reason = 0.0, ""
+        self.deaths = 0  # of engines that ran it alone
+        self.doubts = 0  # such deaths, perhaps from outside, since it last got a token
+        self.engines = 0  # lost while they had it
+        self.earlier: Summary | None = None  # what it has cost up to the last parking
+
+    @property
+    def is_done(self) -> bool:
+        return self.last is not None or self.error is not None
+
+    @property
+    def is_parked(self) -> bool:
+        return not (self.is_wanted or self.is_done)
+
+    def done(self) -> Resumed | None:
+        """Where it goes on; None if no engine has had it."""
+        if not self.has_begun:
+            return None
+        return Resumed(
+            tuple(self.tokens),
+            self.since,
+            self.reason,
+            self.first_token_at,
+            self.cached_tokens or 0,
+            self.is_suspect,
+        )
+
+    # ── what the engine brings ───────────────────────────────────────────────
+
+    def take(self, event: TokenEvent, now: float) -> None:
+        """Put down the tokens of an event, and hand it on."""
+        if event.token_ids:
+            self.tokens += event.token_ids
+            if event.logprobs and self.keep_seconds:
+                self.logprobs += event.logprobs
+            if self.first_token_at is None:
+                self.first_token_at = now
+            self.previous = now
+            self.is_suspect, self.doubts = False, 0
+            if event.cached_tokens is not None:
+                self.cached_tokens = event.cached_tokens
+        if event.finish or event.refusal:
+            self.last = event
+        if self.inbox is not None:
+            self.inbox.put(event)
+
+    def park(self, event: TokenEvent, now: float) -> None:
+        """It has been taken from its engine for now: what came with that."""
+        if event.token_ids:
+            self.take(event._replace(finish=None, summary=None, stop_id=None), now)
+        if event.summary:
+            self.earlier = together(self.earlier, event.summary)
+        self.since, self.reason = now, "reader_back"
+
+    def whole(self, event: TokenEvent) -> TokenEvent:
+        """Its last event, with what it has cost from the beginning."""
+        if event.summary is None:
+            return event
+        return event._replace(summary=together(self.earlier, event.summary))
+
+    def lose(self, now: float, seq_ids: tuple[str, ...], is_own: bool) -> bool:
+        """Its engine is gone. Whether it is to blame: several died that ran nothing else."""
+        self.is_submitted = False
+        self.engines += 1
+        self.since, self.reason = now, "engine_lost"
+        self.is_suspect = self.request.id in seq_ids
+        if seq_ids == (self.request.id,):
+            self.deaths += is_own
+            self.doubts += not is_own
+        return self.deaths >= MOST_DEATHS or self.doubts >= MOST_DOUBTS
+
+    def fail(self, error: RequestError) -> None:
+        self.error = error
+        if self.inbox is not None:
+            self.inbox.fail(error)
+
+    # ── who reads ────────────────────────────────────────────────────────────
+
+    def attach(self, num_read: int) -> Inbox:
+        """A reader who has had the first `num_read` tokens; there is one at a time, the latest."""
+        inbox = self.inbox = Inbox()
+        if num_read < len(self.tokens):
+            cached = self.cached_tokens if num_read == 0 else None
+            tokens, logprobs = tuple(self.tokens[num_read:]), tuple(self.logprobs[num_read:])
+            inbox.put(TokenEvent(self.request.id, tokens, logprobs, cached))
+        if self.last is not None:
+            inbox.put(self.last._replace(token_ids=(), logprobs=(), cached_tokens=None))
+        if self.error is not None:
+            inbox.fail(self.error)
+        return inbox
+
+
+def together(first: Summary | None, second: Summary) -> Summary:
+    """What a request has cost in two parts: the times of the second one count from its arrival."""
+    if first is None:
+        return second
+    return second._replace(
+        num_preemptions=first.num_preemptions + second.num_preemptions,
+        stall_seconds=first.stall_seconds + second.stall_seconds,
+        device_seconds=first.device_seconds + second.device_seconds,
+        page_seconds=first.page_seconds + second.page_seconds,
+        draft_tokens=first.draft_tokens + second.draft_tokens,
+        draft_accepted=first.draft_accepted + second.draft_accepted,
+    )
+
+
+def refused(refusal: Refusal) -> Shed:
+    """The error that a shed request ends with."""
+    kind = QuotaExceeded if refusal.is_own else Overloaded
+    return kind(
+        refusal.message,
+        retry_after=refusal.retry_after,
+        reason=refusal.reason,
+        limit=refusal.limit,
+        predicted_wait=refusal.predicted_wait,
+        queue_position=refusal.queue_position,
+    )

@@ -1,0 +1,231 @@
+"""Keeps an engine running: starts it, watches whether it gets on, and starts it again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from dynamo_serve.config import Config
+from dynamo_serve.core.engine import EngineSpec
+from dynamo_serve.core.flight import Activity
+from dynamo_serve.core.loop import Command, Configure
+from dynamo_serve.core.request import TokenEvent
+from dynamo_serve.core.stats import Stats
+from dynamo_serve.core.tenant import Tenancy
+from dynamo_serve.errors import EngineStartError
+from dynamo_serve.link import Hooks, Link, Loss, ProcessLink, ThreadLink
+from dynamo_serve.worker import Progress
+
+log = logging.getLogger(__name__)
+
+MAX_BACKOFF_SECONDS = 30.0
+STABLE_SECONDS = 60.0  # an engine that lived so long is restarted at once
+WATCH_SECONDS = 0.25
+LAPSE_SECONDS = 1.0  # a watcher that comes so late stood still itself: nobody is to blame for that
+RED_SECONDS = 3.0  # a step may take so long whatever was predicted, before the server is unready
+RED_FACTOR = 10.0  # … or so many times what was predicted
+LOST_FACTOR = 30.0  # and so many times, at least, before the engine is given up
+HOPELESS_DEATHS = 5  # quick ones in a row: then the server calls itself unhealthy
+MOST_INCIDENTS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Watcher:
+    """What a supervisor calls, on the event loop; `on_up` after every start but the first."""
+
+    on_step: Callable[[list[TokenEvent], Stats], None]
+    on_answer: Callable[[int, Any], None]
+    on_lost: Callable[[Loss], None]
+    on_up: Callable[[], None]
+    progress: Progress
+
+
+class Stall(NamedTuple):
+    """Something takes `seconds`, of which `predicted` were foreseen."""
+
+    what: str
+    seconds: float
+    predicted: float
+
+    @property
+    def is_red(self) -> bool:
+        return self.seconds > max(RED_SECONDS, RED_FACTOR * self.predicted)
+
+    def is_lost(self, timeout: float) -> bool:
+        return timeout > 0 and self.seconds > max(timeout, LOST_FACTOR * self.predicted)
+
+    def __str__(self) -> str:
+        foreseen = f", {self.predicted:.2f} s foreseen" if self.predicted else ""
+        return f"the engine makes no progress: {self.what} for {self.seconds:.1f} s{foreseen}"
+
+
+class Supervisor:
+    """One engine after the other. `is_up`: there is one, and it takes commands."""
+
+    def __init__(self, config: Config, model_path: str, watcher: Watcher) -> None:
+        self.is_up = False
+        self.num_restarts = 0
+        self.lost_reason: str | None = None
+        self.start_seconds = 1.0
+        self.incidents: deque[dict[str, Any]] = deque(maxlen=MOST_INCIDENTS)
+        self.tenancy = Tenancy()
+        self._config = config
+        self._model_path = model_path
+        self._watcher = watcher
+        self._hooks = Hooks(watcher.on_step, self._on_lost, watcher.on_answer, watcher.progress)
+        self._link: Link | None = None
+        self._restarting: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._is_closed = False
+        self._started_at = 0.0
+        self._num_losses = 0
+        self._num_quick_deaths = 0
+        self._num_sent = self._num_taken = 0  # commands
+        self._asked_at = 0.0  # since when some of them are not taken
+        self._awake_since = 0.0
+
+    async def start(self) -> None:
+        """Start an engine and wait until it is ready. Raises `EngineStartError`."""
+        began, num_losses = time.monotonic(), self._num_losses
+        link_class = ProcessLink if self._config.engine.process else ThreadLink
+        tenancy = self.tenancy
+        self._link = link_class(self._config, self._model_path, self._hooks, tenancy)
+        self._num_sent = self._num_taken = 0
+        self.spec: EngineSpec = await self._link.start()
+        if self._num_losses > num_losses:  # it was ready, and gone before we got to know
+            raise EngineStartError(self.lost_reason or "the engine was lost")
+        self.is_up = True
+        if self.tenancy is not tenancy:  # reloaded while the engine was starting
+            self.send(Configure(self.tenancy))
+        self._started_at = time.monotonic()
+        self.start_seconds = self._started_at - began
+        if self._watching is None:
+            self._watching = asyncio.create_task(self._watch())
+
+    def send(self, command: Command) -> None:
+        """Raises what sending raises; of an engine that is not there, AssertionError."""
+        assert self._link, "there is no engine"
+        self._link.send(command)
+        if self._num_sent == self._num_taken:
+            self._asked_at = time.monotonic()
+        self._num_sent += 1
+
+    def configure(self, tenancy: Tenancy) -> None:
+        """Other tenants, for this engine and those after it."""
+        if self._link:
+            self.send(Configure(tenancy))
+        self.tenancy = tenancy  # last: what cannot be sent must not stop the next engine
+
+    async def close(self) -> None:
+        self._is_closed, self.is_up = True, False
+        tasks = [task for task in (self._restarting, self._watching) if task]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._link:
+            await self._link.close()
+
+    # ── progress ─────────────────────────────────────────────────────────────
+
+    def stall(self, now: float) -> Stall | None:
+        """What the engine has been at, with nothing to show for it yet. Asks it nothing."""
+        if not self.is_up or self._link is None:
+            return None
+        look = self._link.flight.read()
+        if look.num_taken != self._num_taken:
+            self._num_taken, self._asked_at = look.num_taken, now
+        since, what = look.since, "between two steps"
+        match look.activity:
+            case Activity.STEPPING:
+                what = f"a step of {len(look.seq_ids)}"
+            case Activity.STARTING | Activity.WAITING:
+                if self._num_sent <= self._num_taken:
+                    return None
+                since = max(since, self._asked_at)
+                what = f"{self._num_sent - self._num_taken} commands are not taken"
+        return Stall(what, now - max(since, self._awake_since), look.predicted)
+
+    async def _watch(self) -> None:
+        """End an engine that hangs; it is started again as if it had crashed."""
+        seen = time.monotonic()
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            now = time.monotonic()
+            if now - seen > WATCH_SECONDS + LAPSE_SECONDS:
+                self._awake_since = now
+            seen = now
+            stall = self.stall(now)
+            if stall and self._link and stall.is_lost(self._config.engine.stall_timeout_s):
+                log.error("%s; it is ended", stall)
+                if not self._link.kill(str(stall)):
+                    self._awake_since = now  # said again after as long
+
+    def trouble(self) -> str | None:
+        """Why requests had better go elsewhere for now; None if all is well."""
+        if not self.is_up:
+            return f"the engine is being restarted ({self.lost_reason})"
+        stall = self.stall(time.monotonic())
+        return str(stall) if stall and stall.is_red else None
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether it has died so often, each time soon, that somebody should look."""
+        return not self.is_up and self._num_quick_deaths >= HOPELESS_DEATHS
+
+    # ── restarts ─────────────────────────────────────────────────────────────
+
+    @property
+    def restart_seconds(self) -> float:
+        """How long it takes until there is an engine again, as far as one can tell."""
+        return math.ceil(self._backoff() + self.start_seconds)
+
+    def _on_lost(self, loss: Loss) -> None:
+        log.error("engine lost: %s", loss.reason)
+        self.lost_reason = loss.reason
+        self._num_losses += 1
+        lived = time.monotonic() - self._started_at
+        self._num_quick_deaths = 0 if lived > STABLE_SECONDS else self._num_quick_deaths + 1
+        was_up, self.is_up = self.is_up, False
+        self.incidents.append(
+            {
+                "at": time.time(),
+                "reason": loss.reason,
+                "crashed": loss.is_own,
+                "lived_s": round(lived, 3),
+                "in_step": list(loss.seq_ids),
+                "down_s": None,
+                "failed": None,
+            }
+        )
+        if was_up:  # otherwise whoever is starting it deals with the loss
+            self._restarting = asyncio.create_task(self._restart(time.monotonic()))
+            self._watcher.on_lost(loss)
+
+    async def _restart(self, since: float) -> None:
+        """Start the engine again, with growing pauses, until it lives or the server closes."""
+        await asyncio.sleep(self._backoff())
+        while not (self._is_closed or self.is_up):
+            try:
+                await self.start()
+            except Exception as error:  # an end of this task would be an end of all restarts
+                self._num_quick_deaths += 1
+                self.lost_reason = str(error) or type(error).__name__
+                log.error("the engine does not start: %s", self.lost_reason)
+                await asyncio.sleep(self._backoff())
+        self.num_restarts += 1
+        self.incidents[-1]["down_s"] = round(time.monotonic() - since, 3)
+        log.warning("engine restarted in %.1f s", self.start_seconds)
+        self._watcher.on_up()
+
+    def _backoff(self) -> float:
+        """Seconds to pause before the next start: none after the first death, then 1, 2, 4, …"""
+        if self._num_quick_deaths <= 1:
+            return 0.0
+        doublings = min(self._num_quick_deaths - 2, 10)  # a float overflows after a night of them
+        return min(MAX_BACKOFF_SECONDS, 2.0**doublings)
