@@ -25,6 +25,7 @@ from dynamo_serve.timers import Timers
 
 log = logging.getLogger(__name__)
 
+SLOW_SECONDS = 0.25  # a reader is not slow as long as nothing has waited longer for it
 MAX_KEPT = 4096  # requests without a reader; beyond that the oldest are forgotten
 
 
@@ -94,7 +95,7 @@ class Deliveries:
 
     async def next(self, delivery: Delivery, inbox: Inbox) -> TokenEvent:
         """The next event for a reader, who has delivered all before it."""
-        if not delivery.is_wanted and delivery.inbox is inbox:
+        if not delivery.is_wanted and delivery.inbox is inbox and not inbox.has_failed:
             self._timers.stop(delivery.request.id)
             self._want(delivery)
         return await inbox.take()
@@ -164,13 +165,12 @@ class Deliveries:
     def _forget(self, delivery: Delivery) -> None:
         """Its time is over: nobody has come back for it."""
         self._timers.stop(delivery.request.id)
-        if not delivery.is_done:
-            self._observer.on_stream("forgotten")
-            self.cancel(delivery.request.id)
+        delivery.keep_seconds = 0.0
         if delivery.is_done:
             self.kept.pop(delivery.request.id, None)
-        else:
-            delivery.keep_seconds = 0.0  # until its engine has told the end
+        else:  # it stays until its engine has told the end
+            self._observer.on_stream("forgotten")
+            self.cancel(delivery.request.id)
 
     def _give_up(self, delivery: Delivery) -> None:
         """Its reader has stood still for too long."""
@@ -197,7 +197,7 @@ class Deliveries:
             self._observe(delivery, event, now)
             delivery.take(event, now)
             if delivery.inbox and delivery.inbox.num_bytes > self._credit:
-                self._on_slow(delivery)
+                self._on_slow(delivery, delivery.inbox, now)
         self._tell_if_idle()
 
     def _on_last(self, delivery: Delivery, event: TokenEvent, now: float) -> None:
@@ -214,8 +214,9 @@ class Deliveries:
         if delivery.is_wanted and self._engine.is_up:
             self._submit(delivery)
 
-    def _on_slow(self, delivery: Delivery) -> None:
-        if delivery.is_wanted:
+    def _on_slow(self, delivery: Delivery, inbox: Inbox, now: float) -> None:
+        """Unless it is we who have not let the reader run."""
+        if delivery.is_wanted and inbox.since is not None and now - inbox.since > SLOW_SECONDS:
             self._park(delivery, "reader_slow")
             self._timers.start(delivery.request.id, self._patience, lambda: self._give_up(delivery))
 
@@ -236,7 +237,7 @@ class Deliveries:
                 continue
             if delivery.lose(now, loss.seq_ids, loss.is_own):
                 culprit = delivery.request.id
-                self._end(delivery, Finish.ERROR, EngineFailure(_blamed(delivery, loss)))
+                self._end(delivery, Finish.ERROR, EngineFailure(delivery.blamed(loss.reason)))
             elif delivery.is_cancelled:
                 self._end(delivery, Finish.CANCELLED)
             elif delivery.is_wanted:
@@ -289,12 +290,3 @@ class Deliveries:
     def _tell_if_idle(self) -> None:
         if not self.live:
             self.idle.set()
-
-
-def _blamed(delivery: Delivery, loss: Loss) -> str:
-    request = delivery.request
-    return (
-        f"The engine was lost {delivery.engines} times while it ran this request, alone in its "
-        f"step ({loss.reason}); it is not tried again. It has {len(request.prompt_ids)} prompt "
-        f"tokens, max_tokens {request.max_tokens} and {len(delivery.tokens)} tokens of output."
-    )

@@ -127,6 +127,15 @@ class Delivery:
             self.doubts += not is_own
         return self.deaths >= MOST_DEATHS or self.doubts >= MOST_DOUBTS
 
+    def blamed(self, reason: str) -> str:
+        """What whoever sent it is told."""
+        request = self.request
+        return (
+            f"The engine was lost {self.engines} times while it ran this request, alone in its "
+            f"step ({reason}); it is not tried again. It has {len(request.prompt_ids)} prompt "
+            f"tokens, max_tokens {request.max_tokens} and {len(self.tokens)} tokens of output."
+        )
+
     def fail(self, error: RequestError) -> None:
         self.error = error
         if self.inbox is not None:

@@ -37,6 +37,10 @@ class Inbox:
         self._error = error
         self._wake()
 
+    @property
+    def has_failed(self) -> bool:
+        return self._error is not None
+
     async def take(self) -> TokenEvent:
         """What has come since the last call, as one event; raises what `fail` was given."""
         while self._event is None:

@@ -37,7 +37,9 @@ BODIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def settings(**server: Any) -> Config:
-    return replace(config(**server), engine=EngineSection(kind="fake", process=False))
+    return replace(
+        config(**server), engine=EngineSection(kind="fake", process=False, fake_step_ms=2)
+    )
 
 
 @pytest.fixture(scope="module")
