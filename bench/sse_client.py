@@ -42,7 +42,7 @@ class Stream:
         if not head.startswith(b"HTTP/1.1 200") or not body.endswith(b"data: [DONE]\n\n"):
             raise RuntimeError(f"no whole stream: {head[:200]!r} ... {body[-200:]!r}")
         lines = body.decode().split("\n\n")[:-2]
-        return [json.loads(line.removeprefix("data: ")) for line in lines if line[0] != ":"]
+        return [json.loads(line.partition("data: ")[2]) for line in lines if line[0] != ":"]
 
 
 def _chunks(body: bytes) -> Iterator[bytes]:

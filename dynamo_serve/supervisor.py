@@ -25,7 +25,7 @@ from dynamo_serve.worker import Progress
 log = logging.getLogger(__name__)
 
 MAX_BACKOFF_SECONDS = 30.0
-STABLE_SECONDS = 60.0  # an engine that lived so long is restarted at once
+STABLE_SECONDS = 60.0  # an engine that lived so long, or brought tokens, is restarted at once
 WATCH_SECONDS = 0.25
 LAPSE_SECONDS = 1.0  # a watcher that comes so late stood still itself: nobody is to blame for that
 RED_SECONDS = 3.0  # a step may take so long whatever was predicted, before the server is unready
@@ -78,7 +78,7 @@ class Supervisor:
         self._config = config
         self._model_path = model_path
         self._watcher = watcher
-        self._hooks = Hooks(watcher.on_step, self._on_lost, watcher.on_answer, watcher.progress)
+        self._hooks = Hooks(self._on_step, self._on_lost, watcher.on_answer, watcher.progress)
         self._link: Link | None = None
         self._restarting: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -86,6 +86,7 @@ class Supervisor:
         self._started_at = 0.0
         self._num_losses = 0
         self._num_quick_deaths = 0
+        self._is_productive = False
         self._num_sent = self._num_taken = 0  # commands
         self._asked_at = 0.0  # since when some of them are not taken
         self._awake_since = 0.0
@@ -97,6 +98,7 @@ class Supervisor:
         tenancy = self.tenancy
         self._link = link_class(self._config, self._model_path, self._hooks, tenancy)
         self._num_sent = self._num_taken = 0
+        self._is_productive = False
         self.spec: EngineSpec = await self._link.start()
         if self._num_losses > num_losses:  # it was ready, and gone before we got to know
             raise EngineStartError(self.lost_reason or "the engine was lost")
@@ -185,12 +187,17 @@ class Supervisor:
         """How long it takes until there is an engine again, as far as one can tell."""
         return math.ceil(self._backoff() + self.start_seconds)
 
+    def _on_step(self, events: list[TokenEvent], stats: Stats) -> None:
+        self._is_productive = self._is_productive or bool(events)
+        self._watcher.on_step(events, stats)
+
     def _on_lost(self, loss: Loss) -> None:
         log.error("engine lost: %s", loss.reason)
         self.lost_reason = loss.reason
         self._num_losses += 1
         lived = time.monotonic() - self._started_at
-        self._num_quick_deaths = 0 if lived > STABLE_SECONDS else self._num_quick_deaths + 1
+        was_good = self._is_productive or lived > STABLE_SECONDS
+        self._num_quick_deaths = 0 if was_good else self._num_quick_deaths + 1
         was_up, self.is_up = self.is_up, False
         self.incidents.append(
             {
@@ -224,7 +231,8 @@ class Supervisor:
         self._watcher.on_up()
 
     def _backoff(self) -> float:
-        """Seconds to pause before the next start: none after the first death, then 1, 2, 4, …"""
+        """Seconds to pause before the next start: none after the first engine in a row that died
+        without having brought anything, then 1, 2, 4, …"""
         if self._num_quick_deaths <= 1:
             return 0.0
         doublings = min(self._num_quick_deaths - 2, 10)  # a float overflows after a night of them

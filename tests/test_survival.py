@@ -20,6 +20,7 @@ from dynamo_serve.engines.fake import FakeEngine
 from dynamo_serve.errors import EngineFailure, Unavailable
 from dynamo_serve.link import ProcessLink
 from dynamo_serve.service import Service, State
+from dynamo_serve.supervisor import HOPELESS_DEATHS
 from tests.core.traffic import reference
 from tests.test_service import (
     TIMEOUT,
@@ -41,6 +42,12 @@ def engine_of(config: Config, **settings: Any) -> Config:
 def pid_of(service: Service) -> int:
     assert isinstance(service.engine._link, ProcessLink) and service.engine._link.process
     return service.engine._link.process.pid
+
+
+def far_off(service: Service) -> None:
+    """The next engine will not be started soon."""
+    service.engine._num_quick_deaths = HOPELESS_DEATHS
+    service.engine._backoff = lambda: 30.0  # type: ignore[method-assign]
 
 
 async def restarted(service: Service, times: int) -> None:
@@ -243,7 +250,7 @@ def test_a_request_that_comes_while_the_engine_restarts_waits_for_it(folder: str
 def test_requests_are_refused_while_it_would_take_too_long(folder: str) -> None:
     async def main() -> None:
         async with running(config_of(True), folder) as service:
-            service.engine._num_quick_deaths = 8
+            far_off(service)
             kill_engine(service)
             await until(lambda: service.state is State.RESTARTING)
             with pytest.raises(Unavailable, match="restarted") as caught:
@@ -261,7 +268,7 @@ def test_whoever_waits_for_an_engine_too_long_is_told(folder: str) -> None:
         async with running(config, folder) as service:
             stream = service.generate(Request("a", (1, 2), 4000))
             await anext(stream)
-            service.engine._num_quick_deaths = 8
+            far_off(service)
             kill_engine(service)
             with pytest.raises(Unavailable, match="SIGKILL") as caught:
                 while True:
@@ -275,7 +282,7 @@ def test_whoever_waits_for_an_engine_too_long_is_told(folder: str) -> None:
 def test_a_deadline_holds_also_without_an_engine(folder: str) -> None:
     async def main() -> None:
         async with running(config_of(True), folder) as service:
-            service.engine._num_quick_deaths = 8
+            far_off(service)
             request = Request("a", (1, 2), 4000, deadline=time.monotonic() + 0.3)
             async with aclosing(service.generate(request)) as events:
                 await anext(events)

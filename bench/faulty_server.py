@@ -1,0 +1,52 @@
+"""A server whose engine raises in some steps: `dynamo-serve` with the same arguments.
+
+    python -m bench.faulty_server serve ...
+
+Every step raises with the probability in FAULTY_STEPS (default 0.02), before it has begun or after
+it has run, in turn.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from typing import Any
+
+from dynamo_serve import cli, process, worker
+from dynamo_serve.core.batch import Batch, SequenceOutput
+
+RATE = float(os.environ.get("FAULTY_STEPS", "0.02"))
+
+
+class Faulty:
+    """An engine in front of another one."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+        self._rng = random.Random(1)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def step(self, batch: Batch) -> list[SequenceOutput]:
+        is_faulty, is_late = self._rng.random() < RATE, self._rng.random() < 0.5
+        if is_faulty and not is_late:
+            raise RuntimeError("a fault, before the step")
+        outputs: list[SequenceOutput] = self._engine.step(batch)
+        if is_faulty:
+            raise RuntimeError("a fault, after the step")
+        return outputs
+
+
+def work() -> int:
+    build = worker.build_engine
+    worker.build_engine = lambda *args: Faulty(build(*args))
+    return worker.main(*map(int, sys.argv[2:]))
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "worker":
+        sys.exit(work())
+    process.WORKER = ("-m", "bench.faulty_server", "worker")
+    sys.exit(cli.main(sys.argv[1:]))
