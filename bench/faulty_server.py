@@ -2,21 +2,22 @@
 
     python -m bench.faulty_server serve ...
 
-Every step raises with the probability in FAULTY_STEPS (default 0.02), before it has begun or after
-it has run, in turn.
+From the first SIGUSR1 to the engine process on, every step raises with the probability in
+FAULTY_STEPS (default 0.05), before it has begun or after it has run.
 """
 
 from __future__ import annotations
 
 import os
 import random
+import signal
 import sys
 from typing import Any
 
 from dynamo_serve import cli, process, worker
 from dynamo_serve.core.batch import Batch, SequenceOutput
 
-RATE = float(os.environ.get("FAULTY_STEPS", "0.02"))
+RATE = float(os.environ.get("FAULTY_STEPS", "0.05"))
 
 
 class Faulty:
@@ -25,12 +26,17 @@ class Faulty:
     def __init__(self, engine: Any) -> None:
         self._engine = engine
         self._rng = random.Random(1)
+        self._rate = 0.0
+        signal.signal(signal.SIGUSR1, self._begin)
+
+    def _begin(self, number: int, frame: object) -> None:
+        self._rate = RATE
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
     def step(self, batch: Batch) -> list[SequenceOutput]:
-        is_faulty, is_late = self._rng.random() < RATE, self._rng.random() < 0.5
+        is_faulty, is_late = self._rng.random() < self._rate, self._rng.random() < 0.5
         if is_faulty and not is_late:
             raise RuntimeError("a fault, before the step")
         outputs: list[SequenceOutput] = self._engine.step(batch)

@@ -235,6 +235,9 @@ async def play(scene: str, args: argparse.Namespace, base: str, server: int) -> 
 
         async def hurt() -> None:
             if number is None:
+                engine = engine_of(server)
+                assert engine is not None, "the engine is gone"
+                os.kill(engine, signal.SIGUSR1)
                 await asyncio.sleep(args.seconds)
             else:
                 await hurt_engine(run, server, number, args.times)

@@ -14,6 +14,7 @@ BOOKS = ("test_page_pool.py", "test_scheduler.py", "test_random_traffic.py")
 PROMISES = ("test_hard_cases.py", "test_promises.py", "test_tenant_traffic.py")
 DRAFTS = ("test_lookup.py", "test_speculation.py")
 HURRY = ("test_cut_in.py", "test_tenant_traffic.py")
+SURVIVAL = ("test_resume.py",)
 HELPERS = ("traffic.py", "playing.py")
 
 BROKEN_BOOKS = {
@@ -258,6 +259,52 @@ BROKEN_HURRY = {
         "            pass\n",
     ),
 }
+BROKEN_SURVIVAL = {
+    "forget the tokens that were": ("sequence.py", "self.tokens += done.token_ids", "pass"),
+    "tell a first token twice": (
+        "sequence.py",
+        "self.first_token_at = self.admitted_at",
+        "self.admitted_at",
+    ),
+    "refuse who was accepted": (
+        "scheduler.py",
+        "        seq.resume(done)\n",
+        "        seq.resume(done)\n        assert self.admission.refuse(seq, now) is None\n",
+    ),
+    "suspect nobody": ("quarantine.py", "if not (seq.is_suspect and is_live):", "if True:"),
+    "suspect for ever": ("lifecycle.py", "            seq.is_suspect = False\n", ""),
+    "run others beside a suspect": (
+        "scheduler.py",
+        "return self._batch([], {}, [suspect], now)",
+        "return self._batch(self._in(Phase.DECODE), {}, [suspect], now)",
+    ),
+    "admit a suspect without room": (
+        "quarantine.py",
+        "while life.running and not self.intake.has_room(seq):",
+        "while False:",
+    ),
+    "fail the half of the culprit": (
+        "rescue.py",
+        "                todo[:0] = _halves(part)\n",
+        "                outputs += [_failure(work, found) for work in part]\n",
+    ),
+    "run a broken engine again": (
+        "rescue.py",
+        "        except EngineBroken:\n            raise\n        except Exception as error:\n",
+        "        except Exception as error:\n",
+    ),
+    "learn from a step that was run again": ("bill.py", "if self.is_smooth and not", "if not"),
+    "go on with an engine with which nothing works": (
+        "rescue.py",
+        "            raise error\n        return outputs",
+        "            pass\n        return outputs",
+    ),
+    "lose the record of the held step": (
+        "flight.py",
+        "        self._write(activity, since + held, predicted, ids)\n",
+        "        self._write(activity, since, 0.0, b'')\n",
+    ),
+}
 
 
 MUTANTS = {
@@ -265,6 +312,7 @@ MUTANTS = {
     **{name: (PROMISES, mutant) for name, mutant in BROKEN_PROMISES.items()},
     **{name: (DRAFTS, mutant) for name, mutant in BROKEN_DRAFTS.items()},
     **{name: (HURRY, mutant) for name, mutant in BROKEN_HURRY.items()},
+    **{name: (SURVIVAL, mutant) for name, mutant in BROKEN_SURVIVAL.items()},
 }
 
 
@@ -287,13 +335,13 @@ def copy(tmp_path: Path) -> Path:
     suite.mkdir(parents=True)
     for file in (package, package / "engines", suite.parent, suite):
         (file / "__init__.py").touch()
-    for name in {*BOOKS, *PROMISES, *DRAFTS, *HURRY, *HELPERS}:
+    for name in {*BOOKS, *PROMISES, *DRAFTS, *HURRY, *SURVIVAL, *HELPERS}:
         shutil.copy(ROOT / "tests" / "core" / name, suite)
     return tmp_path
 
 
 def test_the_unchanged_core_passes(copy: Path) -> None:
-    result = run_suite(copy, BOOKS + PROMISES + DRAFTS + HURRY[:1])
+    result = run_suite(copy, BOOKS + PROMISES + DRAFTS + HURRY[:1] + SURVIVAL)
     assert result.returncode == 0, result.stdout
 
 

@@ -67,20 +67,10 @@ class LocalEngine:
             with torch.inference_mode():
                 choices = self._choose(work, histories)
         except Exception as error:
-            self._after(error, work)
+            _after(error)
             raise
         outputs = [self._output(w, choice) for w, choice in zip(work, choices, strict=True)]
         return [out for w, out in zip(work, outputs, strict=True) if w.samples or out.finish]
-
-    def _after(self, error: Exception, work: Sequence[Work]) -> None:
-        """A step has failed: everything as before it, so that it can be run again in parts. Raises
-        `EngineBroken` if the device takes no more work."""
-        if isinstance(error, torch.AcceleratorError):  # of CUDA it is the last word
-            raise EngineBroken(str(error)) from error
-        for w in work:
-            self._histories.unsee(w)
-        if isinstance(error, torch.OutOfMemoryError):
-            torch.cuda.empty_cache()
 
     def hold_for(self, between: Callable[[], None], every: float) -> None:
         """See `core.engine.HoldingEngine`; only where the spec says `holds_steps`."""
@@ -129,6 +119,15 @@ class LocalEngine:
         tokens = tuple(picked[: work.kept(picked)])
         logprobs = [c.logprob for c in choices[: len(tokens)] if c.logprob is not None]
         return SequenceOutput(work.seq_id, tokens, tuple(logprobs))
+
+
+def _after(error: Exception) -> None:
+    """A step has failed, and is run again in parts. Raises `EngineBroken` if the device takes no
+    more work."""
+    if isinstance(error, torch.AcceleratorError):  # of CUDA it is the last word
+        raise EngineBroken(str(error)) from error
+    if isinstance(error, torch.OutOfMemoryError):
+        torch.cuda.empty_cache()
 
 
 def _rows(work: Sequence[Work], histories: Sequence[History | None]) -> list[Row]:

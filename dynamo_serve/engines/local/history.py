@@ -23,12 +23,6 @@ class History:
             self.counts[token] = self.counts.get(token, 0) + is_output
             self.length += 1
 
-    def retract(self, token_ids: Iterable[int], prompt_len: int) -> None:
-        """Take the latest tokens off again, until they are seen again: a new one stays known."""
-        for token in reversed(tuple(token_ids)):
-            self.length -= 1
-            self.counts[token] -= self.length >= prompt_len
-
 
 class Histories:
     """The histories of the live sequences that need one, kept from admission to `drop`."""
@@ -37,20 +31,17 @@ class Histories:
         self._of: dict[str, History] = {}
 
     def see(self, work: Work) -> History | None:
-        """Take in `work`'s tokens; None when its sampling looks at none."""
+        """Take in `work`'s tokens, once, however often it is run; None when its sampling looks at
+        none."""
         if not work.sampling.needs_history:
             return None
         history = self._of.setdefault(work.seq_id, History())
+        if history.length == work.position + len(work.token_ids):
+            return history  # its step failed, and is run again
         history.extend(work.cached_ids, work.prompt_len)
         assert history.length == work.position, f"{work.seq_id}: tokens seen out of order"
         history.extend(work.token_ids, work.prompt_len)
         return history
-
-    def unsee(self, work: Work) -> None:
-        """Take back what `see` did, if it did: the step failed, and is run again."""
-        history = self._of.get(work.seq_id)
-        if history is not None and history.length == work.position + len(work.token_ids):
-            history.retract((*work.cached_ids, *work.token_ids), work.prompt_len)
 
     def drop(self, seq_ids: Iterable[str]) -> None:
         for seq_id in seq_ids:
