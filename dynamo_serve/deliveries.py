@@ -177,7 +177,7 @@ class Deliveries:
         log.warning("request %s: its reader takes nothing; given up", delivery.request.id)
         self._observer.on_stream("given_up")
         if delivery.inbox is not None:
-            waited = f"nothing was read for {self._patience:g} s"
+            waited = f"nothing was read for {delivery.patience:g} s"
             delivery.inbox.fail(Unavailable(f"The stream was given up: {waited}."))
         delivery.on_stuck()
 
@@ -218,7 +218,10 @@ class Deliveries:
         """Unless it is we who have not let the reader run."""
         if delivery.is_wanted and inbox.since is not None and now - inbox.since > SLOW_SECONDS:
             self._park(delivery, "reader_slow")
-            self._timers.start(delivery.request.id, self._patience, lambda: self._give_up(delivery))
+            request = delivery.request
+            promise = self._engine.tenancy.class_of(request.tenant, request.class_name)
+            delivery.patience = promise.reader_patience or self._patience
+            self._timers.start(request.id, delivery.patience, lambda: self._give_up(delivery))
 
     def _on_end(self, delivery: Delivery) -> None:
         """Nothing more comes of it; what there is may be wanted again."""

@@ -27,17 +27,8 @@ class Delivery:
     __slots__ = (
         *("request", "inbox", "tokens", "logprobs", "cached_tokens", "first_token_at", "last"),
         *("error", "is_submitted", "is_wanted", "is_cancelled", "has_begun", "is_suspect"),
-        *(
-            "since",
-            "reason",
-            "deaths",
-            "doubts",
-            "earlier",
-            "previous",
-            "keep_seconds",
-            "on_stuck",
-            "engines",
-        ),
+        *("since", "reason", "deaths", "doubts", "earlier", "previous", "keep_seconds"),
+        *("on_stuck", "engines", "patience"),
     )
 
     def __init__(self, request: Request, keep_seconds: float, on_stuck: Callable[[], None]) -> None:
@@ -59,6 +50,7 @@ class Delivery:
         self.since, self.reason = 0.0, ""
         self.deaths = 0  # of engines that ran it alone
         self.doubts = 0  # such deaths, perhaps from outside, since it last got a token
+        self.patience = 0.0  # with a reader that stands still, in seconds
         self.engines = 0  # lost while they had it
         self.earlier: Summary | None = None  # what it has cost up to the last parking
 

@@ -12,6 +12,7 @@ import pytest
 
 from dynamo_serve.config import Config, EngineSection, ServerSection
 from dynamo_serve.core.request import Finish, Request, Summary, TokenEvent
+from dynamo_serve.core.tenant import Class, Tenancy, Tenant
 from dynamo_serve.delivery import together
 from dynamo_serve.errors import RequestNotFound, Unavailable
 from dynamo_serve.inbox import TOKEN_BYTES
@@ -87,6 +88,23 @@ def test_a_reader_that_stands_still_for_too_long_is_given_up(folder: str) -> Non
             assert not service._deliveries.kept and not service.num_live
         assert witness.streams == ["reader_slow", "given_up"]
         assert [e.finish for e in witness.events if e.finish] == [Finish.CANCELLED]
+
+    run(main)
+
+
+def test_a_class_has_a_patience_of_its_own(folder: str) -> None:
+    async def main() -> None:
+        quick = Class("quick", 1, reader_patience=0.1)
+        tenancy = Tenancy({"default": Tenant("default", class_name="quick")}, {"quick": quick})
+        async with running(impatient(), folder) as service:
+            service.configure(tenancy)
+            stuck = asyncio.Event()
+            request = Request("a", (1, 2), LONG)
+            async with aclosing(service.generate(request, on_stuck=stuck.set)) as events:
+                await anext(events)
+                await stuck.wait()
+                with pytest.raises(Unavailable, match=r"nothing was read for 0\.1 s"):
+                    await the_rest(events)
 
     run(main)
 

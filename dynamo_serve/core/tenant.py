@@ -25,6 +25,7 @@ class Class:
     max_queue_delay: float | None = None  # of the merge window; None: what the server's is
     deadline: float = inf
     strict: bool = False
+    reader_patience: float | None = None  # for one that stands still; None: what the server's is
 
 
 @dataclass(frozen=True, slots=True)
