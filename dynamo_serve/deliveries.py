@@ -85,8 +85,7 @@ class Deliveries:
         delivery = self.find(request_id)
         if delivery is None or count > len(delivery.tokens):
             raise RequestNotFound("There is no such stream, or it is not kept any more.")
-        tokens, logprobs = tuple(delivery.tokens[:count]), tuple(delivery.logprobs[:count])
-        return TokenEvent(request_id, tokens, logprobs, delivery.cached_tokens)
+        return delivery.head(count)
 
     def lag(self, now: float) -> float:
         """How long the oldest event that waits for a reader has waited."""
@@ -247,11 +246,17 @@ class Deliveries:
                 self._watch_deadline(delivery)
         return culprit
 
-    def on_up(self) -> None:
-        """There is an engine again: everybody goes on, in the order in which they came."""
+    def on_up(self, check_fits: Callable[[Request], None]) -> None:
+        """There is an engine again: everybody goes on, in the order in which they came, but for
+        whom it has no room: it may have found less memory than the one before."""
         for delivery in sorted(self.live.values(), key=lambda d: d.request.arrival):
-            if delivery.is_wanted and not delivery.is_submitted:
+            if delivery.is_submitted:
+                continue
+            try:
+                check_fits(delivery.request)
                 self._submit(delivery)
+            except RequestError as error:
+                self._end(delivery, Finish.ERROR, error)
 
     def fail_all(self, error: RequestError) -> None:
         """Nothing that is live will ever go on."""
@@ -263,9 +268,8 @@ class Deliveries:
     def _end(self, delivery: Delivery, finish: Finish, error: RequestError | None = None) -> None:
         now = time.monotonic()
         message = error.message if error else None
-        event = TokenEvent(
-            delivery.request.id, finish=finish, summary=delivery.earlier, error=message
-        )
+        id, summary = delivery.request.id, delivery.earlier
+        event = TokenEvent(id, finish=finish, summary=summary, error=message)
         if error is None:
             delivery.take(event, now)
         else:

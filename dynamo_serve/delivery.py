@@ -133,6 +133,11 @@ class Delivery:
         if self.inbox is not None:
             self.inbox.fail(error)
 
+    def head(self, count: int) -> TokenEvent:
+        """The first `count` tokens, as one event."""
+        tokens, logprobs = tuple(self.tokens[:count]), tuple(self.logprobs[:count])
+        return TokenEvent(self.request.id, tokens, logprobs, self.cached_tokens)
+
     # ── who reads ────────────────────────────────────────────────────────────
 
     def attach(self, num_read: int) -> Inbox:

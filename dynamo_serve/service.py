@@ -262,7 +262,7 @@ class Service:
         self._stop_giving_up()
         self._tell(Stats(pages_free=self.spec.num_pages))
         self._check_guarantees()
-        self._deliveries.on_up()
+        self._deliveries.on_up(self._check_fits)
 
     def _give_up(self) -> None:
         """There has been no engine for too long: whoever waits had better know."""

@@ -179,7 +179,11 @@ class Scheduler:
     def wake_at(self) -> float | None:
         """When a merge window or a deadline ends that is all there is to wait for; None if there
         is none."""
-        if self.running or not self.waiting or self.quarantine:
+        if self.running:
+            return None
+        if self.quarantine:
+            return 0.0
+        if not self.waiting:
             return None
         return min(self._merge_until(), *(at for at, _ in self._deadlines[:1]), inf)
 
