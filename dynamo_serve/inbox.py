@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from dynamo_serve.core.request import Request, TokenEvent
-from dynamo_serve.errors import RequestError
+from dynamo_serve.core.request import Refusal, Request, TokenEvent
+from dynamo_serve.errors import Overloaded, QuotaExceeded, RequestError, Shed
 
 
 class Inbox:
@@ -47,4 +47,17 @@ def merge(first: TokenEvent, second: TokenEvent) -> TokenEvent:
         token_ids=first.token_ids + second.token_ids,
         logprobs=first.logprobs + second.logprobs,
         cached_tokens=first.cached_tokens if second.cached_tokens is None else second.cached_tokens,
+    )
+
+
+def refused(refusal: Refusal) -> Shed:
+    """The error that a shed request ends with."""
+    kind = QuotaExceeded if refusal.is_own else Overloaded
+    return kind(
+        refusal.message,
+        retry_after=refusal.retry_after,
+        reason=refusal.reason,
+        limit=refusal.limit,
+        predicted_wait=refusal.predicted_wait,
+        queue_position=refusal.queue_position,
     )

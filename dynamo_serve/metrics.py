@@ -13,13 +13,13 @@ from prometheus_client.metrics_core import (
     HistogramMetricFamily,
     Metric,
 )
-from prometheus_client.registry import Collector
 
 from dynamo_serve.core.batch import Phase
 from dynamo_serve.core.request import Finish, Request, TokenEvent
 from dynamo_serve.core.stats import Stats
 from dynamo_serve.metrics_histogram import Histogram
-from dynamo_serve.metrics_tenants import TenantCosts
+from dynamo_serve.metrics_ladder import LadderCounts
+from dynamo_serve.metrics_tenants import LEFT_OUT, Nameless, TenantCosts
 
 # A small model on a fast device decodes in 2 to 5 ms and an overloaded one queues for minutes:
 # one scale has to resolve both.
@@ -118,6 +118,15 @@ DECLARED = {
         "Of each tenant: requests refused on arrival.",
         ("tenant", "reason"),
     ),
+    "rung": Declared(
+        "gauge", "dserve_ladder_rung", "Level of a rung of the ladder; 0: not taken.", ("rung",)
+    ),
+    "rung_changes": Declared(
+        "counter",
+        "dserve_ladder_changes",
+        "Rungs taken (up) and undone (down), level by level.",
+        ("rung", "direction"),
+    ),
     "restarts": Declared("counter", "dserve_engine_restarts", "Starts of another engine."),
     "build": Declared("gauge", "dserve_build_info", "Always 1.", ("version", "model")),
 }
@@ -151,8 +160,7 @@ _KINDS: dict[str, Any] = {
 }
 
 
-# A comment to Prometheus, a hint to who wonders.
-LEFT_OUT = b"# dserve_tenant_*: only for an admin key (Authorization: Bearer KEY).\n"
+_NAMED = {declared.name for declared in DECLARED.values() if "tenant" in declared.labels}
 
 Samples = Mapping[tuple[str, ...], Any]  # label values → Histogram or number
 
@@ -181,6 +189,7 @@ class Metrics:
         self._finishes = dict.fromkeys(Finish, 0)
         self._refusals: Counter[tuple[str, ...]] = Counter()
         self._costs = TenantCosts()
+        self._ladder = LadderCounts()
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
@@ -217,6 +226,7 @@ class Metrics:
                 self._before_restart[name] += getattr(self._stats, name)
             self._costs.restart()
         self._stats = stats
+        self._ladder.take(stats)
         step = stats.step
         if step is not None:
             self._histograms["step"][(step.phase,)].observe(step.seconds)
@@ -233,7 +243,7 @@ class Metrics:
         """The exposition for a scrape, and its content type; without `tenants` it names none."""
         if tenants:
             return generate_latest(self._registry), CONTENT_TYPE_LATEST
-        return generate_latest(_Nameless(self)) + LEFT_OUT, CONTENT_TYPE_LATEST
+        return generate_latest(Nameless(self, _NAMED)) + LEFT_OUT, CONTENT_TYPE_LATEST
 
     def collect(self) -> Iterator[Metric]:
         """Called by the registry on every scrape."""
@@ -258,6 +268,7 @@ class Metrics:
             "refusals": self._refusals_by_reason(),
             "tenant_refusals": self._refusals,
             **self._costs.numbers(),
+            **self._ladder.numbers(),
             "restarts": {(): self._num_restarts()},
             "build": {(self._version, self._model): 1},
         }
@@ -273,17 +284,6 @@ class Metrics:
         stats = self._stats
         pages = stats.pages_used + stats.pages_cached + stats.pages_free
         return stats.pages_used / pages if pages else 0.0
-
-
-class _Nameless(Collector):
-    """The same metrics without those that have a tenant's label."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-
-    def collect(self) -> Iterator[Metric]:
-        named = {declared.name for declared in DECLARED.values() if "tenant" in declared.labels}
-        return (family for family in self._metrics.collect() if family.name not in named)
 
 
 def _family(declared: Declared, samples: Samples) -> Metric:

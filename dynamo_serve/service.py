@@ -12,20 +12,17 @@ from typing import Any
 
 from dynamo_serve.config import Config
 from dynamo_serve.core.engine import EngineSpec
-from dynamo_serve.core.loop import Cancel, Configure, Submit
-from dynamo_serve.core.request import Finish, Refusal, Request, TokenEvent
+from dynamo_serve.core.loop import Cancel, Configure, Steer, Submit
+from dynamo_serve.core.request import Finish, Request, TokenEvent
 from dynamo_serve.core.stats import Stats
 from dynamo_serve.core.tenant import Tenancy
 from dynamo_serve.errors import (
     ContextTooLong,
     EngineFailure,
     EngineStartError,
-    Overloaded,
-    QuotaExceeded,
-    Shed,
     Unavailable,
 )
-from dynamo_serve.inbox import Inbox
+from dynamo_serve.inbox import Inbox, refused
 from dynamo_serve.link import Hooks, Link, ProcessLink, ThreadLink
 from dynamo_serve.observer import NoObserver, Observer
 from dynamo_serve.questions import Questions
@@ -69,6 +66,7 @@ class Service:
         self._model_path = model_path
         self._observer = observer or NoObserver()
         self._tenancy = Tenancy()
+        self._rung_modes: dict[str, str] = {}  # that operators have set, for every engine
         self._questions = Questions()
         self._hooks = Hooks(self._on_step, self._on_lost, self._questions.answer, progress)
         self._link: Link | None = None
@@ -95,6 +93,8 @@ class Service:
             raise EngineStartError(self.lost_reason or "the engine was lost")
         if self._tenancy is not tenancy:  # reloaded while the engine was starting
             self._link.send(Configure(self._tenancy))
+        if self._rung_modes:
+            self._link.send(Steer(self._rung_modes))
         self._started_at = time.monotonic()
         self._start_seconds = self._started_at - began
         self._tell(Stats(pages_free=self.spec.num_pages))
@@ -147,6 +147,12 @@ class Service:
         self._tenancy = tenancy  # last: what cannot be sent must not stop the next engine
         if self.state in (State.READY, State.DRAINING):  # else `start` will
             self._check_guarantees()
+
+    def steer(self, rung: str, mode: str) -> None:
+        """Pin, forbid or release a rung of the ladder, for this engine and those after it."""
+        self._rung_modes = {**self._rung_modes, rung: mode}
+        if self._link:
+            self._link.send(Steer({rung: mode}))
 
     async def inspect(self, what: str, id: str = "", timeout: float = INSPECT_SECONDS) -> Any:
         """The scheduler's answer (see `core.views`) as plain data.
@@ -284,16 +290,3 @@ class Service:
                 f"{len(request.prompt_ids)} prompt tokens and max_tokens {request.max_tokens} make "
                 f"{asked}, more than the limit of {self.spec.max_model_len}"
             )
-
-
-def refused(refusal: Refusal) -> Shed:
-    """The error that a shed request ends with."""
-    kind = QuotaExceeded if refusal.is_own else Overloaded
-    return kind(
-        refusal.message,
-        retry_after=refusal.retry_after,
-        reason=refusal.reason,
-        limit=refusal.limit,
-        predicted_wait=refusal.predicted_wait,
-        queue_position=refusal.queue_position,
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dynamo_serve.core.batch import Phase, SequenceOutput, Work
+from dynamo_serve.core.evidence import Tally
 from dynamo_serve.core.journal import Journal, Kind, Reason
 from dynamo_serve.core.page_pool import PagePool
 from dynamo_serve.core.request import Finish, TokenEvent, TokenLogprob
@@ -20,6 +21,7 @@ class Lifecycle:
         self.pool = pool
         self.shares = shares
         self.journal = journal
+        self.tally = Tally()
         self.waiting = WaitingQueue()
         self.running: dict[str, Sequence] = {}  # in order of admission
         self.dropped: list[str] = []  # for the engine to forget
@@ -157,6 +159,7 @@ class Lifecycle:
             self._count(seq, work.draft_len, len(tokens))
         cached_tokens = None
         if tokens:
+            self.tally.token(seq, self.shares.account(seq.request.tenant), now)
             if seq.first_token_at is None:
                 seq.first_token_at, cached_tokens = now, seq.cached_tokens
             seq.last_token_at = now

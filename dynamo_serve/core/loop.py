@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, cast
 from dynamo_serve.core import views
 from dynamo_serve.core.batch import Batch, SequenceOutput
 from dynamo_serve.core.engine import Engine, HoldingEngine
+from dynamo_serve.core.ladder import Mode
 from dynamo_serve.core.request import Finish, Request, TokenEvent
 from dynamo_serve.core.scheduler import Scheduler
 from dynamo_serve.core.stats import Stats, StepStats
@@ -39,8 +40,14 @@ class Configure(NamedTuple):
     tenancy: Tenancy
 
 
+class Steer(NamedTuple):
+    """Pin, forbid or release rungs of the ladder; the others stay as they are."""
+
+    modes: dict[str, str]
+
+
 class Inspect(NamedTuple):
-    """A question to the scheduler: `what` is "request", "state" or "costs"; see `core.views`."""
+    """A question to the scheduler: `what` is one of those that `core.views` answers."""
 
     ticket: int
     what: str
@@ -51,7 +58,7 @@ class Stop(NamedTuple):
     """End the loop after this turn; whatever is live is abandoned."""
 
 
-Command = Submit | Cancel | Configure | Inspect | Stop
+Command = Submit | Cancel | Configure | Steer | Inspect | Stop
 
 Inbox = Callable[[float | None], list[Command]]
 """Everything that has arrived; waits at most so many seconds for the first (None: for ever)."""
@@ -121,6 +128,8 @@ class Loop:
             events, step = self._step(batch)
             self._forget()
             self.publish(events, self.scheduler.stats(step))
+        elif self.scheduler.controller.take_news():
+            self.publish([], self.scheduler.stats())
 
     def _between(self) -> None:
         """A step is between two of its layers: who has come meanwhile may cut in. Raises nothing,
@@ -196,6 +205,9 @@ class Loop:
                 return self.scheduler.cancel(request_id, self.clock())
             case Configure(tenancy):
                 self.scheduler.configure(tenancy)
+            case Steer(modes):
+                wanted = {name: Mode(mode) for name, mode in modes.items()}
+                self.scheduler.controller.steer(wanted, self.clock())
             case Inspect(ticket, what, id):
                 self.reply(ticket, views.answer(self.scheduler, what, id, self.clock()))
             case Stop():

@@ -10,9 +10,11 @@ from dynamo_serve.core import policy
 from dynamo_serve.core.admission import Admission
 from dynamo_serve.core.batch import Batch, Phase, SequenceOutput, Work
 from dynamo_serve.core.bill import Bill
+from dynamo_serve.core.controller import Controller
 from dynamo_serve.core.cut_in import CutIn
 from dynamo_serve.core.intake import Intake
 from dynamo_serve.core.journal import Journal, Reason
+from dynamo_serve.core.ladder import Restraint
 from dynamo_serve.core.lifecycle import Lifecycle
 from dynamo_serve.core.pace import Limits, Prompts
 from dynamo_serve.core.page_pool import PagePool
@@ -46,7 +48,9 @@ class Scheduler:
         self.journal = Journal()
         self.shares = Shares(self.tenancy)
         self.life = Lifecycle(pool, self.shares, self.journal)
-        self.intake = Intake(self.life, limits, self.cost)
+        restraint = Restraint()
+        self.controller = Controller(self.life, restraint, is_on=limits.ladder)
+        self.intake = Intake(self.life, limits, self.cost, restraint)
         self.speculation = Speculation(self.intake.pace)
         self.admission = Admission(self.life, self.intake)
         self.waiting = self.life.waiting
@@ -75,6 +79,7 @@ class Scheduler:
         promise = self.tenancy.class_of(request.tenant, request.class_name)
         seq = Sequence.of(request, promise, self._num_added)
         self._num_added += 1
+        self.life.tally.arrive(seq)
         refusal = self.admission.refuse(seq, now)
         if refusal is not None:
             return [TokenEvent(request.id, refusal=refusal)]
@@ -111,6 +116,7 @@ class Scheduler:
     def schedule(self, now: float) -> Batch | None:
         """The plan for the next step, or None if nothing can run (yet: see `wake_at`)."""
         self.bill.begin(now)
+        self.controller.look(now)
         return self._mixed(now) if self.limits.mix_phases else self._alternate(now)
 
     def update(
@@ -153,11 +159,13 @@ class Scheduler:
     # ── what the loop needs to know ──────────────────────────────────────────
 
     def wake_at(self) -> float | None:
-        """When a merge window or a deadline ends that is all there is to wait for; None if there
-        is none."""
+        """When a merge window or a deadline ends that is all there is to wait for, or a rung may be
+        undone; None if there is none."""
+        look_at = self.controller.wake_at()
         if self.running or not self.waiting:
-            return None
-        return min(self._merge_until(), *(at for at, _ in self._deadlines[:1]), inf)
+            return look_at
+        ends = [self._merge_until(), *(at for at, _ in self._deadlines[:1])]
+        return min(*ends, inf if look_at is None else look_at)
 
     def take_dropped(self) -> list[str]:
         """Sequences for the engine to forget; asking twice gives nothing."""
@@ -184,6 +192,8 @@ class Scheduler:
             draft_tokens_total=totals["draft"],
             draft_accepted_tokens_total=totals["draft_accepted"],
             step=step,
+            rungs=self.controller.levels,
+            rung_changes=self.controller.changes,
         )
 
     def check(self) -> None:

@@ -15,8 +15,8 @@ import yaml
 
 from dynamo_serve.core.request import Finish, Request, Summary, TokenEvent
 from dynamo_serve.directory import digest
+from dynamo_serve.inbox import refused
 from dynamo_serve.metrics import Metrics
-from dynamo_serve.service import refused
 from dynamo_serve.text.tokenizer import Tokenizer
 from tests.api.conftest import Stubbed
 from tests.api.live import config, serving

@@ -35,10 +35,11 @@ LAW: dict[str, tuple[str, ...]] = {
         *("config", "core.", "errors", "inbox", "link", "observer", "questions", "worker"),
     ),
     "dynamo_serve.metrics": (
-        *("core.", "metrics_histogram", "metrics_tenants", "prometheus_client."),
+        *("core.", "metrics_histogram", "metrics_ladder", "metrics_tenants", "prometheus_client."),
     ),
     "dynamo_serve.metrics_histogram": (),
-    "dynamo_serve.metrics_tenants": (),
+    "dynamo_serve.metrics_ladder": ("core.",),
+    "dynamo_serve.metrics_tenants": ("prometheus_client.",),
     "dynamo_serve.api.": (
         *("", "api.", "config", "core.", "directory", "errors", "service", "tenants", "text."),
         *("fastapi.", "starlette.", "pydantic."),
