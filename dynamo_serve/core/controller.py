@@ -26,7 +26,7 @@ SETTLE_SECONDS = 3.0  # what a rung gets to show an effect
 GAIN = 0.05  # of a score: less is no improvement
 CALM_SECONDS = 10.0  # good evidence before a rung is undone
 MOST_CALM_SECONDS = 120.0
-RELAPSE_SECONDS = 60.0  # a rung taken again within that was undone too soon
+RELAPSE_SECONDS = 300.0  # a rung taken again within that was undone too soon
 HISTORY = 100  # changes that are kept
 OPERATOR = "operator"  # the trigger of a change that somebody asked for
 
@@ -44,6 +44,7 @@ class State:
     after: Evidence | None = None
     undone_at: float | None = None
     undone_for: str = ""
+    left_at: float | None = None  # the same, until it is taken again
     calm: float = CALM_SECONDS
     num_taken: int = 0
     num_undone: int = 0
@@ -121,10 +122,11 @@ class Controller:
         state = next((state for state in able if state.level < state.rung.levels), None)
         if state is None:
             return
-        if state.undone_at is not None and now - state.undone_at < RELAPSE_SECONDS:
+        if state.left_at is not None and now - state.left_at < RELAPSE_SECONDS:
             state.calm = min(2 * state.calm, MOST_CALM_SECONDS)
         elif not state.level:
             state.calm = CALM_SECONDS
+        state.left_at = None
         self._take(state, trouble, now)
         self._reading, self._settled_at = (trouble, score), now + SETTLE_SECONDS
         self._window.forget()  # what comes from now on is its doing
@@ -148,6 +150,7 @@ class Controller:
         at = max(i for i, taken in enumerate(self._taken) if taken is state)
         del self._taken[at]
         state.undone_at, state.undone_for = now, trigger
+        state.left_at = now
         state.num_undone += 1
         self._set(state, state.level - 1, "down", trigger, now)
         if not state.level:

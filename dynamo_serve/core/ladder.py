@@ -23,7 +23,7 @@ from dynamo_serve.core.sequence import Sequence
 
 CHUNK_FLOOR = 32  # prompt tokens beside decoding, however far they are cut: one tile
 BATCH_WINDOW = 2.0  # seconds between two groups of batch-class prompts
-BATCH_PART = 0.25  # of max_decode_sequences, for batch-class sequences
+BATCH_PARTS = (1.0, 0.25, 0.0625)  # of max_decode_sequences, for batch-class sequences, by level
 
 
 @dataclass(slots=True)
@@ -78,7 +78,7 @@ def _widen_window(restraint: Restraint, level: int) -> None:
 
 
 def _cap_batch(restraint: Restraint, level: int) -> None:
-    restraint.batch_part = BATCH_PART if level else 1.0
+    restraint.batch_part = BATCH_PARTS[level]
 
 
 def _shed_batch(restraint: Restraint, level: int) -> None:
@@ -107,8 +107,10 @@ RUNGS = (
         Reason.CAP_BATCH,
         frozenset({"itl", "ttft", "queue", "pages"}),
         _cap_batch,
-        f"batch-class sequences take at most {BATCH_PART:.0%} of the places; what runs, stays",
+        "batch-class sequences take at most a quarter of the places, at level 2 a sixteenth; what"
+        " runs, stays",
         "they take every place that fair share gives them",
+        levels=2,
     ),
     Rung(
         Reason.SHED_BATCH,
@@ -137,6 +139,7 @@ class Brake:
         self._group_at = -inf  # when the last group was admitted
         self._left = 0
         self._is_shut = False
+        self._kept_back: set[str] = set()  # tenants, in the last plan
 
     @property
     def cap(self) -> int:
@@ -146,6 +149,9 @@ class Brake:
     def begin(self, now: float) -> None:
         """A step is being planned."""
         window, running = self.restraint.batch_window, self.life.running.values()
+        if self._kept_back:
+            self.life.shares.forgo(self._kept_back, self.life.busy)
+            self._kept_back.clear()
         if self.restraint.batch_part < 1.0:
             self._left = self.cap - sum(seq.promise.is_batch for seq in running)
         self._is_shut = (
@@ -156,11 +162,14 @@ class Brake:
 
     def obstacle(self, seq: Sequence) -> Reason | None:
         """The rung that keeps a waiting request back, if one does."""
-        if not seq.promise.is_batch:
-            return None
-        if self.restraint.batch_part < 1.0 and self._left <= 0:
-            return Reason.CAP_BATCH
-        return Reason.WIDEN_WINDOW if self._is_shut else None
+        reason = None
+        if seq.promise.is_batch and self.restraint.batch_part < 1.0 and self._left <= 0:
+            reason = Reason.CAP_BATCH
+        elif seq.promise.is_batch and self._is_shut:
+            reason = Reason.WIDEN_WINDOW
+        if reason:
+            self._kept_back.add(seq.request.tenant)
+        return reason
 
     def pass_through(self, seq: Sequence, now: float) -> None:
         """It is admitted."""
