@@ -3,9 +3,9 @@
 A rung changes a `Restraint`, which says how far work that was promised nothing is held back; level
 0 is its undo. Whether a rung is taken is decided in `controller`.
 
-Two more belong here once there is something for them to act on, between `cap_batch` and the
-rest: `spill`, to a lower tier of KV pages, and `lighter_weights`, to another variant of the model.
-Starting the engine again is for whoever watches it from outside: it cannot be decided in here.
+Two more belong here once there is something for them to act on: `spill`, to a lower tier of KV
+pages, before `shed_batch`, and `lighter_weights`, another variant of the model, after it. Starting
+the engine again is for whoever watches it from outside: it cannot be decided in here.
 """
 
 from __future__ import annotations
