@@ -55,6 +55,7 @@ class Run:
     sent: list[Sent] = field(default_factory=list)
     samples: list[dict[str, Any]] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
+    behind: float = 0.0  # seconds by which the client was late: it should be next to none
 
 
 async def probe(client: Client, workers: int) -> float:
@@ -88,10 +89,11 @@ class Load:
         """`rates` of the three phases, in requests a second."""
         rng = random.Random(kind)
         at = 0.0
-        while at < self.run.phases[2]:
+        while max(at, self.now) < self.run.phases[2]:
             rate = rates[sum(at >= end for end in self.run.phases[:2])]
             at += rng.expovariate(rate)
             await asyncio.sleep(max(0.0, at - self.now))
+            self.run.behind = max(self.run.behind, self.now - at)
             task = asyncio.create_task(self._one(kind, size))
             self.tasks.add(task)
             task.add_done_callback(self.tasks.discard)
@@ -191,6 +193,7 @@ def phases(run: Run, args: argparse.Namespace) -> dict[str, Any]:
     return {
         "ladder": run.ladder,
         "capacity_per_s": run.capacity,
+        "client_behind_s": round(run.behind, 2),
         "before": kept(run, 0.0, begin, args),
         "overload": kept(run, begin, end, args),
         "after": kept(run, end, last, args),

@@ -7,6 +7,7 @@ Only what has happened counts: first tokens, gaps between tokens, refusals, wait
 from __future__ import annotations
 
 from collections import deque
+from itertools import takewhile
 from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -211,9 +212,8 @@ class Window:
 
     def _is_late(self) -> bool:
         """Whether somebody has waited too long at every look for a while."""
-        shots = self._shots
-        in_time = next((s.at for s in reversed(shots) if s.longest_wait < LATE), shots[0].at)
-        return shots[-1].at - in_time >= LASTING
+        late = list(takewhile(lambda shot: shot.longest_wait >= LATE, reversed(self._shots)))
+        return bool(late) and late[0].at - late[-1].at >= LASTING
 
     def _is_thrashing(self, seen: Evidence) -> bool:
         """Whether sequences go on taking each other's pages."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from typing import get_args
 
 import httpx
 import pytest
 
+from dynamo_serve.api.schema import SteerRequest
 from dynamo_serve.config import RUNG
 from dynamo_serve.core.ladder import NAMES
 from dynamo_serve.metrics import Metrics
@@ -75,3 +77,4 @@ def test_only_an_admin_key_opens_it(base: str) -> None:
 
 def test_settings_and_api_name_the_rungs_that_there_are() -> None:
     assert tuple(RUNG.split("|")) == NAMES
+    assert get_args(SteerRequest.model_fields["rung"].annotation) == NAMES
