@@ -24,7 +24,7 @@ from typing import Any
 import httpx
 
 from bench.plot import Bars, Lines, svg
-from bench.promises import Answer, Client, tenants_file
+from bench.promises import FIRST_ID, LAST_ID, Answer, Client, tenants_file
 from bench.server import free_port, our_command, running
 
 QUESTION, BATCH = (48, 16), (200, 64)  # tokens of prompt and output
@@ -58,6 +58,21 @@ class Run:
     behind: float = 0.0  # seconds by which the client was late: it should be next to none
 
 
+class Visitor(Client):
+    """A client whose prompts keep within the model's vocabulary."""
+
+    last_id = LAST_ID
+
+    async def learn(self) -> None:
+        headers = {"Authorization": "Bearer batch"}
+        facts = (await self.http.get("/v1/server", headers=headers)).json()
+        self.last_id = min(LAST_ID, int(facts["limits"]["vocab_size"]) - 1)
+
+    def prompt(self, length: int) -> list[int]:
+        first = min(FIRST_ID, self.last_id // 2)
+        return [self.rng.randint(first, self.last_id) for _ in range(length)]
+
+
 async def probe(client: Client, workers: int) -> float:
     """Batch requests that the server answers in a second, if it has nothing else to do."""
     stop, done = time.monotonic() + PROBE_S, 0
@@ -65,7 +80,9 @@ async def probe(client: Client, workers: int) -> float:
     async def worker() -> None:
         nonlocal done
         while time.monotonic() < stop:
-            await client.ask("batch", client.prompt(BATCH[0]), BATCH[1])
+            answer = await client.ask("batch", client.prompt(BATCH[0]), BATCH[1])
+            if answer.status != 200:
+                raise RuntimeError(f"the server answers with {answer.status}")
             done += time.monotonic() < stop
 
     await asyncio.gather(*(worker() for _ in range(workers)))
@@ -137,7 +154,8 @@ class Load:
 async def act(url: str, ladder: str, args: argparse.Namespace) -> Run:
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=100)
     async with httpx.AsyncClient(base_url=url, timeout=900, limits=limits) as http:
-        client = Client(http, str(args.model))
+        client = Visitor(http, str(args.model))
+        await client.learn()
         capacity = args.capacity or await probe(client, args.workers)
         calm, over = args.calm, args.seconds
         run = Run(ladder, capacity, (calm, calm + over, 2 * calm + over))
