@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+RUNG = "shrink_chunks|widen_window|cap_batch|shed_batch"  # as in `core.ladder`
+
 
 def setting(
     default: Any,
@@ -179,6 +181,15 @@ class SchedulerSection:
     )
     max_draft_tokens: int = setting(8, "Guessed tokens of one sequence in a step.", low=1, high=64)
     max_waiting: int = setting(10_000, "Requests that may wait; beyond it 503.", low=1)
+    ladder: Literal["auto", "off"] = setting(
+        "auto",
+        "Take and undo the rungs of the healing ladder when targets are missed; off leaves them to "
+        "operators.",
+    )
+    ladder_pin: tuple[str, ...] = setting((), "Rungs that are taken from the start.", pattern=RUNG)
+    ladder_forbid: tuple[str, ...] = setting(
+        (), "Rungs that are never taken, also if they are pinned.", pattern=RUNG
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,12 +70,12 @@ class Service:
         self._has_started = self._is_draining = self._is_closed = False
         self._giving_up: asyncio.TimerHandle | None = None
         scheduler = config.scheduler
-        # For the memory of this process only: the scheduler refuses earlier, and with numbers. It
-        # is behind by what is still on its way to it, so twice its queue is surely too much.
+        # For the memory of this process: the scheduler refuses earlier, but is behind by what is
+        # still on its way to it, so twice its queue is surely too much.
         self._max_live = 2 * scheduler.max_waiting + scheduler.max_decode_sequences
 
     async def start(self) -> None:
-        """Start the engine and wait until it is ready. Raises `EngineStartError`."""
+        """Return when the engine is ready. Raises `EngineStartError`."""
         await self.engine.start()
         self._has_started = True
         self._tell(Stats(pages_free=self.spec.num_pages))
@@ -147,12 +147,11 @@ class Service:
             self._deliveries.leave(delivery, inbox)
 
     def cancel(self, request_id: str) -> None:
-        """End a request early, for good; its last event (CANCELLED) still comes."""
+        """End a request for good; its last event (CANCELLED) still comes."""
         self._deliveries.cancel(request_id)
 
     def tokens_of(self, request_id: str, count: int) -> TokenEvent:
-        """The first `count` tokens of a request that is live or kept, as one event. Raises
-        `RequestNotFound`."""
+        """The first `count` tokens of a known request. Raises `RequestNotFound`."""
         return self._deliveries.head(request_id, count)
 
     def is_known(self, request_id: str) -> bool:
@@ -170,7 +169,7 @@ class Service:
         return len(self._deliveries.live)
 
     def vitals(self) -> Vitals:
-        """What a scrape asks for; nobody else is asked for it."""
+        """What a scrape asks for."""
         lag = self._deliveries.lag(time.monotonic())
         num_parked = sum(d.is_parked for d in self._deliveries.kept.values())
         is_stalled = self._has_started and self.engine.trouble() is not None
@@ -183,6 +182,10 @@ class Service:
         self.engine.configure(tenancy)
         if self.engine.is_up:  # else the start will
             self._check_guarantees()
+
+    def steer(self, rung: str, mode: str) -> None:
+        """Pin, forbid or release a rung of the ladder, for this engine and those after it."""
+        self.engine.steer(rung, mode)
 
     async def inspect(self, what: str, id: str = "", timeout: float = INSPECT_SECONDS) -> Any:
         """The scheduler's answer (see `core.views`) as plain data.
@@ -200,7 +203,7 @@ class Service:
             raise Unavailable(trouble, retry_after=self.engine.restart_seconds)
 
     def check_alive(self) -> None:
-        """Raise `Unavailable` if this server will not recover by itself, as far as one can tell."""
+        """Raise `Unavailable` if this server does not get on, or will not by itself."""
         if self._is_closed:
             raise Unavailable("the server is closed")
         if self.engine.is_hopeless:
@@ -236,9 +239,8 @@ class Service:
         """Stop the engine; whoever still waits gets `Unavailable`."""
         self._is_closed = True
         self._stop_giving_up()
-        message = "the server is shutting down"
-        self._questions.fail(message)
-        self._deliveries.fail_all(Unavailable(message, retry_after=5.0))
+        self._questions.fail("the server is shutting down")
+        self._deliveries.fail_all(Unavailable("the server is shutting down", retry_after=5.0))
         await self.engine.close()
 
     # ── what the engine reports ──────────────────────────────────────────────

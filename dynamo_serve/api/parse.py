@@ -22,6 +22,7 @@ KNOWN: dict[type[BaseModel], Mapping[str, fields.Known]] = {
     schema.CompletionRequest: fields.COMPLETION,
     schema.TokenizeRequest: {},
     schema.DetokenizeRequest: {},
+    schema.SteerRequest: {},
     schema.Message: fields.MESSAGE,
     schema.StreamOptions: fields.STREAM_OPTIONS,
 }

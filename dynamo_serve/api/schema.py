@@ -207,3 +207,12 @@ class TokenizeRequest(Model):
 class DetokenizeRequest(Model):
     model: str | None = Field(None, description="One of /v1/models; without it, the first.")
     tokens: Ids = Field(description="Token ids.")
+
+
+class SteerRequest(Model):
+    rung: Literal["shrink_chunks", "widen_window", "cap_batch", "shed_batch"] = Field(
+        description="One of the ladder's."
+    )
+    mode: Literal["auto", "pin", "forbid"] = Field(
+        description="pin: taken, and stays so. forbid: never taken. auto: as the evidence says."
+    )

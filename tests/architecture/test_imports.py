@@ -43,12 +43,13 @@ LAW: dict[str, tuple[str, ...]] = {
         *("questions", "supervisor", "worker"),
     ),
     "dynamo_serve.metrics": (
-        *("core.", "metrics_declared", "metrics_histogram", "metrics_tenants", "observer"),
-        "prometheus_client.",
+        *("core.", "metrics_declared", "metrics_histogram", "metrics_ladder", "metrics_tenants"),
+        *("observer", "prometheus_client."),
     ),
     "dynamo_serve.metrics_declared": ("core.",),
     "dynamo_serve.metrics_histogram": (),
-    "dynamo_serve.metrics_tenants": (),
+    "dynamo_serve.metrics_ladder": ("core.",),
+    "dynamo_serve.metrics_tenants": ("prometheus_client.",),
     "dynamo_serve.api.": (
         *("", "api.", "config", "core.", "delivery", "directory", "errors", "service"),
         *("tenants", "text.", "fastapi.", "starlette.", "pydantic."),
