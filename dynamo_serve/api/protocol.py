@@ -75,7 +75,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=self.limits.stream_buffer_bytes)
-        self._watch = Watch(self.loop, transport, self.limits.send_timeout_s)
+        self._watch = Watch(transport, self.limits.send_timeout_s, self.cut)
         seconds = self.limits.header_timeout_s
         if not self.gate.enter(self):
             seconds = min(seconds, RESERVE_S)
@@ -98,6 +98,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self._active.message_event.set()
 
     def cut(self) -> None:
+        self._hang_up()
         self.transport.abort()
 
     @property

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 
 class Watch:
-    """Cuts a connection when, from one look to the next, nothing of what waits has left.
+    """Calls `cut` when, from one look to the next, nothing of what waits has left.
 
     Only to be started while nothing more is written: what waits can then only become less.
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, transport: asyncio.Transport, seconds: float
+        self, transport: asyncio.Transport, seconds: float, cut: Callable[[], None]
     ) -> None:
-        self._loop = loop
+        self._loop = asyncio.get_running_loop()
         self._transport = transport
         self._seconds = seconds
+        self._cut = cut
         self._next_look: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
@@ -31,6 +33,6 @@ class Watch:
 
     def _look(self, before: int) -> None:
         if self._transport.get_write_buffer_size() >= before:
-            self._transport.abort()
+            self._cut()
         else:
             self.start()
