@@ -122,7 +122,7 @@ def check_ids(ids: Sequence[int], vocab_size: int, path: str) -> None:
     for at, token_id in enumerate(ids):
         if not 0 <= token_id < vocab_size:
             raise InvalidRequest(
-                f"'{path}[{at}]': token id {token_id} is out of range, "
+                f"'{path}[{at}]': token id {str(token_id)[:40]} is out of range, "
                 f"the vocabulary has {vocab_size}.",
                 param=f"{path}[{at}]",
             )
