@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from dynamo_serve.api.schema import CompletionRequest, Message, Part
 from dynamo_serve.errors import InvalidRequest, UnsupportedField
@@ -109,10 +109,11 @@ def _prompt_kind(
     """The texts and the id lists of a prompt field; one of the two is empty."""
     if isinstance(prompt, str):
         return [prompt], []
-    texts = [item for item in prompt if isinstance(item, str)]
-    lists = [item for item in prompt if isinstance(item, list)]
-    ids = [item for item in prompt if isinstance(item, int)]
-    return texts, lists or ([ids] if ids else [])
+    # The schema has seen to it that all are like the first; a walk over a million ids takes time.
+    first = prompt[0] if prompt else []
+    if isinstance(first, str):
+        return cast(list[str], prompt), []
+    return [], cast(list[list[int]], prompt if isinstance(first, list) else [prompt])
 
 
 def check_ids(ids: Sequence[int], vocab_size: int, path: str) -> None:
