@@ -23,6 +23,7 @@ from dynamo_serve import __version__, bundled, garbage
 from dynamo_serve.api import middleware
 from dynamo_serve.api.app import create_app
 from dynamo_serve.api.auth import Access
+from dynamo_serve.api.gate import ACCEPTED_AT_ONCE
 from dynamo_serve.api.protocol import limited
 from dynamo_serve.cli_progress import Progress
 from dynamo_serve.config import Config, LogSection, ModelSection, ServerSection
@@ -36,7 +37,6 @@ from dynamo_serve.text.tokenizer import Tokenizer
 log = logging.getLogger(__name__)
 
 BACKLOG = 2048  # connections that may wait in the system
-ACCEPTED_AT_ONCE = 64  # and of which so many are taken before anything else has its turn
 FLUSH_S = 5.0  # after the last request ended, for its bytes to leave
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 FACTS = ("device", "dtype", "attention_backend")  # of the engine, worth a look at once

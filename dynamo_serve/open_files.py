@@ -7,7 +7,7 @@ import resource
 
 log = logging.getLogger(__name__)
 
-OWN_FILES = 512  # connections that are leaving, pipes, libraries, the model's files
+OWN_FILES = 640  # connections that are probes or leaving, pipes, libraries, the model's files
 
 
 def make_room(max_connections: int) -> int:

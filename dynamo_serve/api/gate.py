@@ -10,7 +10,10 @@ from dynamo_serve.errors import RequestError, Unavailable
 
 log = logging.getLogger(__name__)
 
-RESERVE = 16  # connections above the limit whose headers are read, for one may be a probe
+ACCEPTED_AT_ONCE = 32  # connections, before anything else has its turn
+# Above the limit so many have their headers read, for one may be a probe: more than come within
+# the few turns of the event loop between its connection and its first byte.
+RESERVE = 4 * ACCEPTED_AT_ONCE
 LEAVING = 256  # connections that have got their refusal and may still be reading it
 PROBES = frozenset({"/health", "/ready", "/metrics"})
 TELL_EVERY_S = 60.0

@@ -10,6 +10,7 @@ from dynamo_serve.api.schema import CompletionRequest, Message, Part
 from dynamo_serve.errors import InvalidRequest, UnsupportedField
 from dynamo_serve.text.tokenizer import Tokenizer
 
+MAX_TEMPLATE_VALUES = 1024
 INLINE_MESSAGES = 64  # rendering more than so many could hold up every other stream
 
 
@@ -34,6 +35,7 @@ def _render(
     arguments: Mapping[str, Any],
     add_generation_prompt: bool,
 ) -> str:
+    _check_size(arguments)
     for name in arguments:
         if name in tokenizer.template_parameters:
             raise UnsupportedField(
@@ -45,6 +47,21 @@ def _render(
         add_generation_prompt=add_generation_prompt,
         template_arguments=arguments,
     )
+
+
+def _check_size(arguments: Mapping[str, Any]) -> None:
+    """What a template walks through has to be small: it is a program, and runs to its end."""
+    waiting, num_values = [*arguments.values()], 0
+    while waiting and num_values <= MAX_TEMPLATE_VALUES:
+        value = waiting.pop()
+        num_values += 1
+        if isinstance(value, (dict, list)):
+            waiting += value.values() if isinstance(value, dict) else value
+    if num_values > MAX_TEMPLATE_VALUES:
+        raise InvalidRequest(
+            f"'chat_template_kwargs' holds more than {MAX_TEMPLATE_VALUES} values.",
+            param="chat_template_kwargs",
+        )
 
 
 def _plain(message: Message, path: str, tokenizer: Tokenizer) -> dict[str, str]:

@@ -91,6 +91,12 @@ TABLE: list[tuple[str, dict[str, Any], str, str]] = [
         "chat_template_kwargs",
         "at most 64",
     ),
+    (
+        CHAT,
+        {**user(), "chat_template_kwargs": {"a": [[1] * 600, {str(i): i for i in range(600)}]}},
+        "chat_template_kwargs",
+        "more than 1024 values",
+    ),
     (CHAT, {**user(), "n": 2**63}, "n", "less than"),
     (CHAT, {**user(), "n": 10**400}, "n", "a number of length 401"),
     (CHAT, {**user(), "max_tokens": 2**63}, "max_tokens", "less than"),
