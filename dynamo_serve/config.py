@@ -77,6 +77,29 @@ class ServerSection:
         30.0, "Seconds that a parked request waits for its reader to read on.", low=0.1
     )
     max_choices: int = setting(16, "Largest n (and list of prompts) in one request.", low=1)
+    max_connections: int = setting(
+        4096,
+        "Open connections; who comes then gets a 503, but for probes.",
+        low=1,
+    )
+    header_timeout_s: float = setting(
+        10.0, "Seconds for the headers of a request to arrive, else 408.", low=0.1
+    )
+    body_timeout_s: float = setting(
+        30.0, "Seconds for the body to arrive after the headers, else 408.", low=0.1
+    )
+    send_timeout_s: float = setting(
+        60.0,
+        "Seconds in which a client has to take something of what waits for it; else it is cut off.",
+        low=0.1,
+    )
+    stream_buffer_bytes: int = setting(
+        65_536,
+        "Bytes that wait for a slow reader, once in the server and once in the kernel; then the "
+        "stream waits.",
+        low=4096,
+        high=2**24,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,7 +106,7 @@ class Deliveries:
         delivery.inbox = None
         request_id = delivery.request.id
         if delivery.keep_seconds and self.find(request_id) is delivery:
-            if not (delivery.is_done or delivery.is_cancelled):
+            if delivery.is_wanted and not (delivery.is_done or delivery.is_cancelled):
                 self._park(delivery, "reader_gone")
             self._timers.start(
                 delivery.request.id, delivery.keep_seconds, lambda: self._forget(delivery)

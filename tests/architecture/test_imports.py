@@ -50,6 +50,8 @@ LAW: dict[str, tuple[str, ...]] = {
     "dynamo_serve.metrics_histogram": (),
     "dynamo_serve.metrics_ladder": ("core.",),
     "dynamo_serve.metrics_tenants": ("prometheus_client.",),
+    "dynamo_serve.api.gate": ("errors",),
+    "dynamo_serve.api.protocol": ("api.", "config", "errors", "httptools.", "uvicorn."),
     "dynamo_serve.api.": (
         *("", "api.", "config", "core.", "delivery", "directory", "errors", "service"),
         *("tenants", "text.", "fastapi.", "starlette.", "pydantic."),
@@ -63,10 +65,11 @@ LAW: dict[str, tuple[str, ...]] = {
     "dynamo_serve.cli_keys": ("directory", "errors", "tenants"),
     "dynamo_serve.chat": ("errors", "httpx."),
     "dynamo_serve.cli_progress": (),
+    "dynamo_serve.open_files": (),
     "dynamo_serve.cli": (*("", "errors", "settings", "chat", "cli_keys", "cli_serve", "tenants"),),
     "dynamo_serve.cli_serve": (
         *("", "api.", "bundled.", "cli_progress", "config", "directory", "errors", "garbage"),
-        *("metrics", "service", "text.", "uvicorn."),
+        *("metrics", "open_files", "service", "starlette.", "text.", "uvicorn."),
     ),
     "dynamo_serve.reference": (
         *("", "api.", "cli", "config", "errors", "metrics_declared", "settings"),
