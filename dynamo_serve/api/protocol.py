@@ -7,6 +7,8 @@ A connection reads heads and bodies in turn; `_deadline` is the time limit on wh
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from typing import Any, NoReturn
 
 import httptools
@@ -39,6 +41,7 @@ MAX_AHEAD_BYTES = 65_536  # in the bodies of these
 RESERVE_S = 1.0  # for the headers, if there is no room unless they are a probe's
 LINGER_S = 1.0  # for a refused client to read why; to close on what it still sends would be a reset
 LINGER_BYTES = 1_000_000
+NO_LINGER = struct.pack("ii", 1, 0)  # on, for no seconds: a reset
 
 
 def limited(server: ServerSection) -> type[LimitedProtocol]:
@@ -99,7 +102,10 @@ class LimitedProtocol(HttpToolsProtocol):
             self._active.message_event.set()
 
     def cut(self) -> None:
+        """End the connection now; the kernel, too, forgets what waits to be sent."""
         self._hang_up()
+        if sock := self.transport.get_extra_info("socket"):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
         self.transport.abort()
 
     @property
