@@ -117,8 +117,9 @@ class Run:
                 raise RuntimeError((await response.aread()).decode())
             buffer, before, longest = b"", time.monotonic(), 0.0
             async for chunk in response.aiter_raw():
-                now = time.monotonic()
-                longest, before = max(longest, now - before), now
+                if b"data: " in chunk:  # a comment that keeps the connection alive is no progress
+                    now = time.monotonic()
+                    longest, before = max(longest, now - before), now
                 buffer += chunk[: int(min(cut, len(chunk)))]
                 cut -= len(chunk)
                 *events, buffer = buffer.split(b"\n\n")
