@@ -37,6 +37,7 @@ class Delivery:
             "keep_seconds",
             "on_stuck",
             "engines",
+            "is_leaving",
         ),
     )
 
@@ -56,6 +57,7 @@ class Delivery:
         self.is_wanted = True
         self.is_cancelled = False  # for good
         self.is_suspect = False
+        self.is_leaving = False  # it goes on in another server, if anywhere
         self.since, self.reason = 0.0, ""
         self.deaths = 0  # of engines that ran it alone
         self.doubts = 0  # such deaths, perhaps from outside, since it last got a token

@@ -16,11 +16,7 @@ from dynamo_serve.core.stats import Stats
 from dynamo_serve.core.tenant import Tenancy
 from dynamo_serve.deliveries import Deliveries
 from dynamo_serve.delivery import Delivery, nobody, refused
-from dynamo_serve.errors import (
-    ContextTooLong,
-    EngineFailure,
-    Unavailable,
-)
+from dynamo_serve.errors import ContextTooLong, EngineFailure, Unavailable
 from dynamo_serve.inbox import Inbox
 from dynamo_serve.link import Loss
 from dynamo_serve.observer import NoObserver, Observer, Vitals
@@ -163,6 +159,11 @@ class Service:
         """Whether a request is accepted and not finished; it may be parked."""
         delivery = self._deliveries.find(request_id)
         return delivery is not None and not delivery.is_done
+
+    @property
+    def deliveries(self) -> Deliveries:
+        """Every accepted request, for who moves them between servers."""
+        return self._deliveries
 
     @property
     def num_live(self) -> int:

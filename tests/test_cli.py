@@ -225,7 +225,7 @@ def test_chat_without_a_server_is_one_line(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_names_are_derived_from_the_path_unless_given(tmp_path: Path) -> None:
-    from dynamo_serve.cli_serve import served_names
+    from dynamo_serve.cli_model import served_names
     from dynamo_serve.config import ModelSection
 
     folder = tmp_path / "my-model"
