@@ -458,7 +458,10 @@ def test_a_drain_that_takes_too_long_ends_streams_with_an_error() -> None:
             assert next(lines).startswith("data: ")
             server.process.send_signal(signal.SIGTERM)
             events = [line for line in lines if line.startswith("data: {")]
-        assert "error" in json.loads(events[-1].removeprefix("data: "))
+        error = json.loads(events[-1].removeprefix("data: "))["error"]
+        assert error["code"] == "server_shutdown"
+        assert "send the request again" in error["message"]
+        assert error["retry_after_s"] == 5.0
         assert server.process.wait(PATIENCE_S) == 0
 
 
