@@ -145,7 +145,9 @@ class Run:
         timeout, began = self._server.drain_timeout_s, time.monotonic()
         live = self._service.num_live
         log.info(
-            "draining: %d requests live, up to %g s; signal again to stop at once", live, timeout
+            "draining: %d requests live, up to %g s; a second signal ends it",
+            live,
+            timeout,
         )
         await self._succession.let_go(timeout)
         await self._service.drain(max(0.0, began + timeout - time.monotonic()))

@@ -56,31 +56,28 @@ class Line:
 
 
 class Answers:
-    """Futures by id, each waited for by one."""
+    """What is waited for, by id."""
 
     def __init__(self) -> None:
         self._waiting: dict[str, asyncio.Future[str]] = {}
 
     async def get(self, id: str, otherwise: str) -> str:
         """The answer about `id`, or `otherwise` if there is none in time."""
-        future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._waiting[id] = future
-        try:
-            async with asyncio.timeout(ANSWER_S):
-                return await future
-        except TimeoutError:
-            return otherwise
-        finally:
-            if self._waiting.get(id) is future:
-                del self._waiting[id]
+        future = self._waiting.get(id)
+        if future is None:
+            future = self._waiting[id] = asyncio.get_running_loop().create_future()
+        await asyncio.wait([future], timeout=ANSWER_S)
+        if future.done():
+            return future.result()
+        self._waiting.pop(id, None)
+        return otherwise
 
     def put(self, id: str, answer: str = "") -> None:
-        future = self._waiting.get(id)
-        if future is not None and not future.done():
+        if future := self._waiting.pop(id, None):
             future.set_result(answer)
 
     def put_all(self, answer: str) -> None:
-        for id in self._waiting:
+        for id in list(self._waiting):
             self.put(id, answer)
 
 

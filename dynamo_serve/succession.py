@@ -75,9 +75,16 @@ class Succession:
             self._streams.fetch = self._predecessor.fetch
             await self._predecessor.go(FORMAT, asdict(await self._identity()))
             self._tasks.append(asyncio.create_task(self._predecessor.listen(arriving.adopt)))
-        if self._door is not None:
-            self._door.open()
+        self._open_door()
         self._begun.set()
+
+    def _open_door(self) -> None:
+        try:
+            if self._door is not None:
+                self._door.open()
+        except OSError as error:  # no reason to end: the server before this one has gone
+            log.error("server.handover: %s; nobody can take over from this server", error)
+            self._door = None
 
     async def _identity(self) -> Identity:
         digest = await asyncio.to_thread(self._tokenizer.digest)

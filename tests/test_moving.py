@@ -7,6 +7,7 @@ import random
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import asdict, replace
+from types import NoneType
 from typing import Any
 
 import msgpack
@@ -39,24 +40,36 @@ def job_of(*requests: Request, keep_seconds: float = 15.0) -> Job:
     )
 
 
-def slow() -> Config:
-    engine = EngineSection(kind="fake", process=False, fake_step_ms=1)
+def slow(step_ms: float = 1.0) -> Config:
+    engine = EngineSection(kind="fake", process=False, fake_step_ms=step_ms)
     return replace(config_of(False), engine=engine)
 
 
 class Other:
-    """Stands for the server that takes over: with a service of its own, or refusing."""
+    """Stands for the server that takes over: with a service of its own, or refusing. It takes its
+    time, so that the engine of the `old` one may say what it still has to, and readers read it."""
 
     format = FORMAT
 
-    def __init__(self, arriving: Arriving | None = None, models: tuple[str, ...] = ("tiny",)):
+    def __init__(
+        self,
+        arriving: Arriving | None = None,
+        old: Service | None = None,
+        models: tuple[str, ...] = ("tiny",),
+    ) -> None:
         self.identity = asdict(replace(IDENTITY, models=models))
         self.missed: list[str] = []
         self._arriving = arriving
+        self._old = old
 
     async def give(self, id: str, luggage: Any) -> str:
         if self._arriving is None:
             return "it does not want to"
+        if (old := self._old) is not None:
+            await until(lambda: old.stats.num_running == 0)
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert old.num_live == 0, "nobody goes on with it there"
         return self._arriving.adopt(msgpack.unpackb(msgpack.packb(luggage), use_list=False))
 
     def lacks(self, id: str) -> None:
@@ -102,10 +115,10 @@ def test_a_stream_moves_between_any_two_tokens(folder: str, seed: int) -> None:
             stop_after = [rng.randrange(1, 199), rng.randrange(1, 199), 200]
             heads = [Reader(old, r, n) for r, n in zip(requests, stop_after, strict=True)]
             await until(lambda: any(reader.has_enough for reader in heads))
-            await leaving(old, from_, Other(Arriving(new, to, NoObserver()))).finish()
+            await leaving(old, from_, Other(Arriving(new, to, NoObserver()), old)).finish()
             for reader in heads:
                 await reader.task
-                assert isinstance(reader.error, ServerHandover | None)
+                assert type(reader.error) in (ServerHandover, NoneType)
             with pytest.raises(ServerHandover):
                 from_.find(TENANT, "job")
             with pytest.raises(RequestNotFound):
@@ -166,8 +179,10 @@ def test_who_cannot_move_is_told_to_send_the_request_again(
 
 
 def test_a_stream_that_is_asked_for_moves_alone(folder: str) -> None:
+    """And at once: its reader, who has read all there is, does not have it go on."""
+
     async def main() -> None:
-        async with running(slow(), folder) as old, running(slow(), folder) as new:
+        async with running(slow(50), folder) as old, running(slow(), folder) as new:
             from_, to = Streams(old), Streams(new)
             other = Other(Arriving(new, to, NoObserver()))
             request, stays = Request("job-0", (1, 2), 3000), Request("stays", (1, 2), 3000)
@@ -178,7 +193,9 @@ def test_a_stream_that_is_asked_for_moves_alone(folder: str) -> None:
             await going.on_want("another", "job")
             await going.on_want(TENANT, "nonsense")
             assert other.missed == ["job", "nonsense"]
+            num_tokens = len(old.deliveries.live["job-0"].tokens)
             await going.on_want(TENANT, "job")
+            assert len(new.deliveries.kept["job-0"].tokens) < num_tokens + 20
             await readers[0].task
             assert isinstance(readers[0].error, ServerHandover)
             assert list(old.deliveries.live) == ["stays"]
@@ -198,13 +215,13 @@ def test_an_engine_that_says_no_last_word_is_not_waited_for(
     monkeypatch.setattr("dynamo_serve.moving.SETTLE_S", 0.0)
 
     async def main() -> None:
-        async with running(slow(), folder) as old, running(slow(), folder) as new:
+        async with running(slow(20), folder) as old, running(slow(0), folder) as new:
             from_, to = Streams(old), Streams(new)
             request = Request("job-0", (1, 2), 300)
             from_.add(TENANT, job_of(request))
             reader = Reader(old, request, 3)
             await until(lambda: reader.has_enough)
-            await leaving(old, from_, Other(Arriving(new, to, NoObserver()))).finish()
+            await leaving(old, from_, Other(Arriving(new, to, NoObserver()), old)).finish()
             await reader.task
             rest = await tokens_of(new.rejoin("job-0", len(reader.tokens)))
             assert reader.tokens + rest == reference(request)[0]
@@ -223,6 +240,24 @@ def test_what_was_adopted_is_forgotten_when_nobody_comes(folder: str) -> None:
             await leaving(old, from_, Other(Arriving(new, to, NoObserver()))).finish()
             await reader.task
             await until(lambda: not new.is_known("job-0"))
+
+    run(main)
+
+
+def test_whoever_waits_is_told_also_of_what_is_parked(folder: str) -> None:
+    """A reader that was slow, and has just read all there was."""
+
+    async def main() -> None:
+        async with running(slow(), folder) as service:
+            reader = Reader(service, Request("job-0", (1, 2), 3000), 3)
+            await until(lambda: reader.has_enough)
+            delivery = service.deliveries.live["job-0"]
+            delivery.is_leaving = True  # as if it had read all since the drain was over
+            service.deliveries.park(delivery, "reader_slow")
+            await until(lambda: not delivery.is_submitted)
+            await leaving(service, Streams(service), None).finish()
+            await reader.task
+            assert type(reader.error) is ServerShutdown
 
     run(main)
 
