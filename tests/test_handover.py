@@ -178,7 +178,13 @@ def test_nobody_is_refused_while_servers_take_over_from_each_other(folder: Path)
             client.start()
         try:
             for _ in range(2):
+                early = http.client.HTTPConnection("127.0.0.1", int(server.port), PATIENCE_S)
+                early.connect()
                 old, server = server, start(server.port)
+                early.request("GET", "/health")  # to the old one, which has accepted it
+                answer = early.getresponse()
+                assert (answer.status, answer.getheader("Connection")) == (200, "close")
+                early.close()
                 assert "another server has taken over" in old.ended()
                 before = [client.num_answers for client in clients]
                 wait_for(
