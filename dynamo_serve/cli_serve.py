@@ -13,13 +13,17 @@ import socket
 import sys
 import time
 from collections.abc import Generator
+from dataclasses import replace
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from dynamo_serve import __version__, garbage
 from dynamo_serve.api import middleware
 from dynamo_serve.api.app import create_app
 from dynamo_serve.api.auth import Access
+from dynamo_serve.api.gate import ACCEPTED_AT_ONCE
+from dynamo_serve.api.protocol import limited
 from dynamo_serve.cli_model import load_tokenizer, model_path, served_names
 from dynamo_serve.cli_progress import Progress
 from dynamo_serve.config import Config, LogSection, ServerSection
@@ -27,12 +31,13 @@ from dynamo_serve.directory import told
 from dynamo_serve.errors import ConfigError
 from dynamo_serve.handover import Door, take_over
 from dynamo_serve.metrics import Metrics
+from dynamo_serve.open_files import make_room
 from dynamo_serve.service import Service
 from dynamo_serve.succession import Succession
 
 log = logging.getLogger(__name__)
 
-BACKLOG = 2048
+BACKLOG = 2048  # connections that may wait in the system
 FLUSH_S = 5.0  # after the last request ended, for its bytes to leave
 FACTS = ("device", "dtype", "attention_backend")  # of the engine, worth a look at once
 QUESTION = "What is a page?"
@@ -52,13 +57,7 @@ def serve(config: Config) -> int:
         access = Access(config.server, service.configure)
         tokenizer = load_tokenizer(path)
         app = create_app(service, tokenizer, config, metrics, access, model_names=names)
-        settings = uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,  # the app logs requests itself, if log.requests says so
-            timeout_graceful_shutdown=int(FLUSH_S),
-        )
-        http = HttpServer(settings)
+        http = HttpServer(http_settings(app, config.server))
         succession = Succession(
             *(service, app.state.streams, http, metrics),
             models=names,
@@ -70,8 +69,27 @@ def serve(config: Config) -> int:
         return asyncio.run(run.until_signal(names))
 
 
+def http_settings(app: ASGIApp, server: ServerSection) -> uvicorn.Config:
+    """How uvicorn serves `app`: with our limits."""
+    room = make_room(server.max_connections)
+    return uvicorn.Config(
+        app,
+        http=limited(replace(server, max_connections=room)),
+        ws="none",  # a web socket would leave the limits behind
+        backlog=ACCEPTED_AT_ONCE,
+        log_config=None,
+        access_log=False,  # the app logs requests itself, if log.requests says so
+        timeout_graceful_shutdown=int(FLUSH_S),
+    )
+
+
 class HttpServer(uvicorn.Server):
     """uvicorn without its signal handlers: a drain must go on accepting, to answer 503."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(BACKLOG)  # asyncio has made it as short as what it accepts at once
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -203,6 +221,8 @@ def listen(server: ServerSection) -> socket.socket:
         raise ConfigError(f"server.host = {host!r}: this is no host name") from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Connections inherit it. Left to itself, the system buffers megabytes for a slow reader.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, server.stream_buffer_bytes)
         listener.bind(address)
         listener.listen(BACKLOG)
     except OSError as error:

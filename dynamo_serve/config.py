@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+RUNG = "shrink_chunks|widen_window|cap_batch|shed_batch"  # as in `core.ladder`
+
 
 def setting(
     default: Any,
@@ -80,6 +82,29 @@ class ServerSection:
         30.0, "Seconds that a parked request waits for its reader to read on.", low=0.1
     )
     max_choices: int = setting(16, "Largest n (and list of prompts) in one request.", low=1)
+    max_connections: int = setting(
+        4096,
+        "Open connections; who comes then gets a 503, but for probes.",
+        low=1,
+    )
+    header_timeout_s: float = setting(
+        10.0, "Seconds for the headers of a request to arrive, else 408.", low=0.1
+    )
+    body_timeout_s: float = setting(
+        30.0, "Seconds for the body to arrive after the headers, else 408.", low=0.1
+    )
+    send_timeout_s: float = setting(
+        60.0,
+        "Seconds in which a client has to take something of what waits for it; else it is cut off.",
+        low=0.1,
+    )
+    stream_buffer_bytes: int = setting(
+        65_536,
+        "Bytes that wait for a slow reader, once in the server and once in the kernel; then the "
+        "stream waits.",
+        low=4096,
+        high=2**24,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +209,15 @@ class SchedulerSection:
     )
     max_draft_tokens: int = setting(8, "Guessed tokens of one sequence in a step.", low=1, high=64)
     max_waiting: int = setting(10_000, "Requests that may wait; beyond it 503.", low=1)
+    ladder: Literal["auto", "off"] = setting(
+        "auto",
+        "Take and undo the rungs of the healing ladder when targets are missed; off leaves them to "
+        "operators.",
+    )
+    ladder_pin: tuple[str, ...] = setting((), "Rungs that are taken from the start.", pattern=RUNG)
+    ladder_forbid: tuple[str, ...] = setting(
+        (), "Rungs that are never taken, also if they are pinned.", pattern=RUNG
+    )
 
 
 @dataclass(frozen=True, slots=True)

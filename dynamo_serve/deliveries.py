@@ -85,8 +85,7 @@ class Deliveries:
         delivery = self.find(request_id)
         if delivery is None or count > len(delivery.tokens):
             raise RequestNotFound("There is no such stream, or it is not kept any more.")
-        tokens, logprobs = tuple(delivery.tokens[:count]), tuple(delivery.logprobs[:count])
-        return TokenEvent(request_id, tokens, logprobs, delivery.cached_tokens)
+        return delivery.head(count)
 
     def lag(self, now: float) -> float:
         """How long the oldest event that waits for a reader has waited."""
@@ -107,7 +106,7 @@ class Deliveries:
         delivery.inbox = None
         request_id = delivery.request.id
         if delivery.keep_seconds and self.find(request_id) is delivery:
-            if not (delivery.is_done or delivery.is_cancelled):
+            if delivery.is_wanted and not (delivery.is_done or delivery.is_cancelled):
                 self.park(delivery, "reader_gone")
             self.timers.start(
                 delivery.request.id, delivery.keep_seconds, lambda: self.forget(delivery)
@@ -177,7 +176,7 @@ class Deliveries:
         log.warning("request %s: its reader takes nothing; given up", delivery.request.id)
         self._observer.on_stream("given_up")
         if delivery.inbox is not None:
-            waited = f"nothing was read for {self._patience:g} s"
+            waited = f"nothing was read for {delivery.patience:g} s"
             delivery.inbox.fail(Unavailable(f"The stream was given up: {waited}."))
         delivery.on_stuck()
 
@@ -218,7 +217,10 @@ class Deliveries:
         """Unless it is we who have not let the reader run."""
         if delivery.is_wanted and inbox.since is not None and now - inbox.since > SLOW_SECONDS:
             self.park(delivery, "reader_slow")
-            self.timers.start(delivery.request.id, self._patience, lambda: self._give_up(delivery))
+            request = delivery.request
+            promise = self._engine.tenancy.class_of(request.tenant, request.class_name)
+            delivery.patience = promise.reader_patience or self._patience
+            self.timers.start(request.id, delivery.patience, lambda: self._give_up(delivery))
 
     def _on_end(self, delivery: Delivery) -> None:
         """Nothing more comes of it; what there is may be wanted again."""
@@ -244,11 +246,17 @@ class Deliveries:
                 self._watch_deadline(delivery)
         return culprit
 
-    def on_up(self) -> None:
-        """There is an engine again: everybody goes on, in the order in which they came."""
+    def on_up(self, check_fits: Callable[[Request], None]) -> None:
+        """There is an engine again: everybody goes on, in the order in which they came, but for
+        whom it has no room: it may have found less memory than the one before."""
         for delivery in sorted(self.live.values(), key=lambda d: d.request.arrival):
-            if delivery.is_wanted and not delivery.is_submitted:
+            if delivery.is_submitted:
+                continue
+            try:
+                check_fits(delivery.request)
                 self._submit(delivery)
+            except RequestError as error:
+                self.end(delivery, Finish.ERROR, error)
 
     def fail_all(self, error: RequestError) -> None:
         """Nothing that is live will ever go on."""
@@ -260,9 +268,8 @@ class Deliveries:
     def end(self, delivery: Delivery, finish: Finish, error: RequestError | None = None) -> None:
         now = time.monotonic()
         message = error.message if error else None
-        event = TokenEvent(
-            delivery.request.id, finish=finish, summary=delivery.earlier, error=message
-        )
+        id, summary = delivery.request.id, delivery.earlier
+        event = TokenEvent(id, finish=finish, summary=summary, error=message)
         if error is None:
             delivery.take(event, now)
         else:

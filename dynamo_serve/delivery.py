@@ -27,18 +27,8 @@ class Delivery:
     __slots__ = (
         *("request", "inbox", "tokens", "logprobs", "cached_tokens", "first_token_at", "last"),
         *("error", "is_submitted", "is_wanted", "is_cancelled", "has_begun", "is_suspect"),
-        *(
-            "since",
-            "reason",
-            "deaths",
-            "doubts",
-            "earlier",
-            "previous",
-            "keep_seconds",
-            "on_stuck",
-            "engines",
-            "is_leaving",
-        ),
+        *("since", "reason", "deaths", "doubts", "earlier", "previous", "keep_seconds"),
+        *("on_stuck", "engines", "patience", "is_leaving"),
     )
 
     def __init__(self, request: Request, keep_seconds: float, on_stuck: Callable[[], None]) -> None:
@@ -61,6 +51,7 @@ class Delivery:
         self.since, self.reason = 0.0, ""
         self.deaths = 0  # of engines that ran it alone
         self.doubts = 0  # such deaths, perhaps from outside, since it last got a token
+        self.patience = 0.0  # with a reader that stands still, in seconds
         self.engines = 0  # lost while they had it
         self.earlier: Summary | None = None  # what it has cost up to the last parking
 
@@ -142,6 +133,11 @@ class Delivery:
         self.error = error
         if self.inbox is not None:
             self.inbox.fail(error)
+
+    def head(self, count: int) -> TokenEvent:
+        """The first `count` tokens, as one event."""
+        tokens, logprobs = tuple(self.tokens[:count]), tuple(self.logprobs[:count])
+        return TokenEvent(self.request.id, tokens, logprobs, self.cached_tokens)
 
     # ── who reads ────────────────────────────────────────────────────────────
 

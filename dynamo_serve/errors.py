@@ -12,7 +12,10 @@ DynamoServeError
       ├── Forbidden               403  this key may not do that
       ├── ModelNotFound           404
       ├── RequestNotFound         404
+      ├── RequestTimeout          408  headers or body were too slow
       ├── PayloadTooLarge         413
+      ├── AddressTooLong          414
+      ├── HeadersTooLarge         431
       ├── EngineFailure           500  the engine failed this request alone
       └── TryLater                     with Retry-After
            ├── Unavailable        503  starting, draining, full, engine lost
@@ -102,6 +105,18 @@ class RequestNotFound(RequestError):
 
 class PayloadTooLarge(RequestError):
     status, code, type = 413, "payload_too_large", "invalid_request_error"
+
+
+class RequestTimeout(RequestError):
+    status, code, type = 408, "request_timeout", "invalid_request_error"
+
+
+class AddressTooLong(RequestError):
+    status, code, type = 414, "address_too_long", "invalid_request_error"
+
+
+class HeadersTooLarge(RequestError):
+    status, code, type = 431, "headers_too_large", "invalid_request_error"
 
 
 class EngineFailure(RequestError):

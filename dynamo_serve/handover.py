@@ -64,6 +64,8 @@ def take_over(server: ServerSection) -> Predecessor | None:
         listener = _received(line, where)
         try:
             check_address(listener, server)
+            # Of the connections to come; as `cli_serve.listen` does.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, server.stream_buffer_bytes)
         except ConfigError:
             listener.close()
             raise

@@ -13,7 +13,6 @@ from prometheus_client.metrics_core import (
     HistogramMetricFamily,
     Metric,
 )
-from prometheus_client.registry import Collector
 
 from dynamo_serve.core.batch import Phase
 from dynamo_serve.core.request import Finish, Request, TokenEvent
@@ -28,7 +27,8 @@ from dynamo_serve.metrics_declared import (
     Declared,
 )
 from dynamo_serve.metrics_histogram import Histogram
-from dynamo_serve.metrics_tenants import TenantCosts
+from dynamo_serve.metrics_ladder import LadderCounts
+from dynamo_serve.metrics_tenants import LEFT_OUT, Nameless, TenantCosts
 from dynamo_serve.observer import STREAMS, Vitals
 
 _KINDS: dict[str, Any] = {
@@ -38,8 +38,7 @@ _KINDS: dict[str, Any] = {
 }
 
 
-# A comment to Prometheus, a hint to who wonders.
-LEFT_OUT = b"# dserve_tenant_*: only for an admin key (Authorization: Bearer KEY).\n"
+_NAMED = {declared.name for declared in DECLARED.values() if "tenant" in declared.labels}
 
 Samples = Mapping[tuple[str, ...], Any]  # label values → Histogram or number
 
@@ -67,6 +66,7 @@ class Metrics:
         self._refusals: Counter[tuple[str, ...]] = Counter()
         self._streams = dict.fromkeys(STREAMS, 0)
         self._costs = TenantCosts()
+        self._ladder = LadderCounts()
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
@@ -106,6 +106,7 @@ class Metrics:
                 self._before_restart[name] += getattr(self._stats, name)
             self._costs.restart()
         self._stats = stats
+        self._ladder.take(stats)
         step = stats.step
         if step is not None:
             self._histograms["step"][(step.phase,)].observe(step.seconds)
@@ -122,7 +123,7 @@ class Metrics:
         """The exposition for a scrape, and its content type; without `tenants` it names none."""
         if tenants:
             return generate_latest(self._registry), CONTENT_TYPE_LATEST
-        return generate_latest(_Nameless(self)) + LEFT_OUT, CONTENT_TYPE_LATEST
+        return generate_latest(Nameless(self, _NAMED)) + LEFT_OUT, CONTENT_TYPE_LATEST
 
     def collect(self) -> Iterator[Metric]:
         """Called by the registry on every scrape."""
@@ -149,6 +150,7 @@ class Metrics:
             **self._costs.numbers(),
             **{key: {(): value} for key, value in self._vitals()._asdict().items()},
             "streams": {(what,): count for what, count in self._streams.items()},
+            **self._ladder.numbers(),
             "build": {(self._version, self._model): 1},
         }
 
@@ -163,17 +165,6 @@ class Metrics:
         stats = self._stats
         pages = stats.pages_used + stats.pages_cached + stats.pages_free
         return stats.pages_used / pages if pages else 0.0
-
-
-class _Nameless(Collector):
-    """The same metrics without those that have a tenant's label."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-
-    def collect(self) -> Iterator[Metric]:
-        named = {declared.name for declared in DECLARED.values() if "tenant" in declared.labels}
-        return (family for family in self._metrics.collect() if family.name not in named)
 
 
 def _family(declared: Declared, samples: Samples) -> Metric:

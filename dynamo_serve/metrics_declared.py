@@ -117,6 +117,15 @@ DECLARED = {
     "stalled": Declared(
         "gauge", "dserve_engine_stalled", "1 while the engine makes no progress, or is not there."
     ),
+    "rung": Declared(
+        "gauge", "dserve_ladder_rung", "Level of a rung of the ladder; 0: not taken.", ("rung",)
+    ),
+    "rung_changes": Declared(
+        "counter",
+        "dserve_ladder_changes",
+        "Rungs taken (up) and undone (down), level by level.",
+        ("rung", "direction"),
+    ),
     "restarts": Declared("counter", "dserve_engine_restarts", "Starts of another engine."),
     "build": Declared("gauge", "dserve_build_info", "Always 1.", ("version", "model")),
 }

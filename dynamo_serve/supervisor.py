@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from dynamo_serve.config import Config
 from dynamo_serve.core.engine import EngineSpec
 from dynamo_serve.core.flight import Activity
-from dynamo_serve.core.loop import Command, Configure
+from dynamo_serve.core.loop import Command, Configure, Steer
 from dynamo_serve.core.request import TokenEvent
 from dynamo_serve.core.stats import Stats
 from dynamo_serve.core.tenant import Tenancy
@@ -75,6 +75,7 @@ class Supervisor:
         self.start_seconds = 1.0
         self.incidents: deque[dict[str, Any]] = deque(maxlen=MOST_INCIDENTS)
         self.tenancy = Tenancy()
+        self._rung_modes: dict[str, str] = {}  # that operators have set
         self._config = config
         self._model_path = model_path
         self._watcher = watcher
@@ -105,6 +106,8 @@ class Supervisor:
         self.is_up = True
         if self.tenancy is not tenancy:  # reloaded while the engine was starting
             self.send(Configure(self.tenancy))
+        if self._rung_modes:
+            self.send(Steer(self._rung_modes))
         self._started_at = time.monotonic()
         self.start_seconds = self._started_at - began
         if self._watching is None:
@@ -123,6 +126,12 @@ class Supervisor:
         if self._link:
             self.send(Configure(tenancy))
         self.tenancy = tenancy  # last: what cannot be sent must not stop the next engine
+
+    def steer(self, rung: str, mode: str) -> None:
+        """Pin, forbid or release a rung of the ladder, for this engine and those after it."""
+        self._rung_modes = {**self._rung_modes, rung: mode}
+        if self.is_up:
+            self.send(Steer({rung: mode}))
 
     async def close(self) -> None:
         self._is_closed, self.is_up = True, False

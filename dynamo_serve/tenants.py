@@ -54,6 +54,7 @@ CLASS = {
     "itl_ms": Rule("itl", float, 1, DAY_MS, per=1000, null=inf),
     "max_queue_delay_ms": Rule("max_queue_delay", float, 0, 60_000, per=1000),
     "deadline_ms": Rule("deadline", float, 1, DAY_MS, per=1000, null=inf),
+    "reader_patience_ms": Rule("reader_patience", float, 100, DAY_MS, per=1000),
     "strict": Rule("strict", bool),
 }
 TENANT = {

@@ -2,7 +2,8 @@
 
 To the engine     ["configure", sections, model path, tenancy], once and first
                   · ["submit", request, how far it had got or nil] · ["cancel", id]
-                  · ["tenancy", tenancy] · ["inspect", ticket, what, id] · ["stop"]
+                  · ["tenancy", tenancy] · ["steer", modes] · ["inspect", ticket, what, id]
+                  · ["stop"]
 From the engine   ["progress", stage, fraction] · ["ready", spec] · ["step", events, stats]
                   · ["answer", ticket, data] · ["failed", kind, message]
 """
@@ -17,7 +18,7 @@ from typing import Any
 import msgpack
 
 from dynamo_serve.core.engine import EngineSpec
-from dynamo_serve.core.loop import Cancel, Command, Configure, Inspect, Stop, Submit
+from dynamo_serve.core.loop import Cancel, Command, Configure, Inspect, Steer, Stop, Submit
 from dynamo_serve.core.request import (
     Finish,
     Refusal,
@@ -77,6 +78,8 @@ def pack_command(command: Command) -> bytes:
             return pack("cancel", request_id)
         case Configure(tenancy):
             return pack("tenancy", asdict(tenancy))
+        case Steer(modes):
+            return pack("steer", modes)
         case Inspect():
             return pack("inspect", *command)
         case Stop():
@@ -91,6 +94,8 @@ def command_of(message: list[Any]) -> Command:
             return Cancel(message[1])
         case "tenancy":
             return Configure(Tenancy.of(message[1]))
+        case "steer":
+            return Steer(message[1])
         case "inspect":
             return Inspect(*message[1:])
         case "stop":

@@ -27,6 +27,7 @@ from dynamo_serve.config import (
 )
 from dynamo_serve.core.engine import Engine, EngineSpec
 from dynamo_serve.core.flight import FlightRecorder
+from dynamo_serve.core.ladder import modes_of
 from dynamo_serve.core.loop import Command, Inbox, Loop, Publish, Reply, Stop
 from dynamo_serve.core.page_pool import PagePool
 from dynamo_serve.core.request import TokenEvent
@@ -104,8 +105,11 @@ def build_loop(
         fit_chunks=config.scheduler.fit_chunks,
         max_draft_tokens=config.scheduler.max_draft_tokens if drafts else 0,
         hold_steps=spec.holds_steps and config.scheduler.hold_steps,
+        ladder=config.scheduler.ladder == "auto",
     )
     scheduler = Scheduler(pool, limits, tenancy)
+    modes = modes_of(config.scheduler.ladder_pin, config.scheduler.ladder_forbid)
+    scheduler.controller.steer(modes, time.monotonic())
     return Loop(
         scheduler,
         engine,

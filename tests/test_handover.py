@@ -183,8 +183,10 @@ def test_nobody_is_refused_while_servers_take_over_from_each_other(folder: Path)
                 old, server = server, start(server.port)
                 early.request("GET", "/health")  # to the old one, which has accepted it
                 answer = early.getresponse()
+                assert answer.read()
                 assert (answer.status, answer.getheader("Connection")) == (200, "close")
                 early.close()
+                answer.close()
                 assert "another server has taken over" in old.ended()
                 before = [client.num_answers for client in clients]
                 wait_for(

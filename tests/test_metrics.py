@@ -252,3 +252,17 @@ def test_a_page_without_tenants_has_all_else_and_names_none() -> None:
     assert 'dserve_refusals_total{reason="queue_length"} 2.0' in page.splitlines()
     families = {family.name for family in text_string_to_metric_families(page)}
     assert "dserve_refusals" in families and "dserve_tenant_device_seconds" not in families
+
+
+def test_changes_of_the_ladder_go_on_where_another_engine_begins() -> None:
+    source, name = metrics(), "dserve_ladder_changes_total"
+    up = {"rung": "cap_batch", "direction": "up"}
+    down = {"rung": "cap_batch", "direction": "down"}
+    for count in (1, 2):
+        changes = ((0, 0), (0, 0), (count, 1), (0, 0))
+        source.on_stats(Stats(rungs=(0, 0, count - 1, 0), rung_changes=changes))
+    assert value(source, "dserve_ladder_rung", {"rung": "cap_batch"}) == 1
+    source.on_stats(Stats())
+    assert value(source, "dserve_ladder_rung", {"rung": "cap_batch"}) == 0
+    source.on_stats(Stats(rungs=(0, 0, 2, 0), rung_changes=((0, 0), (0, 0), (2, 0), (0, 0))))
+    assert (value(source, name, up), value(source, name, down)) == (4, 1)

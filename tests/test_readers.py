@@ -12,6 +12,7 @@ import pytest
 
 from dynamo_serve.config import Config, EngineSection, ServerSection
 from dynamo_serve.core.request import Finish, Request, Summary, TokenEvent
+from dynamo_serve.core.tenant import Class, Tenancy, Tenant
 from dynamo_serve.delivery import together
 from dynamo_serve.errors import RequestNotFound, Unavailable
 from dynamo_serve.inbox import TOKEN_BYTES
@@ -44,8 +45,8 @@ async def the_rest(events: AsyncGenerator[TokenEvent, None]) -> list[int]:
 
 async def parked(service: Service, request_id: str) -> None:
     """Taken from its engine, which has told its end."""
-    await until(lambda: request_id in service._deliveries.kept)
-    await until(lambda: not service._deliveries.kept[request_id].is_submitted)
+    await until(lambda: request_id in service.deliveries.kept)
+    await until(lambda: not service.deliveries.kept[request_id].is_submitted)
 
 
 def test_a_reader_that_stops_is_waited_for_without_a_place_in_the_batch(folder: str) -> None:
@@ -62,7 +63,7 @@ def test_a_reader_that_stops_is_waited_for_without_a_place_in_the_batch(folder: 
                     await parked(service, "a")
                     assert service.num_live == 0
                     assert service.stats.num_running == service.stats.pages_used == 0
-                    waiting = len(service._deliveries.kept["a"].tokens) - len(tokens)
+                    waiting = len(service.deliveries.kept["a"].tokens) - len(tokens)
                     assert CREDIT < TOKEN_BYTES * waiting < 3 * CREDIT
                 tokens += await the_rest(events)
             assert tokens == reference(request)[0]
@@ -84,9 +85,26 @@ def test_a_reader_that_stands_still_for_too_long_is_given_up(folder: str) -> Non
                 await stuck.wait()
                 with pytest.raises(Unavailable, match=r"nothing was read for 0\.1 s"):
                     await the_rest(events)
-            assert not service._deliveries.kept and not service.num_live
+            assert not service.deliveries.kept and not service.num_live
         assert witness.streams == ["reader_slow", "given_up"]
         assert [e.finish for e in witness.events if e.finish] == [Finish.CANCELLED]
+
+    run(main)
+
+
+def test_a_class_has_a_patience_of_its_own(folder: str) -> None:
+    async def main() -> None:
+        quick = Class("quick", 1, reader_patience=0.1)
+        tenancy = Tenancy({"default": Tenant("default", class_name="quick")}, {"quick": quick})
+        async with running(impatient(), folder) as service:
+            service.configure(tenancy)
+            stuck = asyncio.Event()
+            request = Request("a", (1, 2), LONG)
+            async with aclosing(service.generate(request, on_stuck=stuck.set)) as events:
+                await anext(events)
+                await stuck.wait()
+                with pytest.raises(Unavailable, match=r"nothing was read for 0\.1 s"):
+                    await the_rest(events)
 
     run(main)
 
@@ -145,7 +163,7 @@ def test_what_is_kept_has_a_limit_and_the_oldest_goes_first(
                 async with aclosing(service.generate(request, keep_seconds=30)) as events:
                     await anext(events)
                 await parked(service, name)
-            await until(lambda: list(service._deliveries.kept) == ["c", "d"])
+            await until(lambda: list(service.deliveries.kept) == ["c", "d"])
 
     run(main)
 

@@ -137,6 +137,26 @@ def test_closing_the_stream_frees_the_pages(process: bool, folder: str) -> None:
     run(main)
 
 
+def test_the_next_engine_is_told_what_operators_want_of_the_ladder(folder: str) -> None:
+    async def modes(service: Service) -> dict[str, tuple[str, int]]:
+        told = await service.inspect("controller")
+        return {rung["rung"]: (rung["mode"], rung["level"]) for rung in told["rungs"]}
+
+    async def main() -> None:
+        wanted = {"ladder_pin": ("shed_batch",), "ladder_forbid": ("widen_window",)}
+        async with running(config_of(True, **wanted), folder) as service:
+            service.steer("cap_batch", "pin")
+            service.steer("shed_batch", "auto")
+            before = await modes(service)
+            assert before["widen_window"] == ("forbid", 0)
+            assert (before["cap_batch"], before["shed_batch"]) == (("pin", 2), ("auto", 1))
+            kill_engine(service)
+            await until(lambda: service.engine.num_restarts == 1)
+            assert await modes(service) == before
+
+    run(main)
+
+
 class Witless(Witness):
     """Cannot take in what it is told."""
 

@@ -17,7 +17,7 @@ from dynamo_serve.core.batch import Batch, SequenceOutput
 from dynamo_serve.core.engine import EngineBroken, EngineSpec
 from dynamo_serve.core.request import Finish, Request
 from dynamo_serve.engines.fake import FakeEngine
-from dynamo_serve.errors import EngineFailure, Unavailable
+from dynamo_serve.errors import ContextTooLong, EngineFailure, Unavailable
 from dynamo_serve.link import ProcessLink
 from dynamo_serve.service import Service, State
 from dynamo_serve.supervisor import HOPELESS_DEATHS
@@ -230,6 +230,40 @@ def test_restarts_go_on_whatever_a_start_raises(
             (incident,) = service.engine.incidents
             assert incident["in_step"] == ["a"] and incident["crashed"]
             assert "no device" in incident["reason"]
+
+    run(main)
+
+
+class Shrinking(FakeEngine):
+    """The first one dies; the second one has less room."""
+
+    num_starts = 0
+
+    def start(self) -> EngineSpec:
+        Shrinking.num_starts += 1
+        if Shrinking.num_starts == 2:
+            self.spec = replace(self.spec, max_model_len=100, num_pages=25)
+        return super().start()
+
+    def step(self, batch: Batch) -> list[SequenceOutput]:
+        if Shrinking.num_starts == 1 and batch.work[0].position > 10:
+            raise EngineBroken("no device")
+        return super().step(batch)
+
+
+def test_what_does_not_fit_the_next_engine_is_failed_and_the_rest_goes_on(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dynamo_serve.worker.FakeEngine", Shrinking)
+    monkeypatch.setattr(Shrinking, "num_starts", 0)
+
+    async def main() -> None:
+        async with running(config_of(False), folder) as service:
+            long, short = Request("long", (1, 2), 500), Request("short", (1, 3), 50)
+            tasks = [asyncio.create_task(collect(service, r)) for r in (long, short)]
+            with pytest.raises(ContextTooLong, match="limit of 100"):
+                await tasks[0]
+            assert await tasks[1] == reference(short)[0]
 
     run(main)
 

@@ -6,7 +6,7 @@ import random
 
 from dynamo_serve import wire
 from dynamo_serve.core.engine import EngineSpec
-from dynamo_serve.core.loop import Cancel, Command, Stop, Submit
+from dynamo_serve.core.loop import Cancel, Command, Steer, Stop, Submit
 from dynamo_serve.core.request import Finish, Request, Sampling, Summary, TokenEvent, TokenLogprob
 from dynamo_serve.core.stats import Stats, StepStats
 
@@ -26,6 +26,7 @@ COMMANDS: list[Command] = [
         )
     ),
     Cancel("a"),
+    Steer({"cap_batch": "pin"}),
     Stop(),
 ]
 EVENTS = [
@@ -51,7 +52,8 @@ def test_commands_survive_the_wire_cut_anywhere() -> None:
 
 def test_a_step_survives_the_wire() -> None:
     for step in (None, StepStats("decode", 0.25, 3, 3)):
-        stats = Stats(num_waiting=1, output_tokens_total=5, step=step)
+        counts = ((1, 0), (2, 2))
+        stats = Stats(1, output_tokens_total=5, step=step, rungs=(1, 0), rung_changes=counts)
         [message] = wire.Frames().feed(wire.pack_step(EVENTS, stats))
         assert wire.step_of(message) == (EVENTS, stats)
 

@@ -9,7 +9,9 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from dynamo_serve.api.edge import Edge
+from dynamo_serve.api.openapi import takes
 from dynamo_serve.api.render import plain, to_json
+from dynamo_serve.api.schema import SteerRequest
 from dynamo_serve.directory import told
 from dynamo_serve.errors import ConfigError, InvalidRequest
 
@@ -43,6 +45,21 @@ def admin_routes(edge: Edge) -> APIRouter:
         """The latest decisions of the scheduler, oldest first; `?limit=` says how many (100)."""
         limit = _limit(http.query_params.get("limit", "100"))
         return _json({"journal": await edge.service.inspect("journal", str(limit))})
+
+    @routes.get("/controller")
+    async def controller() -> Response:
+        """The healing ladder: what it sees, each rung with its state, trigger, evidence and effect,
+        and the latest changes."""
+        return _json(await edge.service.inspect("controller"))
+
+    @routes.post("/controller", openapi_extra=takes(SteerRequest))
+    async def steer(http: Request) -> Response:
+        """Pin a rung (it is taken and stays), forbid it (it is undone and never taken), or hand it
+        back to the ladder (`auto`). Holds for engines that are started later, too."""
+        body = await edge.body(http, SteerRequest)
+        edge.service.steer(body.rung, body.mode)
+        logger.warning("rung %s: mode %s, as an operator wants it", body.rung, body.mode)
+        return _json({"rung": body.rung, "mode": body.mode})
 
     @routes.post("/reload")
     async def reload() -> Response:

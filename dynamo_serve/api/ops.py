@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -15,7 +17,9 @@ from dynamo_serve.api.render import to_json
 from dynamo_serve.api.schema import DetokenizeRequest, TokenizeRequest
 from dynamo_serve.config import Config
 from dynamo_serve.errors import InvalidRequest, Unavailable
+from dynamo_serve.text.tokenizer import Tokenizer
 
+INLINE_TOKENS = 8_192  # more would hold up the event loop for a millisecond and more
 SCRAPE_SECONDS = 1.0  # a scraper gives up after ten, and a step may take long
 
 
@@ -63,16 +67,10 @@ def token_routes(edge: Edge) -> APIRouter:
         edge.service.check_open()
         text, add_special = await _text(body, edge)
         ids = await edge.tokenizer.encode_async(text, add_special_tokens=add_special)
-        answer = {
-            "count": len(ids),
-            "max_model_len": edge.service.spec.max_model_len,
-            "tokens": ids,
-            "token_strs": None,
-        }
-        if body.return_token_strs:
-            answer["token_strs"] = [edge.tokenizer.token_text(i) for i in ids]
-        # FastAPI's own encoder takes seconds for the million ids that fit a body.
-        return Response(to_json(answer), media_type="application/json")
+        args = (edge.tokenizer, ids, edge.service.spec.max_model_len, body.return_token_strs)
+        if len(ids) <= INLINE_TOKENS:
+            return _json(_tokens(*args))
+        return _json(await asyncio.to_thread(_tokens, *args))
 
     @routes.post("/detokenize", openapi_extra=takes(DetokenizeRequest))
     async def detokenize(http: Request) -> dict[str, str]:
@@ -81,9 +79,29 @@ def token_routes(edge: Edge) -> APIRouter:
         edge.model_name(body.model)
         edge.service.check_open()
         check_ids(body.tokens, edge.service.spec.vocab_size, "tokens")
-        return {"prompt": edge.tokenizer.decode(body.tokens)}
+        if len(body.tokens) <= INLINE_TOKENS:
+            return {"prompt": edge.tokenizer.decode(body.tokens)}
+        return {"prompt": await asyncio.to_thread(edge.tokenizer.decode, body.tokens)}
 
     return routes
+
+
+def _tokens(tokenizer: Tokenizer, ids: list[int], max_model_len: int, with_texts: bool) -> str:
+    """The answer of /tokenize. In pieces: to encode a list at once lets no other thread run."""
+    texts = _pieces([tokenizer.token_text(i) for i in ids]) if with_texts else "null"
+    return (
+        f'{{"count":{len(ids)},"max_model_len":{max_model_len},'
+        f'"tokens":{_pieces(ids)},"token_strs":{texts}}}'
+    )
+
+
+def _pieces(items: Sequence[Any]) -> str:
+    starts = range(0, len(items), INLINE_TOKENS)
+    return f"[{','.join(to_json(items[at : at + INLINE_TOKENS])[1:-1] for at in starts)}]"
+
+
+def _json(text: str) -> Response:
+    return Response(text, media_type="application/json")
 
 
 async def _text(body: TokenizeRequest, edge: Edge) -> tuple[str, bool]:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
-from dynamo_serve.api import fields, schema
+from dynamo_serve.api import fields, schema, size
 from dynamo_serve.errors import InvalidRequest, PayloadTooLarge
 
 MAX_DEPTH = 32
 SHOWN = 80
+SEARCHED_BYTES = 500_000  # in a larger body a faulty character is not looked for, but refused
+PAIR = re.compile(rb"\\u[dD][89abAB]..\\u[dD][c-fC-F]")
+HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -22,6 +26,7 @@ KNOWN: dict[type[BaseModel], Mapping[str, fields.Known]] = {
     schema.CompletionRequest: fields.COMPLETION,
     schema.TokenizeRequest: {},
     schema.DetokenizeRequest: {},
+    schema.SteerRequest: {},
     schema.Message: fields.MESSAGE,
     schema.StreamOptions: fields.STREAM_OPTIONS,
 }
@@ -50,7 +55,9 @@ async def _read(http: Request, max_bytes: int) -> bytes:
 
 
 def to_object(raw: bytes) -> dict[str, Any]:
-    """Parse a JSON object: UTF-8, finite numbers, whole characters, moderately nested."""
+    """Parse a JSON object: UTF-8, finite numbers, whole characters, moderately nested, of so many
+    parts that this does not hold up everybody else."""
+    size.check(raw)
     try:
         value = json.loads(raw.decode(), parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:
@@ -64,8 +71,8 @@ def to_object(raw: bytes) -> dict[str, Any]:
     # A prompt of a million ids is not worth a walk: what the walks look for leaves traces.
     if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH:
         _check_depth(value)
-    if b"\\u" in raw:
-        _check_characters(value)
+    if b"\\u" in raw and _has_half_character(raw):
+        _refuse_half_character(value if len(raw) <= SEARCHED_BYTES else {})
     return value
 
 
@@ -85,15 +92,19 @@ def _check_depth(root: dict[str, Any]) -> None:
     raise InvalidRequest(f"The JSON is nested deeper than {MAX_DEPTH} levels.")
 
 
-def _check_characters(root: dict[str, Any]) -> None:
-    """Refuse characters that no UTF-8 text can hold (an escape like \\ud800 on its own)."""
-    if (broken := _half_character(root)) is not None:
-        steps, position = broken
-        path = _path(steps)
-        raise InvalidRequest(
-            f"{path or 'A key'} holds half a surrogate pair at character {position}.",
-            param=path or None,
-        )
+def _has_half_character(raw: bytes) -> bool:
+    """Whether there is a character that no UTF-8 text can hold (an escape like \\ud800 alone)."""
+    return HALF.search(PAIR.sub(b"", raw.replace(b"\\\\", b"x"))) is not None
+
+
+def _refuse_half_character(root: dict[str, Any]) -> NoReturn:
+    """Say where it is, if it is in `root`."""
+    steps, position = _half_character(root) or ((), None)
+    path = _path(steps)
+    at = "" if position is None else f" at character {position}"
+    raise InvalidRequest(
+        f"{path or 'A key or a text'} holds half a surrogate pair{at}.", param=path or None
+    )
 
 
 def _half_character(node: Any) -> tuple[tuple[int | str, ...], int] | None:
@@ -110,6 +121,8 @@ def _half_character(node: Any) -> tuple[tuple[int | str, ...], int] | None:
         items = enumerate(node) if isinstance(node, list) else ()
     # The path is put together on the way back: one for every node would be body size squared.
     for step, item in items:
+        if isinstance(item, str) and item.isascii():
+            continue
         if (found := _half_character(item)) is not None:
             return (step, *found[0]), found[1]
     return None

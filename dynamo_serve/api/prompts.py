@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from dynamo_serve.api.schema import CompletionRequest, Message, Part
 from dynamo_serve.errors import InvalidRequest, UnsupportedField
 from dynamo_serve.text.tokenizer import Tokenizer
 
+MAX_TEMPLATE_VALUES = 1024
 INLINE_MESSAGES = 64  # rendering more than so many could hold up every other stream
 
 
@@ -34,6 +35,7 @@ def _render(
     arguments: Mapping[str, Any],
     add_generation_prompt: bool,
 ) -> str:
+    _check_size(arguments)
     for name in arguments:
         if name in tokenizer.template_parameters:
             raise UnsupportedField(
@@ -45,6 +47,21 @@ def _render(
         add_generation_prompt=add_generation_prompt,
         template_arguments=arguments,
     )
+
+
+def _check_size(arguments: Mapping[str, Any]) -> None:
+    """What a template walks through has to be small: it is a program, and runs to its end."""
+    waiting, num_values = [*arguments.values()], 0
+    while waiting and num_values <= MAX_TEMPLATE_VALUES:
+        value = waiting.pop()
+        num_values += 1
+        if isinstance(value, (dict, list)):
+            waiting += value.values() if isinstance(value, dict) else value
+    if num_values > MAX_TEMPLATE_VALUES:
+        raise InvalidRequest(
+            f"'chat_template_kwargs' holds more than {MAX_TEMPLATE_VALUES} values.",
+            param="chat_template_kwargs",
+        )
 
 
 def _plain(message: Message, path: str, tokenizer: Tokenizer) -> dict[str, str]:
@@ -109,10 +126,11 @@ def _prompt_kind(
     """The texts and the id lists of a prompt field; one of the two is empty."""
     if isinstance(prompt, str):
         return [prompt], []
-    texts = [item for item in prompt if isinstance(item, str)]
-    lists = [item for item in prompt if isinstance(item, list)]
-    ids = [item for item in prompt if isinstance(item, int)]
-    return texts, lists or ([ids] if ids else [])
+    # The schema has seen to it that all are like the first; a walk over a million ids takes time.
+    first = prompt[0] if prompt else []
+    if isinstance(first, str):
+        return cast(list[str], prompt), []
+    return [], cast(list[list[int]], prompt if isinstance(first, list) else [prompt])
 
 
 def check_ids(ids: Sequence[int], vocab_size: int, path: str) -> None:
@@ -122,7 +140,7 @@ def check_ids(ids: Sequence[int], vocab_size: int, path: str) -> None:
     for at, token_id in enumerate(ids):
         if not 0 <= token_id < vocab_size:
             raise InvalidRequest(
-                f"'{path}[{at}]': token id {token_id} is out of range, "
+                f"'{path}[{at}]': token id {str(token_id)[:40]} is out of range, "
                 f"the vocabulary has {vocab_size}.",
                 param=f"{path}[{at}]",
             )

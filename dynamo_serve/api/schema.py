@@ -11,6 +11,10 @@ MAX_STOP_CHARACTERS = 256
 MAX_STOP_IDS = 64
 MAX_BIASES = 1024
 MAX_TOP_LOGPROBS = 20
+MAX_MESSAGES = 10_000
+MAX_PARTS = 1024  # of a message
+MAX_NAME = 256
+MAX_TEMPLATE_VARIABLES = 64
 INT64 = 2**63
 DAY_MS = 86_400_000
 MAX_PRIORITY = 100
@@ -54,6 +58,10 @@ PromptField = Annotated[
 ]
 
 
+# More digits than a machine's integer are nobody's wish, and errors repeat the number.
+Count = Annotated[int, Field(ge=1, lt=INT64)]
+
+
 class StreamOptions(Model):
     include_usage: bool = Field(False, description="End the stream with a chunk of token counts.")
 
@@ -64,10 +72,13 @@ class Generation(Model):
     model: str | None = Field(None, description="One of /v1/models; without it, the first.")
     stream: bool = Field(False, description="Answer with server-sent events.")
     stream_options: StreamOptions | None = Field(None, description="Only with stream: true.")
-    n: int = Field(1, ge=1, description="Choices per prompt.")
-    max_tokens: int | None = Field(None, ge=1, description="Most tokens to generate.")
+    n: Count = Field(1, description="Choices per prompt.")
+    max_tokens: Count | None = Field(None, description="Most tokens to generate.")
     min_tokens: int = Field(
-        0, ge=0, description="No stop token or stop string ends the answer before so many tokens."
+        0,
+        ge=0,
+        lt=INT64,
+        description="No stop token or stop string ends the answer before so many tokens.",
     )
     stop: Stop | None = Field(None, description="Strings that end the answer, left out of it.")
     stop_token_ids: list[int] = Field(
@@ -144,21 +155,25 @@ class Message(Model):
     content: (
         Annotated[
             Annotated[str, Tag("#one")]
-            | Annotated[list[Part], Field(fail_fast=True), Tag("#several")],
+            | Annotated[list[Part], Field(max_length=MAX_PARTS, fail_fast=True), Tag("#several")],
             Discriminator(_one_or_several),
         ]
         | None
     ) = Field(None, description="Text, or parts of type text, which are joined.")
-    name: str | None = Field(None, description="Handed to the model's chat template.")
+    name: str | None = Field(
+        None, max_length=MAX_NAME, description="Handed to the model's chat template."
+    )
 
 
 class ChatRequest(Generation):
     messages: list[Message] = Field(
-        min_length=1, fail_fast=True, description="The conversation so far."
+        min_length=1,
+        max_length=MAX_MESSAGES,
+        fail_fast=True,
+        description="The conversation so far.",
     )
-    max_completion_tokens: int | None = Field(
+    max_completion_tokens: Count | None = Field(
         None,
-        ge=1,
         description="The newer name of max_tokens. Without either: all there is room for.",
     )
     logprobs: bool = Field(False, description="Log probability of each token of the answer.")
@@ -169,7 +184,9 @@ class ChatRequest(Generation):
         description="So many of the likeliest tokens beside each; needs logprobs.",
     )
     chat_template_kwargs: dict[str, Any] = Field(
-        {}, description="Further variables for the model's chat template (enable_thinking, ...)."
+        {},
+        max_length=MAX_TEMPLATE_VARIABLES,
+        description="Further variables for the model's chat template (enable_thinking, ...).",
     )
 
 
@@ -177,7 +194,7 @@ class CompletionRequest(Generation):
     prompt: PromptField = Field(
         description="A string, a list of strings, token ids, or a list of lists of token ids."
     )
-    max_tokens: int = Field(16, ge=1, description="Most tokens to generate.")
+    max_tokens: Count = Field(16, description="Most tokens to generate.")
     logprobs: int | None = Field(
         None,
         ge=0,
@@ -190,7 +207,11 @@ class TokenizeRequest(Model):
     model: str | None = Field(None, description="One of /v1/models; without it, the first.")
     prompt: str | None = Field(None, description="Text. Either this or messages.")
     messages: list[Message] | None = Field(
-        None, min_length=1, fail_fast=True, description="A conversation."
+        None,
+        min_length=1,
+        max_length=MAX_MESSAGES,
+        fail_fast=True,
+        description="A conversation.",
     )
     add_special_tokens: bool | None = Field(
         None, description="Add BOS and the like. Default: true for prompt, false for messages."
@@ -199,7 +220,9 @@ class TokenizeRequest(Model):
         True, description="messages: end with the opening of the assistant's answer."
     )
     chat_template_kwargs: dict[str, Any] = Field(
-        {}, description="messages: further variables for the chat template."
+        {},
+        max_length=MAX_TEMPLATE_VARIABLES,
+        description="messages: further variables for the chat template.",
     )
     return_token_strs: bool = Field(False, description="Also answer the text of each token.")
 
@@ -207,3 +230,12 @@ class TokenizeRequest(Model):
 class DetokenizeRequest(Model):
     model: str | None = Field(None, description="One of /v1/models; without it, the first.")
     tokens: Ids = Field(description="Token ids.")
+
+
+class SteerRequest(Model):
+    rung: Literal["shrink_chunks", "widen_window", "cap_batch", "shed_batch"] = Field(
+        description="One of the ladder's."
+    )
+    mode: Literal["auto", "pin", "forbid"] = Field(
+        description="pin: taken, and stays so. forbid: never taken. auto: as the evidence says."
+    )

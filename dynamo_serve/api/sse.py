@@ -74,7 +74,7 @@ async def _first(updates: Updates) -> tuple[int, Delta] | None:
 def abort(http: Request) -> Callable[[], None]:
     """What ends the connection of `http` at once, whatever waits to be sent."""
     connection = http.scope.get(CONNECTION)
-    return nobody if connection is None else connection.abort
+    return nobody if connection is None else connection.cut
 
 
 class EventStream(StreamingResponse):

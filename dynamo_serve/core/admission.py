@@ -37,7 +37,11 @@ class Admission:
         if not count:
             return self._refused[1] if self._refused and self._refused[0] == call else None
         account = self.life.shares.account(seq.request.tenant)
-        refusal = self._by_quota(seq, account, now) or self._by_forecast(seq, account, now)
+        refusal = (
+            self._by_quota(seq, account, now)
+            or self._by_ladder(seq, now)
+            or self._by_forecast(seq, account, now)
+        )
         if refusal is None:
             account.requests.level -= count
             account.tokens.level -= _prompt_tokens(seq)
@@ -45,6 +49,8 @@ class Admission:
                 self._refused = None
             return None
         self._refused = (call, refusal)
+        if refusal.reason == Reason.TTFT_TARGET.value and not refusal.is_own:
+            self.life.tally.refuse(seq)
         self.life.note(
             *(seq, now, Kind.SHED, refusal.reason),
             retry_after_s=refusal.retry_after,
@@ -115,6 +121,20 @@ class Admission:
         return _own(reason, text, per_minute, due - now)
 
     # ── what the server can do ───────────────────────────────────────────────
+
+    def _by_ladder(self, seq: Sequence, now: float) -> Refusal | None:
+        """A rung may say that nothing more is taken in that was promised nothing. Those who are
+        told to come again come one by one, not before it can be over."""
+        restraint = self.intake.brake.restraint
+        if not restraint.sheds_batch or not seq.promise.is_batch:
+            return None
+        seen = forecast(seq, self.life, self.intake)
+        bookings, _ = self._booked(seq, Reason.SHED_BATCH, now)
+        each = seen.first_token / (seen.position + 1)
+        earliest = max(restraint.sheds_until, now + seen.first_token, now + MIN_WAIT)
+        due = bookings.book(earliest, 1, each, _known(seq), now)
+        text = "promises are being missed: no requests of classes without targets are taken in"
+        return _server(Reason.SHED_BATCH, text, 0, due - now, seen)
 
     def _by_forecast(self, seq: Sequence, account: Account, now: float) -> Refusal | None:
         request, promise = seq.request, seq.promise

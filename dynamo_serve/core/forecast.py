@@ -109,7 +109,15 @@ class _Play:
 
     def _is_at_quota(self, name: str) -> bool:
         most = self.accounts[name].tenant.quota.live_sequences
-        return most is not None and 0 < self.live[name] >= most
+        is_at_quota = most is not None and 0 < self.live[name] >= most
+        return is_at_quota or self._is_capped(name)
+
+    def _is_capped(self, name: str) -> bool:
+        """Whether the places for batch-class work are all taken, as far as tenants tell."""
+        cap, tenancy = self.intake.brake.cap, self.shares.tenancy
+        if cap >= self.places or not tenancy.class_of(name).is_batch:
+            return False
+        return sum(n for other, n in self.live.items() if tenancy.class_of(other).is_batch) >= cap
 
     def _result(self, position: int) -> Forecast:
         rest = self.shares.steps(self.seq) * self._step_seconds()

@@ -8,6 +8,7 @@ from math import inf
 from dynamo_serve.core import policy
 from dynamo_serve.core.batch import Phase
 from dynamo_serve.core.journal import Kind, Reason
+from dynamo_serve.core.ladder import Brake, Restraint
 from dynamo_serve.core.lifecycle import Lifecycle
 from dynamo_serve.core.pace import Limits, Pace, Prompts
 from dynamo_serve.core.preemption import Preemption
@@ -16,16 +17,21 @@ from dynamo_serve.core.shares import Account
 from dynamo_serve.core.step_cost import StepCost, StepShape
 
 FULL = (Reason.SLOTS, Reason.PAGES)  # for everybody, not for one tenant
+# It keeps its place at the head of its queue, and whoever is behind it may overtake.
+STEPS_ASIDE = (Reason.PREFIX, Reason.WIDEN_WINDOW, Reason.CAP_BATCH)
 SCAN_LIMIT = 64  # waiting sequences looked at for each tenant, so that a long queue costs nothing
 
 
 class Intake:
     """Chooses prompts for one step. `policy` says who is next; here is how they get in."""
 
-    def __init__(self, life: Lifecycle, limits: Limits, cost: StepCost) -> None:
+    def __init__(
+        self, life: Lifecycle, limits: Limits, cost: StepCost, restraint: Restraint
+    ) -> None:
         self.life = life
         self.limits = limits
-        self.pace = Pace(life, limits, cost)
+        self.brake = Brake(life, restraint, limits.max_decode_sequences)
+        self.pace = Pace(life, limits, cost, restraint)
         self.preemption = Preemption(life, cost)
 
     def chunks(
@@ -57,6 +63,7 @@ class Intake:
         """Running prompts that get a chunk of this step, in the order of their turn; those that
         waited until now are admitted."""
         queues = self._queues()
+        self.brake.begin(now)
         accounts = self.life.shares.accounts
         chosen: list[Sequence] = []
         left, partial = budget, policy.partial_budget(budget)
@@ -74,7 +81,7 @@ class Intake:
                 reason = self._admit(seq, accounts[name], now, is_full)
                 is_full = is_full or reason in FULL
                 if reason is not None:
-                    if reason is not Reason.PREFIX:  # it keeps its place at the head of its queue
+                    if reason not in STEPS_ASIDE:
                         queues.pop(name, None)
                     continue
                 part = policy.part_of(seq.num_pending, left, partial)
@@ -112,7 +119,9 @@ class Intake:
     def _admit(self, seq: Sequence, account: Account, now: float, is_full: bool) -> Reason | None:
         """Admit a sequence, or say what it has to wait for. `is_full`: somebody whose turn was
         earlier has found no room, and nobody may take what it is waiting for."""
-        reason = Reason.FAIR_SHARE if is_full else self._obstacle(seq, account, now)
+        reason = self.brake.obstacle(seq)
+        if reason is None:
+            reason = Reason.FAIR_SHARE if is_full else self._obstacle(seq, account, now)
         if reason is not None:
             self.life.defer(seq, reason, now, running=len(self.life.running), pages=account.pages)
             return reason
@@ -136,6 +145,7 @@ class Intake:
 
     def _take_in(self, seq: Sequence, account: Account, now: float) -> None:
         self.life.admit(seq, now)
+        self.brake.pass_through(seq, now)
         account.live += 1
         account.pages += seq.page_part
         account.committed += self.life.shares.price(seq, *self.pace.prices())

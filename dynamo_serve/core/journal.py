@@ -20,6 +20,8 @@ class Kind(Enum):
     DEGRADE = "degrade"
     DRAFT = "draft"  # its first one
     FINISH = "finish"
+    TAKE_RUNG = "take_rung"
+    UNDO_RUNG = "undo_rung"
 
 
 class Reason(Enum):
@@ -59,6 +61,12 @@ class Reason(Enum):
     QUEUE_FULL = "queue_full"
     TTFT_TARGET = "ttft_target"
     DEADLINE = "deadline"
+    # take_rung, undo_rung (level, and the evidence); also what they make others do: a chunk is
+    # smaller, a request waits or is shed
+    SHRINK_CHUNKS = "shrink_chunks"
+    WIDEN_WINDOW = "widen_window"
+    CAP_BATCH = "cap_batch"
+    SHED_BATCH = "shed_batch"
     # finish: the values of request.Finish
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dynamo_serve.core.batch import Phase, SequenceOutput, Work
+from dynamo_serve.core.evidence import Tally
 from dynamo_serve.core.journal import Journal, Kind, Reason
 from dynamo_serve.core.page_pool import PagePool
 from dynamo_serve.core.request import Finish, TokenEvent, TokenLogprob
@@ -21,6 +22,7 @@ class Lifecycle:
         self.pool = pool
         self.shares = shares
         self.journal = journal
+        self.tally = Tally()
         self.waiting = WaitingQueue()
         self.running: dict[str, Sequence] = {}  # in order of admission
         self.dropped: list[str] = []  # for the engine to forget
@@ -48,7 +50,12 @@ class Lifecycle:
             return True
         return len({page for seq in own for page in seq.page_table}) + more <= burst
 
-    def stats(self, step: StepStats | None) -> Stats:
+    def stats(
+        self,
+        step: StepStats | None,
+        rungs: tuple[int, ...],
+        rung_changes: tuple[tuple[int, int], ...],
+    ) -> Stats:
         totals = self.totals
         return Stats(
             num_waiting=len(self.waiting),
@@ -64,6 +71,8 @@ class Lifecycle:
             draft_tokens_total=totals["draft"],
             draft_accepted_tokens_total=totals["draft_accepted"],
             step=step,
+            rungs=rungs,
+            rung_changes=rung_changes,
         )
 
     # ── waiting → running ────────────────────────────────────────────────────
@@ -176,6 +185,7 @@ class Lifecycle:
             self._count(seq, work.draft_len, len(tokens))
         cached_tokens = None
         if tokens:
+            self.tally.token(seq, self.shares.account(seq.request.tenant), now)
             if seq.first_token_at is None:
                 seq.first_token_at, cached_tokens = now, seq.cached_tokens
             seq.last_token_at = now

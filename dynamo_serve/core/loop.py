@@ -9,6 +9,7 @@ from dynamo_serve.core import views
 from dynamo_serve.core.batch import Batch
 from dynamo_serve.core.engine import Engine, HoldingEngine
 from dynamo_serve.core.flight import Doing, FlightRecorder, num_bytes
+from dynamo_serve.core.ladder import Mode
 from dynamo_serve.core.request import Request, Resumed, TokenEvent
 from dynamo_serve.core.rescue import Rescue
 from dynamo_serve.core.scheduler import Scheduler
@@ -40,8 +41,14 @@ class Configure(NamedTuple):
     tenancy: Tenancy
 
 
+class Steer(NamedTuple):
+    """Pin, forbid or release rungs of the ladder; the others stay as they are."""
+
+    modes: dict[str, str]
+
+
 class Inspect(NamedTuple):
-    """A question to the scheduler: `what` is "request", "state" or "costs"; see `core.views`."""
+    """A question to the scheduler: `what` is one of those that `core.views` answers."""
 
     ticket: int
     what: str
@@ -52,7 +59,7 @@ class Stop(NamedTuple):
     """End the loop after this turn; whatever is live is abandoned."""
 
 
-Command = Submit | Cancel | Configure | Inspect | Stop
+Command = Submit | Cancel | Configure | Steer | Inspect | Stop
 
 Inbox = Callable[[float | None], list[Command]]
 """Everything that has arrived; waits at most so many seconds for the first (None: for ever)."""
@@ -125,6 +132,8 @@ class Loop:
             events, step = self._step(batch)
             self._forget()
             self.publish(events, self.scheduler.stats(step))
+        elif self.scheduler.controller.take_news():
+            self.publish([], self.scheduler.stats())
 
     def _between(self) -> None:
         """A step is between two of its layers: who has come meanwhile may cut in. Raises nothing,
@@ -211,6 +220,9 @@ class Loop:
                 return self.scheduler.cancel(request_id, self.clock())
             case Configure(tenancy):
                 self.scheduler.configure(tenancy)
+            case Steer(modes):
+                wanted = {name: Mode(mode) for name, mode in modes.items()}
+                self.scheduler.controller.steer(wanted, self.clock())
             case Inspect(ticket, what, id):
                 self.reply(ticket, views.answer(self.scheduler, what, id, self.clock()))
             case Stop():

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from dynamo_serve.core import policy
 from dynamo_serve.core.batch import Phase
 from dynamo_serve.core.journal import Kind, Reason
+from dynamo_serve.core.ladder import Restraint
 from dynamo_serve.core.lifecycle import Lifecycle
 from dynamo_serve.core.preemption import shape_of
 from dynamo_serve.core.sequence import Sequence
@@ -28,7 +29,8 @@ class Limits:
     `max_mixed_tokens`; without, prefill and decode steps alternate. With `fit_chunks` the size of a
     chunk follows from the ITL targets of whoever is decoding; without, only from the caps.
     `max_draft_tokens` of one sequence are verified in a step; 0 is for engines that cannot. With
-    `hold_steps` a step is held between two layers for prompts that cannot wait for its end.
+    `hold_steps` a step is held between two layers for prompts that cannot wait for its end. With
+    `ladder` the server takes rungs by itself when promises are missed.
     """
 
     max_prefill_tokens: int = 512
@@ -40,6 +42,7 @@ class Limits:
     mix_phases: bool = False
     fit_chunks: bool = True
     hold_steps: bool = False
+    ladder: bool = False
 
 
 class Budget(NamedTuple):
@@ -62,10 +65,13 @@ class Prompts(NamedTuple):
 class Pace:
     """Turns targets in seconds into numbers of tokens and sequences, by the learned step times."""
 
-    def __init__(self, life: Lifecycle, limits: Limits, cost: StepCost) -> None:
+    def __init__(
+        self, life: Lifecycle, limits: Limits, cost: StepCost, restraint: Restraint
+    ) -> None:
         self.life = life
         self.limits = limits
         self.cost = cost
+        self.restraint = restraint
         self._is_late = False
 
     # ── prompt tokens ────────────────────────────────────────────────────────
@@ -73,12 +79,13 @@ class Pace:
     def budget(self, decoding: list[Sequence], base: StepShape, now: float) -> Budget:
         """What this step may spend on prompts. `base` is what else it runs. Without mixed steps
         the next decode step has to fit into the same time."""
-        cap = self._cap(base)
+        cap = self._cap(base, bool(decoding))
+        whole = Reason.TOKEN_CAP if self.restraint.chunk_part == 1.0 else Reason.SHRINK_CHUNKS
         left = inf
         if self.limits.fit_chunks:
             left = min(policy.time_left(decoding, now), self._for_newcomers(now))
         if left == inf:
-            return Budget(cap, Reason.TOKEN_CAP, inf)
+            return Budget(cap, whole, inf)
         others = base if self.limits.mix_phases else shape_of(decoding)
         needed = self.cost.predict(others)
         self._tell_if_late(needed > policy.tightest_itl(decoding), needed, left, now)
@@ -87,13 +94,15 @@ class Pace:
         if not self.limits.mix_phases:
             left -= needed
         chunk = self._fitting(base, self._deepest(), left, cap)
-        return Budget(chunk, Reason.ITL_TARGET if chunk < cap else Reason.TOKEN_CAP, left)
+        return Budget(chunk, Reason.ITL_TARGET if chunk < cap else whole, left)
 
-    def _cap(self, base: StepShape) -> int:
-        """Prompt tokens in a step beside `base`, whatever was promised."""
+    def _cap(self, base: StepShape, is_decoding: bool) -> int:
+        """Prompt tokens in a step beside `base`, whatever was promised. `is_decoding`: there are
+        sequences that wait for such a step, or are in it."""
+        cap = self.limits.max_prefill_tokens
         if base.decode_sequences and self.limits.mix_phases:
-            return min(self.limits.max_prefill_tokens, self.limits.max_mixed_tokens)
-        return self.limits.max_prefill_tokens
+            cap = min(cap, self.limits.max_mixed_tokens)
+        return self.restraint.chunk_cap(cap) if is_decoding else cap
 
     def _for_newcomers(self, now: float) -> float:
         """Seconds a step may take so that whoever comes while it runs can still get a first token
@@ -183,7 +192,9 @@ class Pace:
             return Prompts([])
         without = [(seq, seq.num_pending) for seq in pressed]
         end = now + self._seconds(base, without)
-        fits = end < now + beside and sum(seq.num_pending for seq in pressed) <= self._cap(base)
+        fits = end < now + beside and sum(seq.num_pending for seq in pressed) <= self._cap(
+            base, bool(decoding)
+        )
         if fits and not any(policy.is_pressed(seq, end) for seq in pressed):
             return Prompts(without, ahead=True)
         left = policy.time_left(decoding, now) - self.cost.predict(shape_of(decoding))
@@ -208,7 +219,7 @@ class Pace:
 
     def usual_chunk(self, base: StepShape, itl: float) -> int:
         """Prompt tokens that fit a step beside `base`, whose tightest target is `itl`."""
-        cap = self._cap(base)
+        cap = self._cap(base, bool(base.decode_sequences))
         if itl == inf or not base.decode_sequences or not self.limits.fit_chunks:
             return cap
         needed = self.cost.predict(base)

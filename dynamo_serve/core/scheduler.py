@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from heapq import heapify, heappop, heappush
 from math import inf
 
 from dynamo_serve.core import policy
 from dynamo_serve.core.admission import Admission
 from dynamo_serve.core.batch import Batch, Phase, SequenceOutput, Work
 from dynamo_serve.core.bill import Bill
+from dynamo_serve.core.controller import Controller
 from dynamo_serve.core.cut_in import CutIn
+from dynamo_serve.core.deadlines import Deadlines
 from dynamo_serve.core.intake import Intake
 from dynamo_serve.core.journal import Journal, Kind, Reason
+from dynamo_serve.core.ladder import Restraint
 from dynamo_serve.core.lifecycle import Lifecycle
 from dynamo_serve.core.pace import Limits, Prompts
 from dynamo_serve.core.page_pool import PagePool
@@ -47,7 +49,9 @@ class Scheduler:
         self.journal = Journal()
         self.shares = Shares(self.tenancy)
         self.life = Lifecycle(pool, self.shares, self.journal)
-        self.intake = Intake(self.life, limits, self.cost)
+        restraint = Restraint()
+        self.controller = Controller(self.life, restraint, is_on=limits.ladder)
+        self.intake = Intake(self.life, limits, self.cost, restraint)
         self.speculation = Speculation(self.intake.pace)
         self.admission = Admission(self.life, self.intake)
         self.waiting = self.life.waiting
@@ -57,7 +61,7 @@ class Scheduler:
         self.quarantine = Quarantine(self.intake)
         self._last = Phase.DECODE  # of steps of one kind
         self._went_ahead = False  # did prompts make others wait in the last step?
-        self._deadlines: list[tuple[float, str]] = []  # a heap; ids may be gone already
+        self._deadlines = Deadlines(lambda id: id in self.running or id in self.waiting)
         self._num_added = 0
 
     # ── the verbs of the loop ────────────────────────────────────────────────
@@ -75,6 +79,7 @@ class Scheduler:
         assert request.prompt_ids and request.max_tokens > 0, request.id
         assert self.pool.pages_for(longest) <= self.pool.num_pages, f"{request.id} can never fit"
         seq = self._sequence(request)
+        self.life.tally.arrive(seq)
         refusal = self.admission.refuse(seq, now)
         if refusal is not None:
             return [TokenEvent(request.id, refusal=refusal)]
@@ -102,18 +107,7 @@ class Scheduler:
 
     def _enqueue(self, seq: Sequence, now: float) -> None:
         self.life.enqueue(seq, now)
-        if seq.request.deadline < inf:
-            self._watch(seq.request)
-
-    def _watch(self, request: Request) -> None:
-        """Remember a deadline; now and then forget those of requests that are gone."""
-        live = len(self.running) + len(self.waiting)
-        if len(self._deadlines) > 2 * live + 64:
-            self._deadlines = [
-                at for at in self._deadlines if at[1] in self.running or at[1] in self.waiting
-            ]
-            heapify(self._deadlines)
-        heappush(self._deadlines, (request.deadline, request.id))
+        self._deadlines.add(seq.request, len(self.running) + len(self.waiting))
 
     def cancel(self, request_id: str, now: float) -> list[TokenEvent]:
         """End a request; its pages are free when this returns. Cancelling twice is no error."""
@@ -123,8 +117,7 @@ class Scheduler:
     def expire(self, now: float) -> list[TokenEvent]:
         """End every request whose deadline has passed."""
         events: list[TokenEvent] = []
-        while self._deadlines and self._deadlines[0][0] <= now:
-            _, request_id = heappop(self._deadlines)
+        for request_id in self._deadlines.pop(now):
             seq = self.running.get(request_id) or self.waiting.get(request_id)
             if seq is not None:
                 events.append(self.life.finish(seq, Finish.DEADLINE, now))
@@ -133,6 +126,7 @@ class Scheduler:
     def schedule(self, now: float) -> Batch | None:
         """The plan for the next step, or None if nothing can run (yet: see `wake_at`)."""
         self.bill.begin(now)
+        self.controller.look(now)
         if suspect := self.quarantine.chunk(now):
             return self._batch([], {}, [suspect], now)
         return self._mixed(now) if self.limits.mix_phases else self._alternate(now)
@@ -177,11 +171,15 @@ class Scheduler:
     # ── what the loop needs to know ──────────────────────────────────────────
 
     def wake_at(self) -> float | None:
-        """When a merge window or a deadline ends that is all there is to wait for; None if there
-        is none."""
-        if self.running or not self.waiting or self.quarantine:
-            return None
-        return min(self._merge_until(), *(at for at, _ in self._deadlines[:1]), inf)
+        """When a merge window or a deadline ends that is all there is to wait for, or a rung may be
+        undone; None if there is none."""
+        look_at = self.controller.wake_at()
+        if self.quarantine and not self.running:
+            return 0.0
+        if self.running or not self.waiting:
+            return look_at
+        look_at = inf if look_at is None else look_at
+        return min(self._merge_until(), self._deadlines.next, look_at)
 
     def take_dropped(self) -> list[str]:
         """Sequences for the engine to forget; asking twice gives nothing."""
@@ -193,7 +191,8 @@ class Scheduler:
         return not self.running and not self.waiting
 
     def stats(self, step: StepStats | None = None) -> Stats:
-        return self.life.stats(step)
+        rungs = self.controller.levels, self.controller.changes
+        return self.life.stats(step, *rungs)
 
     def check(self) -> None:
         """Raise AssertionError if pages, claims, queues or phases are inconsistent."""

@@ -9,7 +9,7 @@ pool for as long as they hold them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from math import inf
 
@@ -112,6 +112,14 @@ class Shares:
         """Move the virtual time of the whole to that of the busy tenant that has had least."""
         least = min((self.account(name).virtual_time for name in busy), default=0.0)
         self.virtual_time = max(self.virtual_time, least)
+
+    def forgo(self, names: Collection[str], busy: Iterable[str]) -> None:
+        """A rung keeps these tenants' work back. What they miss for that is not made up for later,
+        or its undo would be worse for the others than what it was taken for."""
+        others = [self.account(name).virtual_time for name in busy if name not in names]
+        for name in names:
+            account = self.account(name)
+            account.virtual_time = max(account.virtual_time, min(others, default=-inf))
 
     def rest(self, name: str) -> None:
         """A tenant has nothing to do any more; if nobody has, the next begin level with it."""

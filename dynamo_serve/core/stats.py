@@ -31,3 +31,5 @@ class Stats(NamedTuple):
     draft_tokens_total: int = 0
     draft_accepted_tokens_total: int = 0
     step: StepStats | None = None
+    rungs: tuple[int, ...] = ()  # the level of each, in the order of `ladder.RUNGS`
+    rung_changes: tuple[tuple[int, int], ...] = ()  # how often it was taken and undone

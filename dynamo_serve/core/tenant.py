@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any
 
+NOBODY = "unnamed"  # the class without a tenants file
+
 
 @dataclass(frozen=True, slots=True)
 class Class:
@@ -25,6 +27,17 @@ class Class:
     max_queue_delay: float | None = None  # of the merge window; None: what the server's is
     deadline: float = inf
     strict: bool = False
+    reader_patience: float | None = None  # for one that stands still; None: what the server's is
+
+    @property
+    def is_batch(self) -> bool:
+        """Whether it has no target: such work gives way first."""
+        return self.ttft == inf and self.itl == inf
+
+    @property
+    def is_promised(self) -> bool:
+        """Whether it has a target that somebody set for it, not for everybody."""
+        return not self.is_batch and self.name != NOBODY
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +72,7 @@ CLASSES = {
     "batch": Class("batch", 2, max_queue_delay=0.02),
 }
 # Without a tenants file nobody was promised anything; but no stream should stand still for long.
-UNNAMED = Class("unnamed", 1, itl=1.0)
+UNNAMED = Class(NOBODY, 1, itl=1.0)
 
 
 @dataclass(frozen=True, slots=True)

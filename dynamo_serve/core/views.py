@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from dynamo_serve.core.forecast import forecast
 from dynamo_serve.core.journal import Entry, Kind, Reason
+from dynamo_serve.core.ladder import NAMES
 from dynamo_serve.core.sequence import Sequence
 from dynamo_serve.core.shares import Account
+from dynamo_serve.core.views_ladder import ladder
 
 if TYPE_CHECKING:
     from dynamo_serve.core.scheduler import Scheduler
@@ -22,7 +24,8 @@ MOST_LISTED = 200  # sequences or journal entries in one answer
 
 
 def answer(scheduler: Scheduler, what: str, id: str, now: float) -> Any:
-    """What an `Inspect` asks for: one request and its choices, everything, or who used what."""
+    """What an `Inspect` asks for: one request and its choices, everything, who used what, the
+    latest decisions, or how the ladder stands."""
     match what:
         case "request":
             return requests(scheduler, id, now)
@@ -32,6 +35,8 @@ def answer(scheduler: Scheduler, what: str, id: str, now: float) -> Any:
             return costs(scheduler)
         case "journal":
             return journal(scheduler, int(id), now)
+        case "controller":
+            return ladder(scheduler.controller, now)
     raise AssertionError(f"nobody answers {what!r}")
 
 
@@ -81,7 +86,10 @@ def _live(scheduler: Scheduler, seq: Sequence, now: float) -> dict[str, Any]:
 
 
 def _waits_for(scheduler: Scheduler, seq: Sequence) -> str:
-    """What a request waits for now: behind others of its tenant it is they, whatever they need."""
+    """What a request waits for now: behind others of its tenant it is they, whatever they need; but
+    a rung that keeps it back does so wherever it stands."""
+    if seq.waits_for in NAMES:
+        return seq.waits_for
     return Reason.ORDER.value if scheduler.waiting.ahead_of(seq) else seq.waits_for
 
 

@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from dynamo_serve.api.app import create_app
 from dynamo_serve.api.auth import Access
 from dynamo_serve.api.edge import Metrics
+from dynamo_serve.cli_serve import HttpServer, http_settings
 from dynamo_serve.config import Config, EngineSection, ModelSection, ServerSection
 from dynamo_serve.service import Service
 from dynamo_serve.text.tokenizer import Tokenizer
@@ -34,7 +35,7 @@ class NoMetrics:
         return b"dserve_up 1\n", "text/plain; version=0.0.4"
 
 
-class Server(uvicorn.Server):
+class Server(HttpServer):
     """Says when it listens."""
 
     def __init__(self, config: uvicorn.Config) -> None:
@@ -80,9 +81,14 @@ def serving(
     # With the protocol spelled out asyncio switches Nagle's algorithm off; without it every answer
     # waits 40 ms for an acknowledgement.
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
+        listener.setsockopt(
+            socket.SOL_SOCKET, socket.SO_SNDBUF, settings.server.stream_buffer_bytes
+        )
         listener.bind(("127.0.0.1", 0))
         app = app_of(service, tokenizer, settings, metrics)
-        server = Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
+        http = http_settings(app, settings.server)
+        http.timeout_graceful_shutdown = 2
+        server = Server(http)
 
         async def main() -> None:
             if type(service) is Service:

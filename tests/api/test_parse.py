@@ -54,6 +54,61 @@ def test_a_whole_pair_of_surrogates_is_a_character() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "is_half"),
+    [
+        (r"\ud83d\ude00", False),
+        (r"\uD83D\uDE00", False),
+        (r"\ud83d\ud83d\ude00", True),
+        (r"\ud83d\\\ude00", True),
+        (r"\\ud83d\ude00", True),
+        (r"\\ud83d", False),
+        (r"\ude00\ud83d", True),
+        (r"\u00d8", False),
+    ],
+)
+@pytest.mark.parametrize("padding", [0, parse.SEARCHED_BYTES])
+def test_half_a_character_is_told_from_a_whole_one(text: str, is_half: bool, padding: int) -> None:
+    raw = f'{{"a": "{text}"}}'.encode() + b" " * padding
+    if is_half:
+        with pytest.raises(InvalidRequest, match="half a surrogate pair") as caught:
+            parse.to_object(raw)
+        assert caught.value.param == (None if padding else "a")
+    else:
+        parse.to_object(raw)["a"].encode()
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"a": [' + b"[]," * 70_000 + b"1]}",
+        b'{"messages": [' + b'{"role":"user"},' * 40_000 + b"1]}",
+        b'{"metadata": {' + b'"a":1,' * 70_000 + b'"a":1}}',
+        b'{"prompt": [' + b"5," * 1_100_000 + b"5]}",
+        b'{"a": "' + b"[" * 70_000 + b'", "b": [' + b'"",' * 300_000 + b"1]}",
+    ],
+)
+def test_a_body_of_too_many_parts_is_not_parsed(
+    raw: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parse, "json", None)
+    with pytest.raises(InvalidRequest, match="too many parts"):
+        parse.to_object(raw)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 70_000,
+        r"{\"a\": 1}" * 40_000,
+        r"\\" * 70_001 + "[:" * 40_000,
+        "a, b" * 1_100_000,
+    ],
+)
+def test_what_is_within_a_text_is_no_part(text: str) -> None:
+    assert len(parse.to_object(f'{{"a": "{text}"}}'.encode())["a"]) > 65_536
+
+
+@pytest.mark.parametrize(
     ("model", "body", "param"),
     [
         (CompletionRequest, {"prompt": [1] + [1.5] * 3}, "prompt[1]"),

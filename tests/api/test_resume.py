@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
+import socket
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -148,7 +151,7 @@ def test_the_rest_is_computed_only_when_somebody_is_there(base: str, service: Se
         read(answer, response, 3000)
     wait_until(lambda: service.num_live == 0)
     wait_until(lambda: service.stats.num_running == service.stats.pages_used == 0)
-    (parked,) = [d for d in service._deliveries.kept.values() if d.is_parked]
+    (parked,) = [d for d in service.deliveries.kept.values() if d.is_parked]
     assert len(parked.tokens) < 200
     headers = {"Last-Event-ID": answer.last_id}
     with httpx.stream("POST", base + "/v1/chat/completions", headers=headers) as response:
@@ -240,7 +243,7 @@ def test_a_stream_is_kept_for_its_own_tenant_and_not_for_ever(
         asked = httpx.post(base + path, headers=headers("beta", answer.last_id))
         assert asked.status_code == 404
         assert httpx.post(base + path, headers=headers("acme", answer.last_id)).status_code == 200
-        wait_until(lambda: not service._deliveries.kept)
+        wait_until(lambda: not service.deliveries.kept)
         late = httpx.post(base + path, headers=headers("acme", answer.last_id))
         assert late.status_code == 404
 
@@ -255,4 +258,46 @@ def test_without_a_grace_there_are_no_ids_and_a_hang_up_cancels(
         with httpx.stream("POST", base + "/v1/chat/completions", json=body) as response:
             assert next(response.iter_lines()).startswith("data: ")
         wait_until(lambda: service.num_live == 0)
-        assert not service._deliveries.kept
+        assert not service.deliveries.kept
+
+
+def test_a_connection_that_takes_nothing_is_cut_in_the_end(
+    model_folder: str, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its request was parked before, so that it cost nobody anything; and the rest can be had."""
+    monkeypatch.setattr("dynamo_serve.deliveries.SLOW_SECONDS", 0.05)
+    chosen = replace(
+        settings(stream_credit_bytes=1024, stream_buffer_bytes=4096, reader_patience_s=0.5),
+        engine=EngineSection(kind="fake", process=False, fake_step_ms=1),
+    )
+    service = Service(chosen, model_path=model_folder)
+    with serving(service, tokenizer, chosen) as base:
+        body = {**BODIES["tokens and logprobs"][1], "max_tokens": 250, "logprobs": 5}
+        with stuck_client(base, "/v1/completions", body) as connection:
+            wait_until(lambda: service.deliveries.kept)
+            (delivery,) = service.deliveries.kept.values()
+            assert delivery.inbox is not None and len(delivery.tokens) < 250
+            wait_until(lambda: delivery.inbox is None)
+            with pytest.raises(ConnectionError):  # reset: what it had not taken is gone
+                while connection.recv(1 << 16):
+                    pass
+        answer = Answer()
+        id = delivery.request.id.rpartition("-")[0]
+        with httpx.stream("GET", f"{base}/v1/streams/{id}") as response:
+            read(answer, response)
+        assert answer.is_done and len(answer.token_ids[0]) == 250
+
+
+@contextlib.contextmanager
+def stuck_client(base: str, path: str, body: dict[str, Any]) -> Iterator[socket.socket]:
+    """Has sent its request, and reads nothing."""
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        address = urlsplit(base)
+        assert address.hostname and address.port
+        connection.connect((address.hostname, address.port))
+        connection.settimeout(WAIT_S)
+        raw = json.dumps(body).encode()
+        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        connection.sendall(f"{head}Content-Length: {len(raw)}\r\n\r\n".encode() + raw)
+        yield connection

@@ -43,12 +43,15 @@ LAW: dict[str, tuple[str, ...]] = {
         *("questions", "supervisor", "worker"),
     ),
     "dynamo_serve.metrics": (
-        *("core.", "metrics_declared", "metrics_histogram", "metrics_tenants", "observer"),
-        "prometheus_client.",
+        *("core.", "metrics_declared", "metrics_histogram", "metrics_ladder", "metrics_tenants"),
+        *("observer", "prometheus_client."),
     ),
     "dynamo_serve.metrics_declared": ("core.",),
     "dynamo_serve.metrics_histogram": (),
-    "dynamo_serve.metrics_tenants": (),
+    "dynamo_serve.metrics_ladder": ("core.",),
+    "dynamo_serve.metrics_tenants": ("prometheus_client.",),
+    "dynamo_serve.api.gate": ("errors",),
+    "dynamo_serve.api.protocol": ("api.", "config", "errors", "httptools.", "uvicorn."),
     "dynamo_serve.api.": (
         *("", "api.", "config", "core.", "delivery", "directory", "errors", "service"),
         *("tenants", "text.", "fastapi.", "starlette.", "pydantic."),
@@ -74,10 +77,11 @@ LAW: dict[str, tuple[str, ...]] = {
     ),
     "dynamo_serve.cli_progress": (),
     "dynamo_serve.cli_model": ("bundled.", "config", "errors", "text."),
+    "dynamo_serve.open_files": (),
     "dynamo_serve.cli": (*("", "errors", "settings", "chat", "cli_keys", "cli_serve", "tenants"),),
     "dynamo_serve.cli_serve": (
         *("", "api.", "cli_model", "cli_progress", "config", "directory", "errors", "garbage"),
-        *("handover", "metrics", "service", "succession", "uvicorn."),
+        *("handover", "metrics", "open_files", "service", "starlette.", "succession", "uvicorn."),
     ),
     "dynamo_serve.reference": (
         *("", "api.", "cli", "config", "errors", "metrics_declared", "settings"),

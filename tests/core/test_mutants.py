@@ -15,6 +15,7 @@ PROMISES = ("test_hard_cases.py", "test_promises.py", "test_tenant_traffic.py")
 DRAFTS = ("test_lookup.py", "test_speculation.py")
 HURRY = ("test_cut_in.py", "test_tenant_traffic.py")
 SURVIVAL = ("test_resume.py",)
+LADDER = ("test_controller.py",)
 HELPERS = ("traffic.py", "playing.py")
 
 BROKEN_BOOKS = {
@@ -131,7 +132,7 @@ BROKEN_PROMISES = {
         "account.runs_full += 0 * gain",
     ),
     "divide shared pages by their number": ("page_pool.py", "1 / self._ref_counts[page_id]", "1"),
-    "let a deadline pass": ("scheduler.py", "self._deadlines[0][0] <= now", "False"),
+    "let a deadline pass": ("deadlines.py", "self._heap[0][0] <= now", "False"),
     "admit what will be late": ("admission.py", "policy.SAFETY * target)", "9e9)"),
     "keep no place for who was told to come back": (
         "bookings.py",
@@ -305,6 +306,84 @@ BROKEN_SURVIVAL = {
         "        self._write(activity, since, 0.0, b'')\n",
     ),
 }
+BROKEN_LADDER = {
+    "take every rung at once": ("controller.py", "if now < self._settled_at:", "if False:"),
+    "take the next rung though it gets better": (
+        "controller.py",
+        "score > self._reading[1] + GAIN",
+        "False",
+    ),
+    "never undo a rung": (
+        "controller.py",
+        "now - max(self.good_since, self._changed_at) >= state.calm",
+        "False",
+    ),
+    "undo a rung at once": (
+        "controller.py",
+        "now - max(self.good_since, self._changed_at) >= state.calm",
+        "True",
+    ),
+    "learn nothing from a relapse": (
+        "controller.py",
+        "min(2 * state.calm, MOST_CALM_SECONDS)",
+        "CALM_SECONDS",
+    ),
+    "undo what is pinned": (
+        "controller.py",
+        "(s for s in reversed(self._taken) if s.mode is Mode.AUTO)",
+        "reversed(self._taken)",
+    ),
+    "sleep while a rung is to be undone": (
+        "scheduler.py",
+        "look_at = self.controller.wake_at()",
+        "look_at = None",
+    ),
+    "take a bad second for trouble": (
+        "evidence.py",
+        "bool(rises) and self._shots[rises[-1]].at - self._shots[rises[0]].at >= LASTING",
+        "bool(rises)",
+    ),
+    "take a full pool for trouble": (
+        "evidence.py",
+        "return is_much and self._lasts([shot.preemptions for shot in self._shots])",
+        "return seen.pages >= FULL",
+    ),
+    "answer for a tenant's own quota": (
+        "evidence.py",
+        "return is_behind or any(reason in waits for reason in OWN_QUOTA)",
+        "return False",
+    ),
+    "overlook who was refused": (
+        "admission.py",
+        "self.life.tally.refuse(seq)",
+        "pass",
+    ),
+    "act where nobody was promised anything": (
+        "tenant.py",
+        "and self.name != NOBODY",
+        "",
+    ),
+    "let nobody pass who is kept back": (
+        "intake.py",
+        "(Reason.PREFIX, Reason.WIDEN_WINDOW, Reason.CAP_BATCH)",
+        "(Reason.PREFIX,)",
+    ),
+    "make up for what was missed": (
+        "shares.py",
+        "max(account.virtual_time, min(others, default=-inf))",
+        "account.virtual_time",
+    ),
+    "shed whoever comes": (
+        "admission.py",
+        "if not restraint.sheds_batch or not seq.promise.is_batch:",
+        "if not restraint.sheds_batch:",
+    ),
+    "tell everybody to come again at once": (
+        "admission.py",
+        "max(restraint.sheds_until, now + seen.first_token, now + MIN_WAIT)",
+        "now",
+    ),
+}
 
 
 MUTANTS = {
@@ -313,6 +392,7 @@ MUTANTS = {
     **{name: (DRAFTS, mutant) for name, mutant in BROKEN_DRAFTS.items()},
     **{name: (HURRY, mutant) for name, mutant in BROKEN_HURRY.items()},
     **{name: (SURVIVAL, mutant) for name, mutant in BROKEN_SURVIVAL.items()},
+    **{name: (LADDER, mutant) for name, mutant in BROKEN_LADDER.items()},
 }
 
 
@@ -335,7 +415,7 @@ def copy(tmp_path: Path) -> Path:
     suite.mkdir(parents=True)
     for file in (package, package / "engines", suite.parent, suite):
         (file / "__init__.py").touch()
-    for name in {*BOOKS, *PROMISES, *DRAFTS, *HURRY, *SURVIVAL, *HELPERS}:
+    for name in {*BOOKS, *PROMISES, *DRAFTS, *HURRY, *SURVIVAL, *LADDER, *HELPERS}:
         shutil.copy(ROOT / "tests" / "core" / name, suite)
     return tmp_path
 

@@ -64,6 +64,7 @@ def harness_of(rng: random.Random, drafting: Drafting) -> Harness:
         mix_phases=rng.random() < 0.6,
         fit_chunks=rng.random() < 0.8,
         max_draft_tokens=drafting.most,
+        ladder=True,
         hold_steps=rng.random() < 0.5,
     )
     tenancy = random_tenancy(rng, num_pages)

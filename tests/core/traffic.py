@@ -187,12 +187,14 @@ def check_seed(seed: int, drafting: Drafting) -> Stats:
         max_decode_sequences=rng.choice([1, 3, 8]),
         max_queue_delay=rng.choice([0.0, 0.003]),
         max_draft_tokens=drafting.most,
+        ladder=True,
     )
     engine.harness = harness = Harness(engine, limits, prefix_sharing=rng.random() < 0.8)
     requests = random_requests(rng, 14, longest)
     cancelled = {r.id for r in requests if rng.random() < 0.2}
     play(harness, rng, requests, cancelled)
     judge(harness, requests, cancelled, drafting.copying)
+    assert not harness.scheduler.controller.history, "nobody was promised anything"
     return harness.published[-1]
 
 

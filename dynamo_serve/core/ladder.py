@@ -1,0 +1,178 @@
+"""The rungs: small steps by which a server in trouble helps itself, mildest first.
+
+A rung changes a `Restraint`, which says how far work that was promised nothing is held back; level
+0 is its undo. Whether a rung is taken is decided in `controller`.
+
+Two more belong here once there is something for them to act on: `spill`, to a lower tier of KV
+pages, before `shed_batch`, and `lighter_weights`, another variant of the model, after it. Starting
+the engine again is for whoever watches it from outside: it cannot be decided in here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import Enum
+from math import inf
+from typing import NamedTuple
+
+from dynamo_serve.core.evidence import Evidence
+from dynamo_serve.core.journal import Reason
+from dynamo_serve.core.lifecycle import Lifecycle
+from dynamo_serve.core.sequence import Sequence
+
+CHUNK_FLOOR = 32  # prompt tokens beside decoding, however far they are cut: one tile
+BATCH_WINDOW = 2.0  # seconds between two groups of batch-class prompts
+BATCH_PARTS = (1.0, 0.25, 0.0625)  # of max_decode_sequences, for batch-class sequences, by level
+
+
+@dataclass(slots=True)
+class Restraint:
+    """What the rungs change in the limits of a step. As it begins, it changes nothing."""
+
+    chunk_part: float = 1.0  # of the cap of prompt tokens beside decoding
+    batch_window: float = 0.0
+    batch_part: float = 1.0
+    sheds_batch: bool = False
+    sheds_until: float = 0.0  # the soonest that this can end, as far as is known
+
+    def chunk_cap(self, cap: int) -> int:
+        """Prompt tokens beside decoding, of the `cap` that there is without rungs."""
+        return min(cap, max(CHUNK_FLOOR, int(self.chunk_part * cap)))
+
+
+class Mode(Enum):
+    AUTO = "auto"
+    PIN = "pin"  # taken, whatever the evidence
+    FORBID = "forbid"  # never taken
+
+
+class Rung(NamedTuple):
+    """One step of the ladder. `answers` are the troubles that it is taken for; `apply` sets what it
+    changes for a level, 0 to `levels`; `effect` is that, in words."""
+
+    reason: Reason
+    answers: frozenset[str]
+    apply: Callable[[Restraint, int], None]
+    effect: str
+    undo: str
+    levels: int = 1
+    needs_batch: bool = True  # it holds back batch-class work: without any it would be idle
+
+    @property
+    def name(self) -> str:
+        return self.reason.value
+
+    def fits(self, seen: Evidence) -> bool:
+        """Whether it could help."""
+        is_idle = self.needs_batch and not seen.has_batch
+        return not is_idle and not self.answers.isdisjoint(seen.troubles)
+
+
+def _shrink_chunks(restraint: Restraint, level: int) -> None:
+    restraint.chunk_part = 0.5**level
+
+
+def _widen_window(restraint: Restraint, level: int) -> None:
+    restraint.batch_window = BATCH_WINDOW * level
+
+
+def _cap_batch(restraint: Restraint, level: int) -> None:
+    restraint.batch_part = BATCH_PARTS[level]
+
+
+def _shed_batch(restraint: Restraint, level: int) -> None:
+    restraint.sheds_batch = bool(level)
+
+
+RUNGS = (
+    Rung(
+        Reason.SHRINK_CHUNKS,
+        frozenset({"itl"}),
+        _shrink_chunks,
+        "prompt tokens beside decoding are at most half as many, at level 2 a quarter",
+        "as many as the settings say",
+        levels=2,
+        needs_batch=False,
+    ),
+    Rung(
+        Reason.WIDEN_WINDOW,
+        frozenset({"itl", "ttft", "queue"}),
+        _widen_window,
+        f"batch-class prompts are admitted in groups, {BATCH_WINDOW:g} s apart, while work with"
+        " targets is live",
+        "they are admitted as they come",
+    ),
+    Rung(
+        Reason.CAP_BATCH,
+        frozenset({"itl", "ttft", "queue", "pages"}),
+        _cap_batch,
+        "batch-class sequences take at most a quarter of the places, at level 2 a sixteenth; what"
+        " runs, stays",
+        "they take every place that fair share gives them",
+        levels=2,
+    ),
+    Rung(
+        Reason.SHED_BATCH,
+        frozenset({"itl", "ttft", "queue", "pages"}),
+        _shed_batch,
+        "new batch-class requests are refused with a Retry-After; what has been taken in, stays",
+        "they are taken in",
+    ),
+)
+NAMES = tuple(rung.name for rung in RUNGS)
+
+
+def modes_of(pin: Iterable[str], forbid: Iterable[str]) -> dict[str, Mode]:
+    """The mode of each rung that is named; forbidding wins."""
+    return {**dict.fromkeys(pin, Mode.PIN), **dict.fromkeys(forbid, Mode.FORBID)}
+
+
+class Brake:
+    """Keeps waiting batch-class requests back, as far as the rungs say. Nothing waits for ever: it
+    is open whenever nothing runs, and every `batch_window` seconds."""
+
+    def __init__(self, life: Lifecycle, restraint: Restraint, places: int) -> None:
+        self.life = life
+        self.restraint = restraint
+        self._places = places
+        self._group_at = -inf  # when the last group was admitted
+        self._left = 0
+        self._is_shut = False
+        self._kept_back: set[str] = set()  # tenants, in the last plan
+
+    @property
+    def cap(self) -> int:
+        """Places for batch-class sequences."""
+        return max(1, int(self.restraint.batch_part * self._places))
+
+    def begin(self, now: float) -> None:
+        """A step is being planned."""
+        window, running = self.restraint.batch_window, self.life.running.values()
+        if self._kept_back:
+            self.life.shares.forgo(self._kept_back, self.life.busy)
+            self._kept_back.clear()
+        if self.restraint.batch_part < 1.0:
+            self._left = self.cap - sum(seq.promise.is_batch for seq in running)
+        self._is_shut = (
+            now - self._group_at < window
+            and now > self._group_at
+            and any(seq.promise.is_promised for seq in running)
+        )
+
+    def obstacle(self, seq: Sequence) -> Reason | None:
+        """The rung that keeps a waiting request back, if one does."""
+        reason = None
+        if seq.promise.is_batch and self.restraint.batch_part < 1.0 and self._left <= 0:
+            reason = Reason.CAP_BATCH
+        elif seq.promise.is_batch and self._is_shut:
+            reason = Reason.WIDEN_WINDOW
+        if reason:
+            self._kept_back.add(seq.request.tenant)
+        return reason
+
+    def pass_through(self, seq: Sequence, now: float) -> None:
+        """It is admitted."""
+        if seq.promise.is_batch:
+            self._left -= 1
+            self._group_at = now

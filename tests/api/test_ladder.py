@@ -1,0 +1,80 @@
+"""The ladder over HTTP: what an operator sees and can do; another engine is told, too."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import get_args
+
+import httpx
+import pytest
+
+from dynamo_serve.api.schema import SteerRequest
+from dynamo_serve.config import RUNG
+from dynamo_serve.core.ladder import NAMES
+from dynamo_serve.metrics import Metrics
+from dynamo_serve.service import Service
+from dynamo_serve.text.tokenizer import Tokenizer
+from tests.api.live import config, serving
+
+ADMIN = {"Authorization": "Bearer admin-key-with-enough-characters"}
+
+
+@pytest.fixture
+def base(model_folder: str, tokenizer: Tokenizer) -> Generator[str]:
+    settings = config(admin_keys=("admin-key-with-enough-characters",))
+    metrics = Metrics(model="tiny", version="1")
+    service = Service(settings, model_path=model_folder, observer=metrics)
+    with serving(service, tokenizer, settings, metrics) as url:
+        yield url
+
+
+def level(base: str, rung: str) -> tuple[str, int]:
+    told = httpx.get(f"{base}/admin/controller", headers=ADMIN).json()
+    [found] = [entry for entry in told["rungs"] if entry["rung"] == rung]
+    return found["mode"], found["level"]
+
+
+def steer(base: str, **body: object) -> httpx.Response:
+    return httpx.post(f"{base}/admin/controller", headers=ADMIN, json=body)
+
+
+def test_operators_pin_and_release_a_rung(base: str) -> None:
+    assert level(base, "cap_batch") == ("auto", 0)
+    answer = steer(base, rung="cap_batch", mode="pin")
+    assert answer.json() == {"rung": "cap_batch", "mode": "pin"}
+    assert level(base, "cap_batch") == ("pin", 2)
+    page = httpx.get(f"{base}/metrics").text
+    assert 'dserve_ladder_rung{rung="cap_batch"} 2.0' in page
+    assert 'dserve_ladder_changes_total{direction="up",rung="cap_batch"} 2.0' in page
+    steer(base, rung="cap_batch", mode="forbid")
+    assert level(base, "cap_batch") == ("forbid", 0)
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        ({"rung": "spill", "mode": "pin"}, "shrink_chunks"),
+        ({"rung": "cap_batch", "mode": "on"}, "forbid"),
+        ({"rung": "cap_batch"}, "mode"),
+        ({"rung": "cap_batch", "mode": "pin", "for_s": 5}, "for_s"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_by_name(
+    base: str, body: dict[str, object], named: str
+) -> None:
+    answer = steer(base, **body)
+    assert answer.status_code == 400 and named in answer.json()["error"]["message"]
+
+
+def test_only_an_admin_key_opens_it(base: str) -> None:
+    for answer in (
+        httpx.get(f"{base}/admin/controller"),
+        httpx.post(f"{base}/admin/controller", json={"rung": "cap_batch", "mode": "pin"}),
+    ):
+        assert answer.status_code == 401
+    assert level(base, "cap_batch") == ("auto", 0)
+
+
+def test_settings_and_api_name_the_rungs_that_there_are() -> None:
+    assert tuple(RUNG.split("|")) == NAMES
+    assert get_args(SteerRequest.model_fields["rung"].annotation) == NAMES
