@@ -130,6 +130,7 @@ class Predecessor:
     def __init__(self, connection: socket.socket, listener: socket.socket) -> None:
         self.listener = listener
         self.gone = asyncio.Event()
+        self._went = asyncio.Event()
         self._connection = connection
         self._line: Line | None = None
         self._answers = Answers()
@@ -143,6 +144,7 @@ class Predecessor:
         except Gone as error:
             log.warning("the server to take over from has gone: %s", error)
             self.gone.set()
+        self._went.set()
 
     async def listen(self, adopt: Callable[[Any], str]) -> None:
         """Take its streams until it has gone. `adopt` says why it does not take one."""
@@ -174,6 +176,7 @@ class Predecessor:
 
     async def fetch(self, tenant: str, id: str) -> None:
         """Have it move a stream here, if it has it. It may take some seconds."""
+        await self._went.wait()  # it does not listen before
         if self._line is None or self.gone.is_set():
             return
         self._line.send("want", tenant, id)

@@ -64,16 +64,19 @@ class Succession:
             await asyncio.wait([starting])
             if starting.cancelled() or starting.exception():
                 return
+            self._streams.fetch = self._predecessor.fetch
         await self._http.serve(sockets=[listener])
 
     async def begin(self, answering: asyncio.Task[None]) -> None:
         """The engine runs: the server before this one may go, the next one may come."""
+        if self._predecessor is not None or self._door is not None:
+            digest = await asyncio.to_thread(self._tokenizer.digest)
+            self._identity = Identity.of(self._models, self._service.spec, digest)
         if self._predecessor is not None:
             while not (self._http.started or answering.done()):
                 await asyncio.sleep(LOOK_S)
             arriving = Arriving(self._service, self._streams, self._observer)
-            self._streams.fetch = self._predecessor.fetch
-            await self._predecessor.go(FORMAT, asdict(await self._identity()))
+            await self._predecessor.go(FORMAT, asdict(self._identity))
             self._tasks.append(asyncio.create_task(self._predecessor.listen(arriving.adopt)))
         self._open_door()
         self._begun.set()
@@ -86,10 +89,6 @@ class Succession:
             log.error("server.handover: %s; nobody can take over from this server", error)
             self._door = None
 
-    async def _identity(self) -> Identity:
-        digest = await asyncio.to_thread(self._tokenizer.digest)
-        return Identity.of(self._models, self._service.spec, digest)
-
     # ── the end ──────────────────────────────────────────────────────────────
 
     async def handed(self) -> None:
@@ -101,7 +100,6 @@ class Succession:
             await asyncio.Event().wait()
         else:
             self._successor = await self._door.successor()
-            log.info("another server has taken over: it accepts, this one drains")
 
     async def let_go(self, seconds: float) -> None:
         """Leave the port to the successor, if there is one, and serve who is connected: up to
@@ -109,10 +107,12 @@ class Succession:
         successor = self._successor
         if successor is None:
             return
-        identity = await self._identity()
-        self._leaving = Leaving(self._service.deliveries, self._streams, successor, identity)
+        deliveries = self._service.deliveries
+        self._leaving = Leaving(deliveries, self._streams, successor, self._identity)
         self._tasks.append(asyncio.create_task(successor.listen(self._leaving.on_want)))
         await stop_accepting(self._http)
+        end_after_next_answer(self._http)
+        log.info("another server has taken over: it accepts, this one drains")
         await empty(self._http, min(seconds, IDLE_S))
 
     async def leave(self) -> None:
@@ -147,14 +147,19 @@ async def stop_accepting(http: uvicorn.Server) -> None:
         server.close()
 
 
-async def empty(http: uvicorn.Server, seconds: float) -> None:
-    """Every connection ends with its next answer; those that are idle after `seconds` now."""
+def end_after_next_answer(http: uvicorn.Server) -> None:
+    """Each connection is closed when its next answer is complete."""
     state = http.server_state
     http.config.encoded_headers.append(CLOSE)  # from here uvicorn renews the others each second
     state.default_headers = [*state.default_headers, CLOSE]
     for connection in list(state.connections):
         if is_busy(connection):  # its headers were chosen before; an idle one may be asking now
             connection.shutdown()
+
+
+async def empty(http: uvicorn.Server, seconds: float) -> None:
+    """Wait until all connections have ended; after `seconds` those without a request are closed."""
+    state = http.server_state
     loop = asyncio.get_running_loop()
     until = loop.time() + seconds
     while state.connections and loop.time() < until:

@@ -181,6 +181,7 @@ def test_nobody_is_refused_while_servers_take_over_from_each_other(folder: Path)
                 early = http.client.HTTPConnection("127.0.0.1", int(server.port), PATIENCE_S)
                 early.connect()
                 old, server = server, start(server.port)
+                wait_for(lambda log=old.log: "this one drains" in log.read_text())  # type: ignore[misc]
                 early.request("GET", "/health")  # to the old one, which has accepted it
                 answer = early.getresponse()
                 assert answer.read()
