@@ -390,7 +390,7 @@ def test_a_signal_drains_and_new_requests_are_told_to_come_back() -> None:
         asking = httpx.stream("POST", server.url + "/v1/chat/completions", json=body(3000))
         with asking as answer:
             lines = answer.iter_lines()
-            assert next(lines).startswith("data: ")
+            assert next(lines).startswith("id: ")
             server.process.send_signal(signal.SIGTERM)
             wait_for(lambda: not ready(server.url))
             refused = httpx.post(server.url + "/v1/chat/completions", json=body(1))
@@ -420,7 +420,7 @@ def test_a_hangup_reloads_the_tenants_without_dropping_a_stream(tmp_path: Path) 
         url = server.url + "/v1/chat/completions"
         with httpx.stream("POST", url, json=body(400), headers=headers) as answer:
             lines = answer.iter_lines()
-            assert next(lines).startswith("data: ")
+            assert next(lines).startswith("id: ")
             write(beta="two")
             server.process.send_signal(signal.SIGHUP)
             wait_for(lambda: opens(server.url, "two"))
@@ -455,7 +455,7 @@ def test_a_drain_that_takes_too_long_ends_streams_with_an_error() -> None:
         asking = httpx.stream("POST", server.url + "/v1/chat/completions", json=body(4000))
         with asking as answer:
             lines = answer.iter_lines()
-            assert next(lines).startswith("data: ")
+            assert next(lines).startswith("id: ")
             server.process.send_signal(signal.SIGTERM)
             events = [line for line in lines if line.startswith("data: {")]
         error = json.loads(events[-1].removeprefix("data: "))["error"]
@@ -470,7 +470,7 @@ def test_a_second_signal_ends_it_at_once() -> None:
         asking = httpx.stream("POST", server.url + "/v1/chat/completions", json=body(4000))
         with asking as answer:
             lines = answer.iter_lines()  # held: letting go of it hangs up
-            assert next(lines).startswith("data: ")
+            assert next(lines).startswith("id: ")
             server.process.send_signal(signal.SIGTERM)
             wait_for(lambda: not ready(server.url))
             server.process.send_signal(signal.SIGTERM)
