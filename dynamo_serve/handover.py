@@ -22,6 +22,7 @@ from dynamo_serve.line import PROTOCOL, Gone, Line, Predecessor, Successor
 log = logging.getLogger(__name__)
 
 MAX_PATH_BYTES = 90  # the system's limit is 107 or less, and our own suffix comes behind
+AGAIN_S = 1.0
 PATIENCE_S = 60.0  # for a server that is itself still taking over
 
 
@@ -141,7 +142,12 @@ class Door:
         """The next server, when it is ready to accept connections."""
         assert self._socket is not None, "the door is shut"
         while True:
-            connection, _ = await asyncio.get_running_loop().sock_accept(self._socket)
+            try:
+                connection, _ = await asyncio.get_running_loop().sock_accept(self._socket)
+            except OSError as error:  # no descriptors left, say, for now
+                log.warning("server.handover: %s", error)
+                await asyncio.sleep(AGAIN_S)
+                continue
             try:
                 return await self._greet(connection)
             except Gone:
@@ -154,10 +160,10 @@ class Door:
             socket.send_fds(connection, [message], [self._listener.fileno()])
             log.info("another server is starting, to take over")
             line = await Line.over(connection)
-            what, format, identity = await line.receive()
-            if what != "go":
-                raise ValueError(f"{what!r} instead of 'go'")
-            return Successor(line, format, identity)
+            match await line.receive():
+                case ("go", int(format), dict(identity)):
+                    return Successor(line, format, identity)
+            raise ValueError("this is not a server that takes over")
         except BaseException:
             (line or connection).close()
             raise

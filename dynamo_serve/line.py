@@ -84,7 +84,7 @@ class Answers:
 class Successor:
     """The server that takes over from this one; it accepts connections."""
 
-    def __init__(self, line: Line, format: int, identity: Any) -> None:
+    def __init__(self, line: Line, format: int, identity: dict[str, Any]) -> None:
         self.format = format
         self.identity = identity
         self._line = line

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -56,13 +56,13 @@ class Identity:
         architecture, size = facts.get("architecture", ""), facts.get("num_parameters", 0)
         return cls(tuple(models), spec.vocab_size, tokenizer, str(architecture), int(size))
 
-    def why_not(self, other: Any) -> str:
+    def why_not(self, other: Mapping[str, Any]) -> str:
         """Why `other`, the plain data of one, cannot go on with streams of this; empty if it
         can."""
-        ours, theirs = asdict(self), dict(other)
+        ours = asdict(self)
         for name in ("vocab_size", "tokenizer", "architecture", "num_parameters"):
-            if ours[name] != theirs.get(name):
-                return f"its model is another: {name} {theirs.get(name)!r}, not {ours[name]!r}"
+            if ours[name] != other.get(name):
+                return f"its model is another: {name} {other.get(name)!r}, not {ours[name]!r}"
         return ""
 
 
@@ -84,7 +84,7 @@ class Leaving:
         self._models: Sequence[str] = ()
         if successor is not None and identity is not None:
             self._why_not = identity.why_not(successor.identity)
-            self._models = successor.identity["models"]
+            self._models = successor.identity.get("models", ())
             if successor.format != FORMAT:
                 self._why_not = "its version packs streams in another way"
         if self._why_not:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import re
@@ -16,17 +17,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
 import pytest
 
-from dynamo_serve import bundled
+from dynamo_serve import bundled, wire
 from dynamo_serve.config import ServerSection
 from dynamo_serve.errors import ConfigError
-from dynamo_serve.handover import check_path, take_over
+from dynamo_serve.handover import Door, check_path, take_over
 from tests.api.test_resume import Answer, events_of, read
+from tests.test_service import run
 
 PATIENCE_S = 60.0
 SERVE = [sys.executable, "-m", "dynamo_serve.cli", "serve", "--set", "engine.kind=fake"]
@@ -299,6 +302,44 @@ def broken_model(folder: Path) -> str:
 def num_live(url: str) -> int:
     found = re.search(r"^dserve_sequences_live (\d+)", httpx.get(url + "/metrics").text, re.M)
     return int(found[1]) if found else 0
+
+
+def test_whoever_says_nonsense_at_the_door_gets_nothing_by_it(folder: Path) -> None:
+    """And a socket that was handed over is the same one, until the last process closes it."""
+    path = str(folder / "x.sock")
+
+    def nonsense(words: bytes) -> None:
+        with socket.socket(socket.AF_UNIX) as caller:
+            caller.connect(path)
+            caller.recv(100)
+            caller.sendall(words)
+
+    async def main() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            door = Door(path, listener)
+            door.open()
+            coming = asyncio.create_task(door.successor())
+            for words in (b"", b"GET / HTTP/1.1", wire.pack("go"), wire.pack(5), wire.pack("stop")):
+                await asyncio.to_thread(nonsense, words)
+            server = ServerSection(port=listener.getsockname()[1], handover=path)
+            with pytest.raises(ConfigError, match=r"server\.host = '127\.0\.0\.2'"):
+                await asyncio.to_thread(take_over, replace(server, host="127.0.0.2"))
+            before = await asyncio.to_thread(take_over, server)
+            assert before is not None
+            assert not before.listener.get_inheritable()
+            await before.go(7, {"models": ["tiny"]})
+            after = await coming
+            assert (after.format, after.identity) == (7, {"models": ("tiny",)})
+            listener.close()
+            socket.create_connection(before.listener.getsockname()).close()
+            before.close()
+            before.listener.close()
+            after.close()
+            door.close()
+            assert not Path(path).exists()
+            assert take_over(server) is None
+
+    run(main)
 
 
 @pytest.mark.parametrize(
