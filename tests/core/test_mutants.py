@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -400,37 +403,58 @@ def run_suite(folder: Path, suite: tuple[str, ...]) -> subprocess.CompletedProce
     files = [f"tests/core/{name}" for name in suite]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files]
     return subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, timeout=120, check=False
+        command, cwd=folder, capture_output=True, text=True, timeout=240, check=False
     )
 
 
-@pytest.fixture
-def copy(tmp_path: Path) -> Path:
+def copied(folder: Path) -> Path:
     """The core, the fake engine and the suite, on their own."""
-    package = tmp_path / "dynamo_serve"
+    package = folder / "dynamo_serve"
     shutil.copytree(ROOT / "dynamo_serve" / "core", package / "core")
     (package / "engines").mkdir()
     shutil.copy(ROOT / "dynamo_serve" / "engines" / "fake.py", package / "engines")
-    suite = tmp_path / "tests" / "core"
+    suite = folder / "tests" / "core"
     suite.mkdir(parents=True)
     for file in (package, package / "engines", suite.parent, suite):
         (file / "__init__.py").touch()
     for name in {*BOOKS, *PROMISES, *DRAFTS, *HURRY, *SURVIVAL, *LADDER, *HELPERS}:
         shutil.copy(ROOT / "tests" / "core" / name, suite)
-    return tmp_path
+    return folder
 
 
-def test_the_unchanged_core_passes(copy: Path) -> None:
-    result = run_suite(copy, BOOKS + PROMISES + DRAFTS + HURRY[:1] + SURVIVAL)
+def judged(name: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """What the suite says of a mutant."""
+    suite, (file, old, new) = MUTANTS[name]
+    path = copied(folder) / "dynamo_serve" / "core" / file
+    source = path.read_text()
+    assert old in source, "the mutation no longer applies: bring it up to date"
+    path.write_text(source.replace(old, new))
+    return run_suite(folder, suite)
+
+
+@pytest.fixture(scope="module")
+def verdicts(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Future[subprocess.CompletedProcess[str]]]]:
+    """Of every mutant that was asked for, as many at a time as there are cores."""
+    names = [
+        str(item.callspec.params["name"])
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and item.originalname == "test_a_mutant_is_noticed"
+    ]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield {name: pool.submit(judged, name, tmp_path_factory.mktemp("mutant")) for name in names}
+        pool.shutdown(cancel_futures=True)
+
+
+def test_the_unchanged_core_passes(tmp_path: Path) -> None:
+    result = run_suite(copied(tmp_path), BOOKS + PROMISES + DRAFTS + HURRY[:1] + SURVIVAL)
     assert result.returncode == 0, result.stdout
 
 
 @pytest.mark.parametrize("name", MUTANTS)
-def test_a_mutant_is_noticed(name: str, copy: Path) -> None:
-    suite, (file, old, new) = MUTANTS[name]
-    path = copy / "dynamo_serve" / "core" / file
-    source = path.read_text()
-    assert old in source, "the mutation no longer applies: bring it up to date"
-    path.write_text(source.replace(old, new))
-    result = run_suite(copy, suite)
+def test_a_mutant_is_noticed(
+    name: str, verdicts: dict[str, Future[subprocess.CompletedProcess[str]]]
+) -> None:
+    result = verdicts[name].result()
     assert result.returncode == 1, f"nobody noticed: {name}\n{result.stdout}"
