@@ -22,7 +22,7 @@ from dynamo_serve.line import PROTOCOL, Gone, Line, Predecessor, Successor
 log = logging.getLogger(__name__)
 
 MAX_PATH_BYTES = 90  # the system's limit is 107 or less, and our own suffix comes behind
-AGAIN_S = 1.0
+AGAIN_S = 1.0  # between two tries to accept, where the system refuses
 PATIENCE_S = 60.0  # for a server that is itself still taking over
 
 
