@@ -8,37 +8,37 @@ import errno
 import json
 import logging
 import os
-import re
 import signal
 import socket
 import sys
+import time
 from collections.abc import Generator
 from dataclasses import replace
-from pathlib import Path
 
 import uvicorn
 from starlette.types import ASGIApp
 
-from dynamo_serve import __version__, bundled, garbage
+from dynamo_serve import __version__, garbage
 from dynamo_serve.api import middleware
 from dynamo_serve.api.app import create_app
 from dynamo_serve.api.auth import Access
 from dynamo_serve.api.gate import ACCEPTED_AT_ONCE
 from dynamo_serve.api.protocol import limited
+from dynamo_serve.cli_model import load_tokenizer, model_path, served_names
 from dynamo_serve.cli_progress import Progress
-from dynamo_serve.config import Config, LogSection, ModelSection, ServerSection
+from dynamo_serve.config import Config, LogSection, ServerSection
 from dynamo_serve.directory import told
 from dynamo_serve.errors import ConfigError
+from dynamo_serve.handover import Door, take_over
 from dynamo_serve.metrics import Metrics
 from dynamo_serve.open_files import make_room
 from dynamo_serve.service import Service
-from dynamo_serve.text.tokenizer import Tokenizer
+from dynamo_serve.succession import Succession
 
 log = logging.getLogger(__name__)
 
 BACKLOG = 2048  # connections that may wait in the system
 FLUSH_S = 5.0  # after the last request ended, for its bytes to leave
-HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 FACTS = ("device", "dtype", "attention_backend")  # of the engine, worth a look at once
 QUESTION = "What is a page?"
 
@@ -49,14 +49,23 @@ def serve(config: Config) -> int:
     names = served_names(config.model)
     path = model_path(config.model.path)
     # Before anything slow: a port in use should be known now, not after minutes of loading.
-    with listen(config.server) as listener:
+    predecessor = take_over(config.server)
+    with predecessor.listener if predecessor else listen(config.server) as listener:
         metrics = Metrics(model=names[0], version=__version__, vitals=lambda: service.vitals())  # noqa: PLW0108 - it is made below
         progress = Progress(sys.stderr)
         service = Service(config, model_path=path, observer=metrics, progress=progress)
         access = Access(config.server, service.configure)
-        app = create_app(service, load_tokenizer(path), config, metrics, access, model_names=names)
+        tokenizer = load_tokenizer(path)
+        app = create_app(service, tokenizer, config, metrics, access, model_names=names)
         http = HttpServer(http_settings(app, config.server))
-        run = Run(service, http, listener, config.server, access)
+        succession = Succession(
+            *(service, app.state.streams, http, metrics),
+            models=names,
+            tokenizer=tokenizer,
+            predecessor=predecessor,
+            door=Door(config.server.handover, listener) if config.server.handover else None,
+        )
+        run = Run(service, http, listener, config.server, access, succession)
         return asyncio.run(run.until_signal(names))
 
 
@@ -97,12 +106,14 @@ class Run:
         listener: socket.socket,
         server: ServerSection,
         access: Access,
+        succession: Succession,
     ) -> None:
         self._service = service
         self._http = http
         self._listener = listener
         self._server = server
         self._access = access
+        self._succession = succession
         self._stop = asyncio.Event()
 
     async def until_signal(self, names: tuple[str, ...]) -> int:
@@ -112,19 +123,20 @@ class Run:
             loop.add_signal_handler(number, self._on_signal, number)
         if self._access.reloads:  # else SIGHUP ends the server, as a terminal that closes means it
             loop.add_signal_handler(signal.SIGHUP, self._reload)
-        # HTTP first: while the model loads, /health answers and /ready says why not.
-        answering = asyncio.create_task(self._http.serve(sockets=[self._listener]))
         stopped = asyncio.create_task(self._stop.wait())
         starting = asyncio.create_task(self._service.start())
+        answering = asyncio.create_task(self._succession.answer(starting, self._listener))
+        handed = asyncio.create_task(self._succession.handed())
         try:
             await self._first_of(starting, stopped, answering)
             if not self._stop.is_set():
                 garbage.settle()
+                await self._succession.begin(answering)
                 tell(self._what_next(names))
-                await self._first_of(stopped, answering)
+                await self._first_of(stopped, answering, handed)
             await self._drain()
         finally:
-            await self._close(answering, starting, stopped)
+            await self._close(answering, starting, stopped, handed)
         return 0
 
     @staticmethod
@@ -148,19 +160,24 @@ class Run:
             log.error("tenants not reloaded, the old ones stay: %s", error)
 
     async def _drain(self) -> None:
-        timeout = self._server.drain_timeout_s
+        timeout, began = self._server.drain_timeout_s, time.monotonic()
         live = self._service.num_live
         log.info(
-            "draining: %d requests live, up to %g s; signal again to stop at once", live, timeout
+            "draining: %d requests live, up to %g s; a second signal ends it",
+            live,
+            timeout,
         )
-        await self._service.drain(timeout)
+        await self._succession.let_go(timeout)
+        await self._service.drain(max(0.0, began + timeout - time.monotonic()))
         if self._service.num_live:
             log.warning("drain timed out with %d requests live", self._service.num_live)
+        await self._succession.leave()
 
     async def _close(self, answering: asyncio.Task[None], *tasks: asyncio.Task[object]) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._succession.close()
         await self._service.close()
         self._http.should_exit = True
         await answering
@@ -221,44 +238,6 @@ def _cannot_listen(host: str, port: int, error: OSError) -> ConfigError:
     if error.errno == errno.EADDRINUSE:
         remedy = f"stop the program that listens on it, or {remedy}"
     return ConfigError(f"server.port = {port}: {error.strerror} on {host}; {remedy}")
-
-
-def served_names(model: ModelSection) -> tuple[str, ...]:
-    """What clients may call the model; the first is the one reported."""
-    if model.served_names:
-        return model.served_names
-    if model.path == "bundled":
-        return (bundled.NAME,)
-    folder = Path(model.path).expanduser()
-    return (folder.resolve().name if folder.is_dir() else model.path,)
-
-
-def model_path(path: str) -> str:
-    """A folder that exists, or a hub id. Raises `ConfigError` for a folder that does not."""
-    if path == "bundled":
-        return str(bundled.path())
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise ConfigError(f"model.path = {path!r}: this folder holds no config.json")
-        return str(folder)
-    if not HUB_ID.fullmatch(path):
-        raise ConfigError(
-            f"model.path = {path!r}: no such folder; allowed: a folder that holds a model, "
-            "a hub id such as 'organisation/name', or 'bundled'"
-        )
-    return path
-
-
-def load_tokenizer(path: str) -> Tokenizer:
-    """The model's tokenizer. Raises `ConfigError` if there is none to be had."""
-    try:
-        return Tokenizer.load(path)
-    except Exception as error:  # the library stumbles over a broken file in any way there is
-        why = str(error).strip().partition("\n")[0]
-        if not isinstance(error, (OSError, ValueError)):
-            why = f"{type(error).__name__}: {why}"  # as in KeyError: 'added_tokens'
-        raise ConfigError(f"model.path = {path!r}: no tokenizer: {why}") from error
 
 
 def base_url(host: str, port: int) -> str:

@@ -56,6 +56,11 @@ class ServerSection:
     drain_timeout_s: float = setting(
         30.0, "On SIGTERM, seconds that running requests get to finish.", low=0
     )
+    handover: str = setting(
+        "",
+        "Path of a unix socket, relative to the working directory, where the next server started "
+        "with the same settings gets the port and the streams of this one; empty: off.",
+    )
     unknown_fields: Literal["refuse", "warn"] = setting(
         "refuse", "A request field nobody knows: refuse it by name, or log a warning and go on."
     )

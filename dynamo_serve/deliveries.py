@@ -44,7 +44,7 @@ class Deliveries:
         self._observer = observer
         self._credit = credit
         self._patience = patience
-        self._timers = Timers()
+        self.timers = Timers()
 
     # ── readers ──────────────────────────────────────────────────────────────
 
@@ -70,7 +70,7 @@ class Deliveries:
             raise RequestNotFound("There is no such stream, or it is not kept any more.")
         if delivery.inbox is not None:
             delivery.inbox.fail(Unavailable("The stream goes on over another connection."))
-        self._timers.stop(request_id)
+        self.timers.stop(request_id)
         delivery.on_stuck = on_stuck
         inbox = delivery.attach(num_read)
         self._observer.on_stream("resumed")
@@ -95,7 +95,7 @@ class Deliveries:
     async def next(self, delivery: Delivery, inbox: Inbox) -> TokenEvent:
         """The next event for a reader, who has delivered all before it."""
         if not delivery.is_wanted and delivery.inbox is inbox and not inbox.has_failed:
-            self._timers.stop(delivery.request.id)
+            self.timers.stop(delivery.request.id)
             self._want(delivery)
         return await inbox.take()
 
@@ -107,9 +107,9 @@ class Deliveries:
         request_id = delivery.request.id
         if delivery.keep_seconds and self.find(request_id) is delivery:
             if delivery.is_wanted and not (delivery.is_done or delivery.is_cancelled):
-                self._park(delivery, "reader_gone")
-            self._timers.start(
-                delivery.request.id, delivery.keep_seconds, lambda: self._forget(delivery)
+                self.park(delivery, "reader_gone")
+            self.timers.start(
+                delivery.request.id, delivery.keep_seconds, lambda: self.forget(delivery)
             )
         elif not delivery.is_done:
             self.cancel(request_id)
@@ -122,7 +122,7 @@ class Deliveries:
         was_parked = delivery.is_parked
         delivery.is_cancelled = True
         if not delivery.is_submitted:
-            self._end(delivery, Finish.CANCELLED)
+            self.end(delivery, Finish.CANCELLED)
         elif not was_parked:  # else its engine knows
             self._engine.send(Cancel(request_id))
 
@@ -132,12 +132,12 @@ class Deliveries:
         self._engine.send(Submit(delivery.request, delivery.done()))
         delivery.is_submitted = delivery.has_begun = True
 
-    def _park(self, delivery: Delivery, why: str) -> None:
+    def park(self, delivery: Delivery, why: str) -> None:
         """Take it from its engine until somebody reads again."""
         request_id = delivery.request.id
         delivery.is_wanted = False
         del self.live[request_id]
-        self._keep(delivery)
+        self.keep(delivery)
         if delivery.is_submitted:
             self._engine.send(Cancel(request_id))
         self._observer.on_stream(why)
@@ -145,7 +145,7 @@ class Deliveries:
 
     def _want(self, delivery: Delivery) -> None:
         """It is to go on, if it is not done."""
-        if delivery.is_done or delivery.is_cancelled or delivery.is_wanted:
+        if delivery.is_done or delivery.is_cancelled or delivery.is_wanted or delivery.is_leaving:
             return
         request_id = delivery.request.id
         delivery.is_wanted = True
@@ -155,15 +155,15 @@ class Deliveries:
         if self._engine.is_up and not delivery.is_submitted:  # else when its last finish is here
             self._submit(delivery)
 
-    def _keep(self, delivery: Delivery) -> None:
+    def keep(self, delivery: Delivery) -> None:
         self.kept[delivery.request.id] = delivery
         if len(self.kept) > MAX_KEPT:
             for oldest in [d for d in self.kept.values() if d.inbox is None][:1]:
-                self._forget(oldest)
+                self.forget(oldest)
 
-    def _forget(self, delivery: Delivery) -> None:
+    def forget(self, delivery: Delivery) -> None:
         """Its time is over: nobody has come back for it."""
-        self._timers.stop(delivery.request.id)
+        self.timers.stop(delivery.request.id)
         delivery.keep_seconds = 0.0
         if delivery.is_done:
             self.kept.pop(delivery.request.id, None)
@@ -216,11 +216,11 @@ class Deliveries:
     def _on_slow(self, delivery: Delivery, inbox: Inbox, now: float) -> None:
         """Unless it is we who have not let the reader run."""
         if delivery.is_wanted and inbox.since is not None and now - inbox.since > SLOW_SECONDS:
-            self._park(delivery, "reader_slow")
+            self.park(delivery, "reader_slow")
             request = delivery.request
             promise = self._engine.tenancy.class_of(request.tenant, request.class_name)
             delivery.patience = promise.reader_patience or self._patience
-            self._timers.start(request.id, delivery.patience, lambda: self._give_up(delivery))
+            self.timers.start(request.id, delivery.patience, lambda: self._give_up(delivery))
 
     def _on_end(self, delivery: Delivery) -> None:
         """Nothing more comes of it; what there is may be wanted again."""
@@ -229,7 +229,7 @@ class Deliveries:
         self.live.pop(request_id, None)
         self.kept.pop(request_id, None)
         if delivery.keep_seconds:
-            self._keep(delivery)
+            self.keep(delivery)
 
     def on_lost(self, loss: Loss, now: float) -> str | None:
         """An engine is gone. The id of the request that is to blame, if one alone is."""
@@ -239,9 +239,9 @@ class Deliveries:
                 continue
             if delivery.lose(now, loss.seq_ids, loss.is_own):
                 culprit = delivery.request.id
-                self._end(delivery, Finish.ERROR, EngineFailure(delivery.blamed(loss.reason)))
+                self.end(delivery, Finish.ERROR, EngineFailure(delivery.blamed(loss.reason)))
             elif delivery.is_cancelled:
-                self._end(delivery, Finish.CANCELLED)
+                self.end(delivery, Finish.CANCELLED)
             elif delivery.is_wanted:
                 self._watch_deadline(delivery)
         return culprit
@@ -256,16 +256,16 @@ class Deliveries:
                 check_fits(delivery.request)
                 self._submit(delivery)
             except RequestError as error:
-                self._end(delivery, Finish.ERROR, error)
+                self.end(delivery, Finish.ERROR, error)
 
     def fail_all(self, error: RequestError) -> None:
         """Nothing that is live will ever go on."""
         for delivery in list(self.live.values()):
-            self._end(delivery, Finish.ERROR, error)
+            self.end(delivery, Finish.ERROR, error)
 
     # ── the end, without an engine ───────────────────────────────────────────
 
-    def _end(self, delivery: Delivery, finish: Finish, error: RequestError | None = None) -> None:
+    def end(self, delivery: Delivery, finish: Finish, error: RequestError | None = None) -> None:
         now = time.monotonic()
         message = error.message if error else None
         id, summary = delivery.request.id, delivery.earlier
@@ -282,11 +282,11 @@ class Deliveries:
         """While no engine does."""
         if delivery.request.deadline < inf:
             seconds = max(0.0, delivery.request.deadline - time.monotonic())
-            self._timers.start(delivery.request.id, seconds, lambda: self._expire(delivery))
+            self.timers.start(delivery.request.id, seconds, lambda: self._expire(delivery))
 
     def _expire(self, delivery: Delivery) -> None:
         if not (delivery.is_submitted or delivery.is_done):
-            self._end(delivery, Finish.DEADLINE)
+            self.end(delivery, Finish.DEADLINE)
 
     def _observe(self, delivery: Delivery, event: TokenEvent, now: float) -> None:
         try:

@@ -28,7 +28,7 @@ class Delivery:
         *("request", "inbox", "tokens", "logprobs", "cached_tokens", "first_token_at", "last"),
         *("error", "is_submitted", "is_wanted", "is_cancelled", "has_begun", "is_suspect"),
         *("since", "reason", "deaths", "doubts", "earlier", "previous", "keep_seconds"),
-        *("on_stuck", "engines", "patience"),
+        *("on_stuck", "engines", "patience", "is_leaving"),
     )
 
     def __init__(self, request: Request, keep_seconds: float, on_stuck: Callable[[], None]) -> None:
@@ -47,6 +47,7 @@ class Delivery:
         self.is_wanted = True
         self.is_cancelled = False  # for good
         self.is_suspect = False
+        self.is_leaving = False  # it goes on in another server, if anywhere
         self.since, self.reason = 0.0, ""
         self.deaths = 0  # of engines that ran it alone
         self.doubts = 0  # such deaths, perhaps from outside, since it last got a token

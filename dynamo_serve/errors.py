@@ -19,6 +19,8 @@ DynamoServeError
       ├── EngineFailure           500  the engine failed this request alone
       └── TryLater                     with Retry-After
            ├── Unavailable        503  starting, draining, full, engine lost
+           │    ├── ServerShutdown 503  the drain is over: send it again
+           │    └── ServerHandover 503  the stream goes on in the next server
            └── Shed                    refused by the scheduler on arrival, with the numbers
                 ├── QuotaExceeded 429  the tenant's own limit or share is reached
                 └── Overloaded    503  the server is full, or would be too late
@@ -175,3 +177,24 @@ class Unavailable(TryLater):
     """The server cannot take or finish this now."""
 
     status, code, type = 503, "unavailable", "server_error"
+
+
+class ServerShutdown(Unavailable):
+    """The server ends before this request does."""
+
+    code = "server_shutdown"
+
+    def body(self) -> dict[str, dict[str, Any]]:
+        return {"error": {**super().body()["error"], "retry_after_s": self.retry_after}}
+
+
+class ServerHandover(ServerShutdown):
+    """The stream goes on in the server that has taken over; `resume` says where, if it is known
+    how far the client is."""
+
+    code = "server_handover"
+    resume: dict[str, str] | None = None
+
+    def body(self) -> dict[str, dict[str, Any]]:
+        told = super().body()["error"]
+        return {"error": {**told, "resume": self.resume} if self.resume else told}

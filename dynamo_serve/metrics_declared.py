@@ -106,7 +106,8 @@ DECLARED = {
     "streams": Declared(
         "counter",
         "dserve_stream_changes",
-        "Requests parked (reader_gone, reader_slow), resumed, given up on, forgotten.",
+        "Requests parked (reader_gone, reader_slow, handed_over), resumed, given up on, forgotten,"
+        " taken over from the server before.",
         ("what",),
     ),
     "parked": Declared("gauge", "dserve_sequences_parked", "Sequences kept for a reader."),

@@ -7,7 +7,10 @@ from typing import NamedTuple, Protocol
 from dynamo_serve.core.request import Request, TokenEvent
 from dynamo_serve.core.stats import Stats
 
-STREAMS = ("reader_gone", "reader_slow", "resumed", "given_up", "forgotten")
+STREAMS = (
+    *("reader_gone", "reader_slow", "resumed", "given_up", "forgotten"),
+    *("handed_over", "taken_over"),
+)
 
 
 class Vitals(NamedTuple):
@@ -32,7 +35,8 @@ class Observer(Protocol):
 
     def on_stream(self, what: str) -> None:
         """One of `STREAMS`: a request was parked because of its reader, resumed, given up on for
-        a reader that stands still, or forgotten because nobody came back."""
+        a reader that stands still, forgotten because nobody came back, parked to be handed over
+        to the server that follows, or taken over from the one before."""
         ...
 
 

@@ -16,11 +16,7 @@ from dynamo_serve.core.stats import Stats
 from dynamo_serve.core.tenant import Tenancy
 from dynamo_serve.deliveries import Deliveries
 from dynamo_serve.delivery import Delivery, nobody, refused
-from dynamo_serve.errors import (
-    ContextTooLong,
-    EngineFailure,
-    Unavailable,
-)
+from dynamo_serve.errors import ContextTooLong, EngineFailure, Unavailable
 from dynamo_serve.inbox import Inbox
 from dynamo_serve.link import Loss
 from dynamo_serve.observer import NoObserver, Observer, Vitals
@@ -61,7 +57,7 @@ class Service:
             self._on_step, self._questions.answer, self._on_lost, self._on_up, progress
         )
         self.engine = Supervisor(config, model_path, watcher)
-        self._deliveries = Deliveries(
+        self.deliveries = Deliveries(
             self.engine,
             self._observer,
             credit=config.server.stream_credit_bytes,
@@ -118,7 +114,7 @@ class Service:
         def begin() -> tuple[Delivery, Inbox]:
             self.check_open()
             self._check_fits(request)
-            return self._deliveries.accept(request, keep_seconds, on_stuck)
+            return self.deliveries.accept(request, keep_seconds, on_stuck)
 
         return self._read(begin)
 
@@ -127,7 +123,7 @@ class Service:
     ) -> AsyncGenerator[TokenEvent, None]:
         """The events of a kept request after its first `num_read` tokens, as from `generate`.
         Raises `RequestNotFound`."""
-        return self._read(lambda: self._deliveries.rejoin(request_id, num_read, on_stuck))
+        return self._read(lambda: self.deliveries.rejoin(request_id, num_read, on_stuck))
 
     async def _read(
         self, begin: Callable[[], tuple[Delivery, Inbox]]
@@ -135,7 +131,7 @@ class Service:
         delivery, inbox = begin()
         try:
             while True:
-                event = await self._deliveries.next(delivery, inbox)
+                event = await self.deliveries.next(delivery, inbox)
                 if event.refusal is not None:
                     raise refused(event.refusal)
                 if event.finish is Finish.ERROR:
@@ -144,34 +140,34 @@ class Service:
                 if event.finish:
                     return
         finally:  # no await here: it may be running under cancellation
-            self._deliveries.leave(delivery, inbox)
+            self.deliveries.leave(delivery, inbox)
 
     def cancel(self, request_id: str) -> None:
         """End a request for good; its last event (CANCELLED) still comes."""
-        self._deliveries.cancel(request_id)
+        self.deliveries.cancel(request_id)
 
     def tokens_of(self, request_id: str, count: int) -> TokenEvent:
         """The first `count` tokens of a known request. Raises `RequestNotFound`."""
-        return self._deliveries.head(request_id, count)
+        return self.deliveries.head(request_id, count)
 
     def is_known(self, request_id: str) -> bool:
         """Whether a request is live, or kept for a reader who comes back."""
-        return self._deliveries.find(request_id) is not None
+        return self.deliveries.find(request_id) is not None
 
     def is_live(self, request_id: str) -> bool:
         """Whether a request is accepted and not finished; it may be parked."""
-        delivery = self._deliveries.find(request_id)
+        delivery = self.deliveries.find(request_id)
         return delivery is not None and not delivery.is_done
 
     @property
     def num_live(self) -> int:
         """Requests accepted, not parked and not finished."""
-        return len(self._deliveries.live)
+        return len(self.deliveries.live)
 
     def vitals(self) -> Vitals:
         """What a scrape asks for."""
-        lag = self._deliveries.lag(time.monotonic())
-        num_parked = sum(d.is_parked for d in self._deliveries.kept.values())
+        lag = self.deliveries.lag(time.monotonic())
+        num_parked = sum(d.is_parked for d in self.deliveries.kept.values())
         is_stalled = self._has_started and self.engine.trouble() is not None
         return Vitals(self.engine.num_restarts, num_parked, lag, int(is_stalled))
 
@@ -226,7 +222,7 @@ class Service:
     async def drain(self, timeout: float) -> None:
         """Refuse new requests; return when the live ones finished or `timeout` seconds passed."""
         self._is_draining = True
-        deliveries = self._deliveries
+        deliveries = self.deliveries
         try:
             async with asyncio.timeout(timeout):
                 while deliveries.live:
@@ -240,18 +236,18 @@ class Service:
         self._is_closed = True
         self._stop_giving_up()
         self._questions.fail("the server is shutting down")
-        self._deliveries.fail_all(Unavailable("the server is shutting down", retry_after=5.0))
+        self.deliveries.fail_all(Unavailable("the server is shutting down", retry_after=5.0))
         await self.engine.close()
 
     # ── what the engine reports ──────────────────────────────────────────────
 
     def _on_step(self, events: list[TokenEvent], stats: Stats) -> None:
         self._tell(stats)
-        self._deliveries.on_events(events, time.monotonic())
+        self.deliveries.on_events(events, time.monotonic())
 
     def _on_lost(self, loss: Loss) -> None:
         self._questions.fail(f"the engine was lost ({loss.reason})")
-        culprit = self._deliveries.on_lost(loss, time.monotonic())
+        culprit = self.deliveries.on_lost(loss, time.monotonic())
         if culprit is not None:
             log.error("request %s is failed: engines die of it", culprit)
             self.engine.incidents[-1]["failed"] = culprit
@@ -264,12 +260,12 @@ class Service:
         self._stop_giving_up()
         self._tell(Stats(pages_free=self.spec.num_pages))
         self._check_guarantees()
-        self._deliveries.on_up(self._check_fits)
+        self.deliveries.on_up(self._check_fits)
 
     def _give_up(self) -> None:
         """There has been no engine for too long: whoever waits had better know."""
         reason = f"the engine was lost ({self.engine.lost_reason})"
-        self._deliveries.fail_all(Unavailable(reason, retry_after=self.engine.restart_seconds))
+        self.deliveries.fail_all(Unavailable(reason, retry_after=self.engine.restart_seconds))
         self._wait_on()
 
     def _wait_on(self) -> None:

@@ -20,6 +20,13 @@ class Timers:
         self.stop(id)
         self._handles[id] = asyncio.get_running_loop().call_later(seconds, ring)
 
+    def left(self, id: str) -> float | None:
+        """Seconds until it rings; None if there is no such timer."""
+        handle = self._handles.get(id)
+        if handle is None:
+            return None
+        return max(0.0, handle.when() - asyncio.get_running_loop().time())
+
     def stop(self, id: str) -> None:
         if handle := self._handles.pop(id, None):
             handle.cancel()

@@ -73,7 +73,7 @@ class Frames:
 def pack_command(command: Command) -> bytes:
     match command:
         case Submit(request, done):
-            return pack("submit", _request_fields(request), done)
+            return pack("submit", request_fields(request), done)
         case Cancel(request_id):
             return pack("cancel", request_id)
         case Configure(tenancy):
@@ -89,7 +89,7 @@ def pack_command(command: Command) -> bytes:
 def command_of(message: list[Any]) -> Command:
     match message[0]:
         case "submit":
-            return Submit(_request_of(*message[1]), message[2] and Resumed(*message[2]))
+            return Submit(request_of(*message[1]), message[2] and Resumed(*message[2]))
         case "cancel":
             return Cancel(message[1])
         case "tenancy":
@@ -104,7 +104,7 @@ def command_of(message: list[Any]) -> Command:
 
 
 def pack_step(events: list[TokenEvent], stats: Stats) -> bytes:
-    return pack("step", [_event_fields(event) for event in events], stats)
+    return pack("step", [event_fields(event) for event in events], stats)
 
 
 def step_of(message: list[Any]) -> tuple[list[TokenEvent], Stats]:
@@ -112,7 +112,7 @@ def step_of(message: list[Any]) -> tuple[list[TokenEvent], Stats]:
     stats = Stats(*fields)
     if stats.step is not None:
         stats = stats._replace(step=StepStats(*stats.step))
-    return [_event_of(e) for e in events], stats
+    return [event_of(e) for e in events], stats
 
 
 def pack_spec(spec: EngineSpec) -> bytes:
@@ -123,7 +123,7 @@ def spec_of(message: list[Any]) -> EngineSpec:
     return EngineSpec(**message[1])
 
 
-def _request_fields(request: Request) -> tuple[Any, ...]:
+def request_fields(request: Request) -> tuple[Any, ...]:
     s = request.sampling
     return (
         request.id,
@@ -143,7 +143,7 @@ def _request_fields(request: Request) -> tuple[Any, ...]:
     )
 
 
-def _request_of(
+def request_of(
     id: str,
     prompt: bytes,
     max_tokens: int,
@@ -158,14 +158,14 @@ def _request_of(
     )
 
 
-def _event_fields(event: TokenEvent) -> tuple[Any, ...]:
+def event_fields(event: TokenEvent) -> tuple[Any, ...]:
     if event.finish is None and event.refusal is None:
         is_plain = event.cached_tokens is None and not event.logprobs
         return event[: PLAIN_FIELDS if is_plain else OPEN_FIELDS]
     return (*event[:4], event.finish and event.finish.value, *event[5:])
 
 
-def _event_of(fields: tuple[Any, ...]) -> TokenEvent:
+def event_of(fields: tuple[Any, ...]) -> TokenEvent:
     event = TokenEvent(*fields)
     if len(fields) > PLAIN_FIELDS:
         event = event._replace(

@@ -225,7 +225,7 @@ def test_chat_without_a_server_is_one_line(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_names_are_derived_from_the_path_unless_given(tmp_path: Path) -> None:
-    from dynamo_serve.cli_serve import served_names
+    from dynamo_serve.cli_model import served_names
     from dynamo_serve.config import ModelSection
 
     folder = tmp_path / "my-model"
@@ -390,7 +390,7 @@ def test_a_signal_drains_and_new_requests_are_told_to_come_back() -> None:
         asking = httpx.stream("POST", server.url + "/v1/chat/completions", json=body(3000))
         with asking as answer:
             lines = answer.iter_lines()
-            assert next(lines).startswith("data: ")
+            assert next(lines).startswith("id: ")
             server.process.send_signal(signal.SIGTERM)
             wait_for(lambda: not ready(server.url))
             refused = httpx.post(server.url + "/v1/chat/completions", json=body(1))
@@ -420,7 +420,7 @@ def test_a_hangup_reloads_the_tenants_without_dropping_a_stream(tmp_path: Path) 
         url = server.url + "/v1/chat/completions"
         with httpx.stream("POST", url, json=body(400), headers=headers) as answer:
             lines = answer.iter_lines()
-            assert next(lines).startswith("data: ")
+            assert next(lines).startswith("id: ")
             write(beta="two")
             server.process.send_signal(signal.SIGHUP)
             wait_for(lambda: opens(server.url, "two"))
@@ -455,10 +455,13 @@ def test_a_drain_that_takes_too_long_ends_streams_with_an_error() -> None:
         asking = httpx.stream("POST", server.url + "/v1/chat/completions", json=body(4000))
         with asking as answer:
             lines = answer.iter_lines()
-            assert next(lines).startswith("data: ")
+            assert next(lines).startswith("id: ")
             server.process.send_signal(signal.SIGTERM)
             events = [line for line in lines if line.startswith("data: {")]
-        assert "error" in json.loads(events[-1].removeprefix("data: "))
+        error = json.loads(events[-1].removeprefix("data: "))["error"]
+        assert error["code"] == "server_shutdown"
+        assert "send the request again" in error["message"]
+        assert error["retry_after_s"] == 5.0
         assert server.process.wait(PATIENCE_S) == 0
 
 
@@ -467,7 +470,7 @@ def test_a_second_signal_ends_it_at_once() -> None:
         asking = httpx.stream("POST", server.url + "/v1/chat/completions", json=body(4000))
         with asking as answer:
             lines = answer.iter_lines()  # held: letting go of it hangs up
-            assert next(lines).startswith("data: ")
+            assert next(lines).startswith("id: ")
             server.process.send_signal(signal.SIGTERM)
             wait_for(lambda: not ready(server.url))
             server.process.send_signal(signal.SIGTERM)

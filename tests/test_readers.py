@@ -45,8 +45,8 @@ async def the_rest(events: AsyncGenerator[TokenEvent, None]) -> list[int]:
 
 async def parked(service: Service, request_id: str) -> None:
     """Taken from its engine, which has told its end."""
-    await until(lambda: request_id in service._deliveries.kept)
-    await until(lambda: not service._deliveries.kept[request_id].is_submitted)
+    await until(lambda: request_id in service.deliveries.kept)
+    await until(lambda: not service.deliveries.kept[request_id].is_submitted)
 
 
 def test_a_reader_that_stops_is_waited_for_without_a_place_in_the_batch(folder: str) -> None:
@@ -63,7 +63,7 @@ def test_a_reader_that_stops_is_waited_for_without_a_place_in_the_batch(folder: 
                     await parked(service, "a")
                     assert service.num_live == 0
                     assert service.stats.num_running == service.stats.pages_used == 0
-                    waiting = len(service._deliveries.kept["a"].tokens) - len(tokens)
+                    waiting = len(service.deliveries.kept["a"].tokens) - len(tokens)
                     assert CREDIT < TOKEN_BYTES * waiting < 3 * CREDIT
                 tokens += await the_rest(events)
             assert tokens == reference(request)[0]
@@ -85,7 +85,7 @@ def test_a_reader_that_stands_still_for_too_long_is_given_up(folder: str) -> Non
                 await stuck.wait()
                 with pytest.raises(Unavailable, match=r"nothing was read for 0\.1 s"):
                     await the_rest(events)
-            assert not service._deliveries.kept and not service.num_live
+            assert not service.deliveries.kept and not service.num_live
         assert witness.streams == ["reader_slow", "given_up"]
         assert [e.finish for e in witness.events if e.finish] == [Finish.CANCELLED]
 
@@ -163,7 +163,7 @@ def test_what_is_kept_has_a_limit_and_the_oldest_goes_first(
                 async with aclosing(service.generate(request, keep_seconds=30)) as events:
                     await anext(events)
                 await parked(service, name)
-            await until(lambda: list(service._deliveries.kept) == ["c", "d"])
+            await until(lambda: list(service.deliveries.kept) == ["c", "d"])
 
     run(main)
 

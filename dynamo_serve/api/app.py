@@ -68,6 +68,7 @@ def create_app(
             expose_headers=[HEADER, "Retry-After"],
         )
     app.add_middleware(RequestId, log_requests=config.log.requests)
+    app.state.streams = streams  # which a hand-over moves to the next server
     app.openapi = lambda: document(app)  # type: ignore[method-assign]
     return app
 

@@ -7,9 +7,9 @@ from collections.abc import AsyncGenerator, Sequence
 
 from dynamo_serve.api.choices import Tally, Updates
 from dynamo_serve.api.job import Job
-from dynamo_serve.api.marks import Mark, written
+from dynamo_serve.api.marks import Mark, resume, written
 from dynamo_serve.api.render import Envelope, Renderer, to_json
-from dynamo_serve.errors import RequestError
+from dynamo_serve.errors import RequestError, ServerHandover
 from dynamo_serve.text.stream import Delta
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,9 @@ async def frames(
         if job.include_usage:
             yield writer.usage(tally)
     except RequestError as error:
-        yield _frame(to_json(error.body()))
+        if isinstance(error, ServerHandover):
+            error.resume = resume(job, writer.last_id)
+        yield _frame(to_json(error.body()))  # without an id: the client's last one stays valid
     except Exception:
         logger.exception("request %s failed in the middle of its stream", job.id)
         yield _frame(to_json(RequestError("The server failed; its log says why.").body()))
@@ -59,12 +61,14 @@ class Writer:
         self._prompt_first = job.return_token_ids and not job.continues_text
         self._only_text = job.logprobs is None and not job.return_token_ids
         self._around: dict[int, tuple[bytes, bytes]] = {}  # of each choice that has begun
-        self._prefix = f"id: {job.id}:" if job.keep_seconds else ""
+        self._prefix = f"{job.id}:" if job.keep_seconds else ""
         self._marks = [Mark()] * len(job.requests)
+        self.last_id = self._written() if job.keep_seconds else ""
 
     def skip(self, index: int, mark: Mark) -> None:
         """The client has this much of a choice."""
         self._marks[index] = mark
+        self.last_id = self._written()
         if mark.num_tokens or mark.is_ended:
             self._around[index] = self._split(index)
 
@@ -88,7 +92,13 @@ class Writer:
 
     def _id(self) -> bytes:
         """The line that says how far a client is that has this event."""
-        return f"{self._prefix}{written(self._marks)}\n".encode() if self._prefix else b""
+        if not self._prefix:
+            return b""
+        self.last_id = self._written()
+        return f"id: {self.last_id}\n".encode()
+
+    def _written(self) -> str:
+        return f"{self._prefix}{written(self._marks)}"
 
     def usage(self, tally: Tally) -> bytes:
         return _frame(self._envelope.usage_chunk(tally.usage()))

@@ -15,16 +15,17 @@ from starlette.types import Receive, Scope, Send
 from dynamo_serve.api.choices import Updates, fold
 from dynamo_serve.api.frames import frames
 from dynamo_serve.api.job import Job
-from dynamo_serve.api.marks import Mark
+from dynamo_serve.api.marks import Mark, resume, written
 from dynamo_serve.api.render import Envelope, Renderer, to_json
 from dynamo_serve.delivery import nobody
+from dynamo_serve.errors import ServerHandover, ServerShutdown
 from dynamo_serve.text.stream import Delta
 
 CONNECTION = "dynamo_serve.connection"  # in the scope of a request, if the server put it there
+NOT_BEGUN = "The server was replaced before this answer had begun. Send the request again."
 PING = b": ping\n\n"
 HEADERS = {
     "Cache-Control": "no-store",
-    "Connection": "keep-alive",
     "X-Accel-Buffering": "no",  # a proxy that collects the events would hold them back
 }
 
@@ -45,12 +46,25 @@ async def respond(
     What goes wrong before the first token is raised, and so becomes a proper HTTP status.
     """
     if job.stream:
-        first = await until_hang_up(_first(updates), hang_up(http.receive))
+        first = await until_hang_up(_beginning(updates, job, heads), hang_up(http.receive))
         return EventStream(frames(first, updates, job, renderer, heads), updates, ping)
     answers, tally = await until_hang_up(fold(updates, job), hang_up(http.receive))
     choices = [renderer.choice(i, answer, streamed=False) for i, answer in enumerate(answers)]
     body = Envelope(job, renderer).whole(choices, tally.usage())
     return Response(to_json(body), media_type="application/json")
+
+
+async def _beginning(
+    updates: Updates, job: Job, heads: Sequence[tuple[Mark, Delta]]
+) -> tuple[int, Delta] | None:
+    """The first update, if there is one."""
+    try:
+        return await _first(updates)
+    except ServerHandover as error:
+        if not heads:  # it has no event to go on from
+            raise ServerShutdown(NOT_BEGUN, retry_after=error.retry_after) from None
+        error.resume = resume(job, f"{job.id}:{written([mark for mark, _ in heads])}")
+        raise
 
 
 async def _first(updates: Updates) -> tuple[int, Delta] | None:

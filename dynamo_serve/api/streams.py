@@ -31,7 +31,7 @@ def stream_routes(edge: Edge) -> APIRouter:
 async def go_on(edge: Edge, http: Request, last: str) -> Response:
     """The rest of a stream after its event `last`. Raises `RequestNotFound`, `InvalidRequest`."""
     id, had = marks.read(last)
-    job = edge.streams.find(http.state.caller.tenant, id)
+    job = await edge.streams.seek(http.state.caller.tenant, id)
     had = had or [Mark()] * len(job.requests)
     if len(had) != len(job.requests):
         raise InvalidRequest(f"{HEADER!r} tells of {len(had)} choices.", param=HEADER)

@@ -7,6 +7,7 @@ import inspect
 import json
 import threading
 from collections.abc import Mapping, Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,12 @@ class Tokenizer:
                     clean_up_tokenization_spaces=False,
                 )
             )
+
+    def digest(self) -> str:
+        """The same for tokenizers that make the same text of the same ids."""
+        vocabulary = sorted(self._tokenizer.get_vocab().items())
+        told = repr((vocabulary, sorted(self.special_ids)))
+        return blake2b(told.encode(errors="surrogatepass"), digest_size=16).hexdigest()
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that one token stands for; empty if it is no token."""

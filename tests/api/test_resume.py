@@ -151,7 +151,7 @@ def test_the_rest_is_computed_only_when_somebody_is_there(base: str, service: Se
         read(answer, response, 3000)
     wait_until(lambda: service.num_live == 0)
     wait_until(lambda: service.stats.num_running == service.stats.pages_used == 0)
-    (parked,) = [d for d in service._deliveries.kept.values() if d.is_parked]
+    (parked,) = [d for d in service.deliveries.kept.values() if d.is_parked]
     assert len(parked.tokens) < 200
     headers = {"Last-Event-ID": answer.last_id}
     with httpx.stream("POST", base + "/v1/chat/completions", headers=headers) as response:
@@ -243,7 +243,7 @@ def test_a_stream_is_kept_for_its_own_tenant_and_not_for_ever(
         asked = httpx.post(base + path, headers=headers("beta", answer.last_id))
         assert asked.status_code == 404
         assert httpx.post(base + path, headers=headers("acme", answer.last_id)).status_code == 200
-        wait_until(lambda: not service._deliveries.kept)
+        wait_until(lambda: not service.deliveries.kept)
         late = httpx.post(base + path, headers=headers("acme", answer.last_id))
         assert late.status_code == 404
 
@@ -258,7 +258,7 @@ def test_without_a_grace_there_are_no_ids_and_a_hang_up_cancels(
         with httpx.stream("POST", base + "/v1/chat/completions", json=body) as response:
             assert next(response.iter_lines()).startswith("data: ")
         wait_until(lambda: service.num_live == 0)
-        assert not service._deliveries.kept
+        assert not service.deliveries.kept
 
 
 def test_a_connection_that_takes_nothing_is_cut_in_the_end(
@@ -274,8 +274,8 @@ def test_a_connection_that_takes_nothing_is_cut_in_the_end(
     with serving(service, tokenizer, chosen) as base:
         body = {**BODIES["tokens and logprobs"][1], "max_tokens": 250, "logprobs": 5}
         with stuck_client(base, "/v1/completions", body) as connection:
-            wait_until(lambda: service._deliveries.kept)
-            (delivery,) = service._deliveries.kept.values()
+            wait_until(lambda: service.deliveries.kept)
+            (delivery,) = service.deliveries.kept.values()
             assert delivery.inbox is not None and len(delivery.tokens) < 250
             wait_until(lambda: delivery.inbox is None)
             with pytest.raises(ConnectionError):  # reset: what it had not taken is gone

@@ -64,12 +64,24 @@ LAW: dict[str, tuple[str, ...]] = {
     ),
     "dynamo_serve.cli_keys": ("directory", "errors", "tenants"),
     "dynamo_serve.chat": ("errors", "httpx."),
+    "dynamo_serve.line": ("wire",),
+    "dynamo_serve.handover": ("config", "errors", "line", "wire"),
+    "dynamo_serve.luggage": ("api.", "core.", "delivery", "wire"),
+    "dynamo_serve.moving": (
+        *("api.", "core.", "deliveries", "delivery", "errors", "line", "luggage", "observer"),
+        "service",
+    ),
+    "dynamo_serve.succession": (
+        *("api.", "handover", "line", "luggage", "moving", "observer", "service", "text."),
+        "uvicorn.",
+    ),
     "dynamo_serve.cli_progress": (),
+    "dynamo_serve.cli_model": ("bundled.", "config", "errors", "text."),
     "dynamo_serve.open_files": (),
     "dynamo_serve.cli": (*("", "errors", "settings", "chat", "cli_keys", "cli_serve", "tenants"),),
     "dynamo_serve.cli_serve": (
-        *("", "api.", "bundled.", "cli_progress", "config", "directory", "errors", "garbage"),
-        *("metrics", "open_files", "service", "starlette.", "text.", "uvicorn."),
+        *("", "api.", "cli_model", "cli_progress", "config", "directory", "errors", "garbage"),
+        *("handover", "metrics", "open_files", "service", "starlette.", "succession", "uvicorn."),
     ),
     "dynamo_serve.reference": (
         *("", "api.", "cli", "config", "errors", "metrics_declared", "settings"),

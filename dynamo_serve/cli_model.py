@@ -1,0 +1,51 @@
+"""Which model to serve: its names, where it lies, and its tokenizer."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from dynamo_serve import bundled
+from dynamo_serve.config import ModelSection
+from dynamo_serve.errors import ConfigError
+from dynamo_serve.text.tokenizer import Tokenizer
+
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+
+
+def served_names(model: ModelSection) -> tuple[str, ...]:
+    """What clients may call the model; the first is the one reported."""
+    if model.served_names:
+        return model.served_names
+    if model.path == "bundled":
+        return (bundled.NAME,)
+    folder = Path(model.path).expanduser()
+    return (folder.resolve().name if folder.is_dir() else model.path,)
+
+
+def model_path(path: str) -> str:
+    """A folder that exists, or a hub id. Raises `ConfigError` for a folder that does not."""
+    if path == "bundled":
+        return str(bundled.path())
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ConfigError(f"model.path = {path!r}: this folder holds no config.json")
+        return str(folder)
+    if not HUB_ID.fullmatch(path):
+        raise ConfigError(
+            f"model.path = {path!r}: no such folder; allowed: a folder that holds a model, "
+            "a hub id such as 'organisation/name', or 'bundled'"
+        )
+    return path
+
+
+def load_tokenizer(path: str) -> Tokenizer:
+    """The model's tokenizer. Raises `ConfigError` if there is none to be had."""
+    try:
+        return Tokenizer.load(path)
+    except Exception as error:  # the library stumbles over a broken file in any way there is
+        why = str(error).strip().partition("\n")[0]
+        if not isinstance(error, (OSError, ValueError)):
+            why = f"{type(error).__name__}: {why}"  # as in KeyError: 'added_tokens'
+        raise ConfigError(f"model.path = {path!r}: no tokenizer: {why}") from error

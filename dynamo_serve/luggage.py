@@ -1,0 +1,81 @@
+"""A stream as plain data, all that there is of it, to go on in another server process."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from dynamo_serve import wire
+from dynamo_serve.api.job import Job
+from dynamo_serve.core.request import Summary, TokenLogprob
+from dynamo_serve.delivery import Delivery, nobody
+
+FORMAT = 1  # of what is packed here; a server takes only its own
+# Of a delivery, what is packed as it is; times are of the monotonic clock of this machine.
+PLAIN = (
+    *("cached_tokens", "first_token_at", "previous", "has_begun", "is_suspect", "since"),
+    *("reason", "deaths", "doubts", "engines"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Luggage:
+    """A stream with its tenant, and the seconds for which it is to be kept."""
+
+    tenant: str
+    job: Job
+    seconds: float
+    deliveries: Sequence[Delivery]
+
+
+def pack(luggage: Luggage) -> tuple[Any, ...]:
+    """For msgpack."""
+    job = {field.name: getattr(luggage.job, field.name) for field in fields(Job)}
+    job["requests"] = [wire.request_fields(request) for request in luggage.job.requests]
+    return (luggage.tenant, luggage.seconds, job, [_fields(d) for d in luggage.deliveries])
+
+
+def unpack(packed: Sequence[Any]) -> Luggage:
+    """Its deliveries are parked, or done."""
+    tenant, seconds, job, deliveries = packed
+    requests = tuple(wire.request_of(*request) for request in job["requests"])
+    return Luggage(
+        tenant,
+        Job(**{**job, "requests": requests}),
+        seconds,
+        [
+            _delivery(Delivery(request, job["keep_seconds"], nobody), *parts)
+            for request, parts in zip(requests, deliveries, strict=True)
+        ],
+    )
+
+
+def _fields(delivery: Delivery) -> tuple[Any, ...]:
+    assert delivery.error is None, "what has failed stays"
+    return (
+        array("q", delivery.tokens).tobytes(),
+        delivery.logprobs,
+        delivery.earlier,
+        delivery.last and wire.event_fields(delivery.last),
+        [getattr(delivery, name) for name in PLAIN],
+    )
+
+
+def _delivery(
+    delivery: Delivery,
+    tokens: bytes,
+    logprobs: Sequence[Any],
+    earlier: Sequence[Any] | None,
+    last: Sequence[Any] | None,
+    plain: Sequence[Any],
+) -> Delivery:
+    delivery.tokens = array("q", tokens).tolist()
+    delivery.logprobs = [TokenLogprob(*logprob) for logprob in logprobs]
+    delivery.earlier = Summary(*earlier) if earlier else None
+    delivery.last = wire.event_of(tuple(last)) if last else None
+    for name, value in zip(PLAIN, plain, strict=True):
+        setattr(delivery, name, value)
+    delivery.is_wanted = False
+    return delivery
