@@ -85,6 +85,8 @@ async def rate(good: Good, seconds: float) -> float:
 async def until(condition: Callable[[dict[str, float]], bool], server: Server) -> float:
     began = time.monotonic()
     while not condition(found := await numbers(server)):
+        told = ", ".join(f"{name} {value:g}" for name, value in found.items() if value)
+        print(f"\r{told}"[:150], end="", file=sys.stderr)
         if time.monotonic() - began > 600:
             raise RuntimeError(f"it never came true: {found}")
         await asyncio.sleep(0.5)

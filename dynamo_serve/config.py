@@ -73,7 +73,7 @@ class ServerSection:
         high=3600,
     )
     stream_credit_bytes: int = setting(
-        16_384,
+        2_048,
         "About how much may wait for one slow reader (beyond what its connection buffers) before "
         "its request is parked.",
         low=1024,
