@@ -112,6 +112,7 @@ class NoLink:
     """In place of the engine process: takes commands and does nothing."""
 
     flight = FlightRecorder(bytearray(1024))
+    is_stopped = False
 
     def kill(self, reason: str) -> bool:
         return False

@@ -1,16 +1,15 @@
 """Every accepted request: submitted, parked while nobody reads, submitted again, kept for a while.
 
 Each submission ends in exactly one finish from the engine, or with the engine. So a request can
-be taken from an engine (its finish is then `CANCELLED`) and given to it or to another one again,
-with the tokens it has so far, as often as it takes.
+be taken from one (its finish is then `CANCELLED`) and given to it or another with its tokens.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from math import inf
 
 from dynamo_serve.core.loop import Cancel, Submit
@@ -30,16 +29,15 @@ MAX_KEPT = 4096  # requests without a reader; beyond that the oldest are forgott
 
 
 class Deliveries:
-    """`live` are those that are to go on, `kept` those that are parked or done, by id, and
-    in order of arrival. `credit` is about how many bytes may wait for a reader before its request
-    is parked, `patience` how many seconds it then has to come back."""
+    """`live` are those that are to go on, `kept` those that are parked or done, by id. `credit` is
+    about how many bytes may wait for a reader before its request is parked, `patience` how many
+    seconds it then has to come back."""
 
     def __init__(
         self, engine: Supervisor, observer: Observer, *, credit: int, patience: float
     ) -> None:
         self.live: dict[str, Delivery] = {}
         self.kept: dict[str, Delivery] = {}
-        self.idle = asyncio.Event()
         self._engine = engine
         self._observer = observer
         self._credit = credit
@@ -56,7 +54,6 @@ class Deliveries:
         if self._engine.is_up:
             self._submit(delivery)  # first: what cannot be sent must not count as live
         self.live[request.id] = delivery
-        self.idle.clear()
         if not self._engine.is_up:
             self._watch_deadline(delivery)
         return delivery, delivery.attach(0)
@@ -65,9 +62,7 @@ class Deliveries:
         self, request_id: str, num_read: int, on_stuck: Callable[[], None]
     ) -> tuple[Delivery, Inbox]:
         """Go on reading after so many tokens. Raises `RequestNotFound`."""
-        delivery = self.find(request_id)
-        if delivery is None or num_read > len(delivery.tokens):
-            raise RequestNotFound("There is no such stream, or it is not kept any more.")
+        delivery = self._known(request_id, num_read)
         if delivery.inbox is not None:
             delivery.inbox.fail(Unavailable("The stream goes on over another connection."))
         self.timers.stop(request_id)
@@ -75,22 +70,30 @@ class Deliveries:
         inbox = delivery.attach(num_read)
         self._observer.on_stream("resumed")
         self._want(delivery)
+        if not (self._engine.is_up or delivery.is_done):
+            self._watch_deadline(delivery)
         return delivery, inbox
+
+    @property
+    def is_read(self) -> bool:
+        """Whether somebody is there for whom something goes on, or will."""
+        return bool(self.live) or any(d.inbox and not d.is_done for d in self.kept.values())
+
+    def all(self) -> list[Delivery]:
+        return [*self.live.values(), *self.kept.values()]
 
     def find(self, request_id: str) -> Delivery | None:
         return self.live.get(request_id) or self.kept.get(request_id)
 
     def head(self, request_id: str, count: int) -> TokenEvent:
         """The first `count` tokens, as one event. Raises `RequestNotFound`."""
+        return self._known(request_id, count).head(count)
+
+    def _known(self, request_id: str, count: int) -> Delivery:
         delivery = self.find(request_id)
         if delivery is None or count > len(delivery.tokens):
             raise RequestNotFound("There is no such stream, or it is not kept any more.")
-        return delivery.head(count)
-
-    def lag(self, now: float) -> float:
-        """How long the oldest event that waits for a reader has waited."""
-        inboxes = [d.inbox for d in [*self.live.values(), *self.kept.values()] if d.inbox]
-        return max((now - box.since for box in inboxes if box.since is not None), default=0.0)
+        return delivery
 
     async def next(self, delivery: Delivery, inbox: Inbox) -> TokenEvent:
         """The next event for a reader, who has delivered all before it."""
@@ -103,14 +106,12 @@ class Deliveries:
         """A reader has gone. Nothing here waits: it may be running under cancellation."""
         if delivery.inbox is not inbox:
             return  # somebody else reads on
-        delivery.inbox = None
+        delivery.inbox, delivery.left_at = None, time.monotonic()
         request_id = delivery.request.id
         if delivery.keep_seconds and self.find(request_id) is delivery:
             if delivery.is_wanted and not (delivery.is_done or delivery.is_cancelled):
                 self.park(delivery, "reader_gone")
-            self.timers.start(
-                delivery.request.id, delivery.keep_seconds, lambda: self.forget(delivery)
-            )
+            self._keep_on(delivery)
         elif not delivery.is_done:
             self.cancel(request_id)
 
@@ -131,6 +132,7 @@ class Deliveries:
     def _submit(self, delivery: Delivery) -> None:
         self._engine.send(Submit(delivery.request, delivery.done()))
         delivery.is_submitted = delivery.has_begun = True
+        self.timers.stop(delivery.request.id)  # of a deadline: its engine watches it now
 
     def park(self, delivery: Delivery, why: str) -> None:
         """Take it from its engine until somebody reads again."""
@@ -141,7 +143,6 @@ class Deliveries:
         if delivery.is_submitted:
             self._engine.send(Cancel(request_id))
         self._observer.on_stream(why)
-        self._tell_if_idle()
 
     def _want(self, delivery: Delivery) -> None:
         """It is to go on, if it is not done."""
@@ -151,15 +152,25 @@ class Deliveries:
         delivery.is_wanted = True
         del self.kept[request_id]
         self.live[request_id] = delivery
-        self.idle.clear()
-        if self._engine.is_up and not delivery.is_submitted:  # else when its last finish is here
+        if not self._engine.is_up:
+            self._watch_deadline(delivery)
+        elif not delivery.is_submitted:  # else when its last finish is here
             self._submit(delivery)
 
     def keep(self, delivery: Delivery) -> None:
         self.kept[delivery.request.id] = delivery
         if len(self.kept) > MAX_KEPT:
-            for oldest in [d for d in self.kept.values() if d.inbox is None][:1]:
-                self.forget(oldest)
+            oldest = (d for d in self.kept.values() if d.keep_seconds and not d.inbox)
+            self.forget(next(oldest, delivery))
+
+    def _keep_on(self, delivery: Delivery) -> None:
+        """For a reader who comes back; as long as that is possible for any choice of its call."""
+
+        def ring() -> None:
+            is_needed = delivery.is_needed_by(self.all(), time.monotonic())
+            (self._keep_on if is_needed else self.forget)(delivery)
+
+        self.timers.start(delivery.request.id, delivery.keep_seconds, ring)
 
     def forget(self, delivery: Delivery) -> None:
         """Its time is over: nobody has come back for it."""
@@ -176,8 +187,7 @@ class Deliveries:
         log.warning("request %s: its reader takes nothing; given up", delivery.request.id)
         self._observer.on_stream("given_up")
         if delivery.inbox is not None:
-            waited = f"nothing was read for {delivery.patience:g} s"
-            delivery.inbox.fail(Unavailable(f"The stream was given up: {waited}."))
+            delivery.inbox.fail(delivery.given_up())
         delivery.on_stuck()
 
     # ── what the engine reports ──────────────────────────────────────────────
@@ -197,7 +207,6 @@ class Deliveries:
             delivery.take(event, now)
             if delivery.inbox and delivery.inbox.num_bytes > self._credit:
                 self._on_slow(delivery, delivery.inbox, now)
-        self._tell_if_idle()
 
     def _on_last(self, delivery: Delivery, event: TokenEvent, now: float) -> None:
         whole = delivery.whole(event)
@@ -228,13 +237,16 @@ class Deliveries:
         request_id = delivery.request.id
         self.live.pop(request_id, None)
         self.kept.pop(request_id, None)
+        self.timers.stop(request_id)
         if delivery.keep_seconds:
             self.keep(delivery)
+            if delivery.inbox is None:
+                self._keep_on(delivery)
 
     def on_lost(self, loss: Loss, now: float) -> str | None:
         """An engine is gone. The id of the request that is to blame, if one alone is."""
         culprit = None
-        for delivery in [*self.live.values(), *self.kept.values()]:
+        for delivery in self.all():
             if not delivery.is_submitted:
                 continue
             if delivery.lose(now, loss.seq_ids, loss.is_own):
@@ -259,41 +271,29 @@ class Deliveries:
                 self.end(delivery, Finish.ERROR, error)
 
     def fail_all(self, error: RequestError) -> None:
-        """Nothing that is live will ever go on."""
         for delivery in list(self.live.values()):
             self.end(delivery, Finish.ERROR, error)
 
     # ── the end, without an engine ───────────────────────────────────────────
 
     def end(self, delivery: Delivery, finish: Finish, error: RequestError | None = None) -> None:
-        now = time.monotonic()
-        message = error.message if error else None
-        id, summary = delivery.request.id, delivery.earlier
-        event = TokenEvent(id, finish=finish, summary=summary, error=message)
+        now, event = time.monotonic(), delivery.ended(finish, error)
         if error is None:
             delivery.take(event, now)
         else:
             delivery.fail(error)
         self._on_end(delivery)
-        self._tell_if_idle()
         self._observe(delivery, event, now)
 
     def _watch_deadline(self, delivery: Delivery) -> None:
         """While no engine does."""
         if delivery.request.deadline < inf:
             seconds = max(0.0, delivery.request.deadline - time.monotonic())
-            self.timers.start(delivery.request.id, seconds, lambda: self._expire(delivery))
-
-    def _expire(self, delivery: Delivery) -> None:
-        if not (delivery.is_submitted or delivery.is_done):
-            self.end(delivery, Finish.DEADLINE)
+            expire = partial(self.end, delivery, Finish.DEADLINE)
+            self.timers.start(delivery.request.id, seconds, expire)
 
     def _observe(self, delivery: Delivery, event: TokenEvent, now: float) -> None:
         try:
             self._observer.on_event(delivery.request, event, now, delivery.previous)
         except Exception:  # whatever is wrong with it, requests go on
             log.exception("the observer failed")
-
-    def _tell_if_idle(self) -> None:
-        if not self.live:
-            self.idle.set()

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-from dynamo_serve.core.request import Refusal, Request, Resumed, Summary, TokenEvent, TokenLogprob
-from dynamo_serve.errors import Overloaded, QuotaExceeded, RequestError, Shed
+from dynamo_serve.core.request import (
+    Finish,
+    Refusal,
+    Request,
+    Resumed,
+    Summary,
+    TokenEvent,
+    TokenLogprob,
+)
+from dynamo_serve.errors import Overloaded, QuotaExceeded, RequestError, Shed, Unavailable
 from dynamo_serve.inbox import Inbox
 
 MOST_DEATHS = 2  # of engines that ran one request alone
 MOST_DOUBTS = 4  # when each of them may have been ended from outside
+MOST_BLIND = 4  # crashes in a row of which nobody knows who was at fault
 
 
 def nobody() -> None:
@@ -28,7 +37,7 @@ class Delivery:
         *("request", "inbox", "tokens", "logprobs", "cached_tokens", "first_token_at", "last"),
         *("error", "is_submitted", "is_wanted", "is_cancelled", "has_begun", "is_suspect"),
         *("since", "reason", "deaths", "doubts", "earlier", "previous", "keep_seconds"),
-        *("on_stuck", "engines", "patience", "is_leaving"),
+        *("on_stuck", "engines", "patience", "blind", "left_at", "is_leaving"),
     )
 
     def __init__(self, request: Request, keep_seconds: float, on_stuck: Callable[[], None]) -> None:
@@ -50,6 +59,8 @@ class Delivery:
         self.is_leaving = False  # it goes on in another server, if anywhere
         self.since, self.reason = 0.0, ""
         self.deaths = 0  # of engines that ran it alone
+        self.blind = 0  # crashes outside any step since it last got a token
+        self.left_at = 0.0  # when it had its finish, or nobody read it any more
         self.doubts = 0  # such deaths, perhaps from outside, since it last got a token
         self.patience = 0.0  # with a reader that stands still, in seconds
         self.engines = 0  # lost while they had it
@@ -87,11 +98,11 @@ class Delivery:
             if self.first_token_at is None:
                 self.first_token_at = now
             self.previous = now
-            self.is_suspect, self.doubts = False, 0
+            self.is_suspect, self.doubts, self.blind = False, 0, 0
             if event.cached_tokens is not None:
                 self.cached_tokens = event.cached_tokens
         if event.finish or event.refusal:
-            self.last = event
+            self.last, self.left_at = event, now
         if self.inbox is not None:
             self.inbox.put(event)
 
@@ -114,19 +125,32 @@ class Delivery:
         self.is_submitted = False
         self.engines += 1
         self.since, self.reason = now, "engine_lost"
-        self.is_suspect = self.request.id in seq_ids
+        if seq_ids or not is_own:
+            self.is_suspect = self.request.id in seq_ids
+        else:  # it died between two steps, of anybody
+            self.blind += 1
         if seq_ids == (self.request.id,):
             self.deaths += is_own
             self.doubts += not is_own
-        return self.deaths >= MOST_DEATHS or self.doubts >= MOST_DOUBTS
+        return self.deaths >= MOST_DEATHS or self.doubts >= MOST_DOUBTS or self.blind >= MOST_BLIND
+
+    def ended(self, finish: Finish, error: RequestError | None) -> TokenEvent:
+        """The last event of one that ends without an engine."""
+        message = error.message if error else None
+        return TokenEvent(self.request.id, finish=finish, summary=self.earlier, error=message)
+
+    def given_up(self) -> RequestError:
+        waited = f"nothing was read for {self.patience:g} s"
+        return Unavailable(f"The stream was given up: {waited}.")
 
     def blamed(self, reason: str) -> str:
         """What whoever sent it is told."""
         request = self.request
         return (
-            f"The engine was lost {self.engines} times while it ran this request, alone in its "
-            f"step ({reason}); it is not tried again. It has {len(request.prompt_ids)} prompt "
-            f"tokens, max_tokens {request.max_tokens} and {len(self.tokens)} tokens of output."
+            f"The engine was lost {self.engines} times with this request, each time alone in its "
+            f"step or between two steps ({reason}); it is not tried again. It has "
+            f"{len(request.prompt_ids)} prompt tokens, max_tokens {request.max_tokens} and "
+            f"{len(self.tokens)} tokens of output."
         )
 
     def fail(self, error: RequestError) -> None:
@@ -138,6 +162,16 @@ class Delivery:
         """The first `count` tokens, as one event."""
         tokens, logprobs = tuple(self.tokens[:count]), tuple(self.logprobs[:count])
         return TokenEvent(self.request.id, tokens, logprobs, self.cached_tokens)
+
+    def is_needed_by(self, others: Iterable[Delivery], now: float) -> bool:
+        """Whether another choice of the same call is read, or was until just now."""
+        call = self.request.id.rpartition("-")[0] + "-"
+        return self.request.num_choices != 1 and any(
+            other.request.id.startswith(call)
+            and (other.inbox is not None or other.left_at + other.keep_seconds > now)
+            for other in others
+            if other is not self
+        )
 
     # ── who reads ────────────────────────────────────────────────────────────
 
@@ -167,6 +201,12 @@ def together(first: Summary | None, second: Summary) -> Summary:
         draft_tokens=first.draft_tokens + second.draft_tokens,
         draft_accepted=first.draft_accepted + second.draft_accepted,
     )
+
+
+def stream_lag(deliveries: Iterable[Delivery], now: float) -> float:
+    """How long the oldest event that waits for a reader has waited."""
+    inboxes = [delivery.inbox for delivery in deliveries if delivery.inbox]
+    return max((now - box.since for box in inboxes if box.since is not None), default=0.0)
 
 
 def refused(refusal: Refusal) -> Shed:

@@ -62,6 +62,11 @@ class Link(Protocol):
 
     flight: FlightRecorder  # what the engine is doing
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether its process stands still for a signal: then nothing is foreseen of it."""
+        ...
+
     def send(self, command: Command) -> None: ...
 
     def kill(self, reason: str) -> bool:
@@ -113,6 +118,10 @@ class ProcessLink:
     def send(self, command: Command) -> None:
         if self._writer and not self._writer.is_closing():
             self._writer.write(wire.pack_command(command))
+
+    @property
+    def is_stopped(self) -> bool:
+        return self.process is not None and is_stopped(self.process.pid)
 
     def kill(self, reason: str) -> bool:
         if self.process and self._failure is None:
@@ -198,6 +207,8 @@ class ThreadLink:
 
     def send(self, command: Command) -> None:
         self._commands.put(command)
+
+    is_stopped = False
 
     def kill(self, reason: str) -> bool:
         return False  # a thread cannot be ended from outside

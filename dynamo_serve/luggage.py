@@ -16,7 +16,7 @@ FORMAT = 1  # of what is packed here; a server takes only its own
 # Of a delivery, what is packed as it is; times are of the monotonic clock of this machine.
 PLAIN = (
     *("cached_tokens", "first_token_at", "previous", "has_begun", "is_suspect", "since"),
-    *("reason", "deaths", "doubts", "engines"),
+    *("reason", "deaths", "doubts", "blind", "left_at", "engines"),
 )
 
 

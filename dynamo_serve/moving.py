@@ -98,6 +98,8 @@ class Leaving:
         except (RequestNotFound, ServerHandover):
             self._successor.lacks(id)
             return
+        if job.id in self._moving:
+            return  # it is on its way
         if not await self._move([(tenant, job)]):
             self._successor.lacks(id)
 
@@ -143,7 +145,10 @@ class Leaving:
 
     async def _give(self, stream: Luggage) -> bool:
         assert self._successor, "there is somebody to give it to"
-        why_not = await self._successor.give(stream.job.id, pack(stream))
+        if any(delivery.error for delivery in stream.deliveries):
+            why_not = "it has failed meanwhile"
+        else:
+            why_not = await self._successor.give(stream.job.id, pack(stream))
         if why_not:
             log.warning("stream %s is not handed over: %s", stream.job.id, why_not)
         else:

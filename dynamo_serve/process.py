@@ -80,5 +80,6 @@ async def exit_code(process: subprocess.Popen[bytes]) -> int:
 
 def describe_exit(code: int) -> str:
     if code < 0:
-        return f"the engine process died of {signal.Signals(-code).name}"
+        names = {number.value: number.name for number in signal.Signals}
+        return f"the engine process died of {names.get(-code, f'signal {-code}')}"
     return f"the engine process exited with code {code}"

@@ -15,7 +15,7 @@ from dynamo_serve.core.request import Finish, Request, TokenEvent
 from dynamo_serve.core.stats import Stats
 from dynamo_serve.core.tenant import Tenancy
 from dynamo_serve.deliveries import Deliveries
-from dynamo_serve.delivery import Delivery, nobody, refused
+from dynamo_serve.delivery import Delivery, nobody, refused, stream_lag
 from dynamo_serve.errors import ContextTooLong, EngineFailure, Unavailable
 from dynamo_serve.inbox import Inbox
 from dynamo_serve.link import Loss
@@ -27,6 +27,7 @@ from dynamo_serve.worker import Progress
 log = logging.getLogger(__name__)
 
 INSPECT_SECONDS = 2.0
+DRAIN_LOOK_SECONDS = 0.02
 HOLD_SECONDS = 15.0  # a new request waits so long for an engine that is being restarted
 
 
@@ -166,7 +167,7 @@ class Service:
 
     def vitals(self) -> Vitals:
         """What a scrape asks for."""
-        lag = self.deliveries.lag(time.monotonic())
+        lag = stream_lag(self.deliveries.all(), time.monotonic())
         num_parked = sum(d.is_parked for d in self.deliveries.kept.values())
         is_stalled = self._has_started and self.engine.trouble() is not None
         return Vitals(self.engine.num_restarts, num_parked, lag, int(is_stalled))
@@ -225,9 +226,8 @@ class Service:
         deliveries = self.deliveries
         try:
             async with asyncio.timeout(timeout):
-                while deliveries.live:
-                    deliveries.idle.clear()
-                    await deliveries.idle.wait()
+                while deliveries.is_read:
+                    await asyncio.sleep(DRAIN_LOOK_SECONDS)
         except TimeoutError:
             log.warning("%d requests did not finish in %g s", self.num_live, timeout)
 

@@ -33,6 +33,8 @@ RED_FACTOR = 10.0  # … or so many times what was predicted
 LOST_FACTOR = 30.0  # and so many times, at least, before the engine is given up
 HOPELESS_DEATHS = 5  # quick ones in a row: then the server calls itself unhealthy
 MOST_INCIDENTS = 100
+MIN_START_SECONDS = 60.0  # that another start may take …
+START_FACTOR = 10.0  # … or so many times what the last one took
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +125,7 @@ class Supervisor:
 
     def configure(self, tenancy: Tenancy) -> None:
         """Other tenants, for this engine and those after it."""
-        if self._link:
+        if self.is_up:  # else the start will
             self.send(Configure(tenancy))
         self.tenancy = tenancy  # last: what cannot be sent must not stop the next engine
 
@@ -160,7 +162,8 @@ class Supervisor:
                     return None
                 since = max(since, self._asked_at)
                 what = f"{self._num_sent - self._num_taken} commands are not taken"
-        return Stall(what, now - max(since, self._awake_since), look.predicted)
+        predicted = 0.0 if self._link.is_stopped else look.predicted
+        return Stall(what, now - max(since, self._awake_since), predicted)
 
     async def _watch(self) -> None:
         """End an engine that hangs; it is started again as if it had crashed."""
@@ -174,8 +177,8 @@ class Supervisor:
             stall = self.stall(now)
             if stall and self._link and stall.is_lost(self._config.engine.stall_timeout_s):
                 log.error("%s; it is ended", stall)
-                if not self._link.kill(str(stall)):
-                    self._awake_since = now  # said again after as long
+                self._link.kill(str(stall))
+                self._awake_since = now  # if it stays, that is said again after as long
 
     def trouble(self) -> str | None:
         """Why requests had better go elsewhere for now; None if all is well."""
@@ -228,16 +231,24 @@ class Supervisor:
         await asyncio.sleep(self._backoff())
         while not (self._is_closed or self.is_up):
             try:
-                await self.start()
+                limit = max(MIN_START_SECONDS, START_FACTOR * self.start_seconds)
+                async with asyncio.timeout(limit):
+                    await self.start()
+            except TimeoutError:
+                self._failed_start(f"it was not up after {limit:.0f} s")
             except Exception as error:  # an end of this task would be an end of all restarts
-                self._num_quick_deaths += 1
-                self.lost_reason = str(error) or type(error).__name__
-                log.error("the engine does not start: %s", self.lost_reason)
+                self._failed_start(str(error) or type(error).__name__)
+            if not self.is_up:
                 await asyncio.sleep(self._backoff())
         self.num_restarts += 1
         self.incidents[-1]["down_s"] = round(time.monotonic() - since, 3)
         log.warning("engine restarted in %.1f s", self.start_seconds)
         self._watcher.on_up()
+
+    def _failed_start(self, reason: str) -> None:
+        self._num_quick_deaths += 1
+        self.lost_reason = reason
+        log.error("the engine does not start: %s", reason)
 
     def _backoff(self) -> float:
         """Seconds to pause before the next start: none after the first engine in a row that died

@@ -16,7 +16,7 @@ from dynamo_serve.core.tenant import Class, Tenancy, Tenant
 from dynamo_serve.delivery import together
 from dynamo_serve.errors import RequestNotFound, Unavailable
 from dynamo_serve.inbox import TOKEN_BYTES
-from dynamo_serve.service import Service
+from dynamo_serve.service import Service, State
 from tests.core.traffic import reference
 from tests.test_service import Witness, config_of, kill_engine, run, running, until
 from tests.test_service import folder as folder  # noqa: PLC0414 - a fixture
@@ -168,6 +168,18 @@ def test_what_is_kept_has_a_limit_and_the_oldest_goes_first(
     run(main)
 
 
+def test_choices_of_one_call_are_forgotten_together(folder: str) -> None:
+    async def main() -> None:
+        async with running(impatient(step_ms=0.2), folder) as service:
+            for choice, count in ((0, 2), (1, 0)):
+                request = Request(f"call-{choice}", (1, 2), LONG, num_choices=count)
+                async with aclosing(service.generate(request, keep_seconds=0.05)) as events:
+                    await anext(events)
+            await until(lambda: not service.is_known("call-0") and not service.is_known("call-1"))
+
+    run(main)
+
+
 def test_a_cancelled_request_is_not_parked(folder: str) -> None:
     """A stop string was found: the end of the stream, not of a reader."""
 
@@ -195,3 +207,19 @@ def test_the_parts_of_a_bill_add_up() -> None:
     assert whole.device_seconds == pytest.approx(0.8)
     assert whole.page_seconds == pytest.approx(1.0)
     assert together(None, second) == second
+
+
+def test_a_drain_waits_for_a_slow_reader_who_is_still_there(folder: str) -> None:
+    async def main() -> None:
+        async with running(impatient(), folder) as service:
+            request = Request("a", (1, 2), LONG)
+            async with aclosing(service.generate(request)) as events:
+                tokens = list((await anext(events)).token_ids)
+                await parked(service, "a")
+                draining = asyncio.create_task(service.drain(30))
+                await until(lambda: service.state is State.DRAINING)
+                tokens += await the_rest(events)
+            await draining
+            assert tokens == reference(request)[0]
+
+    run(main)

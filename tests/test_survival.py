@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import time
+from collections.abc import Iterable
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -15,7 +16,8 @@ import pytest
 from dynamo_serve.config import Config, EngineSection
 from dynamo_serve.core.batch import Batch, SequenceOutput
 from dynamo_serve.core.engine import EngineBroken, EngineSpec
-from dynamo_serve.core.request import Finish, Request
+from dynamo_serve.core.request import Finish, Request, TokenEvent
+from dynamo_serve.core.scheduler import Scheduler
 from dynamo_serve.engines.fake import FakeEngine
 from dynamo_serve.errors import ContextTooLong, EngineFailure, Unavailable
 from dynamo_serve.link import ProcessLink
@@ -114,6 +116,54 @@ def test_commands_that_nobody_takes_make_the_server_unready(
             os.kill(pid_of(service), signal.SIGCONT)
             assert await task == reference(request)[0]
             service.check_ready()
+
+    run(main)
+
+
+def test_an_end_by_a_signal_without_a_name_is_an_end_like_any_other(folder: str) -> None:
+    async def main() -> None:
+        async with running(config_of(True), folder) as service:
+            request = Request("a", (1, 2), 1000)
+            task = asyncio.create_task(collect(service, request))
+            await until(lambda: service.stats.num_running == 1)
+            os.kill(pid_of(service), signal.SIGRTMIN + 1)
+            assert await task == reference(request)[0]
+            assert "signal 35" in service.engine.incidents[0]["reason"]
+
+    run(main)
+
+
+def test_an_engine_that_hangs_while_it_starts_again_is_ended(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dynamo_serve.supervisor.MIN_START_SECONDS", 1.0)
+    monkeypatch.setattr("dynamo_serve.supervisor.START_FACTOR", 0.0)
+    monkeypatch.setattr("dynamo_serve.supervisor.MAX_BACKOFF_SECONDS", 0.0)
+
+    async def main() -> None:
+        async with running(config_of(True), folder) as service:
+            old = pid_of(service)
+            kill_engine(service)
+            await until(lambda: service.state is State.RESTARTING)
+            await until(lambda: pid_of(service) != old)
+            os.kill(pid_of(service), signal.SIGSTOP)
+            request = Request("a", (1, 2), 4)
+            assert await collect(service, request) == reference(request)[0]
+
+    run(main)
+
+
+def test_a_deadline_is_not_forgotten_by_who_comes_back_without_an_engine(folder: str) -> None:
+    async def main() -> None:
+        async with running(config_of(True), folder) as service:
+            far_off(service)
+            request = Request("a", (1, 2), 4000, deadline=time.monotonic() + 0.5)
+            async with aclosing(service.generate(request, keep_seconds=30)) as events:
+                await anext(events)
+                kill_engine(service)
+                await until(lambda: service.state is State.RESTARTING)
+            async with aclosing(service.rejoin("a", 0)) as events:
+                assert [event.finish async for event in events][-1] is Finish.DEADLINE
 
     run(main)
 
@@ -337,5 +387,37 @@ def test_a_server_that_drains_starts_an_engine_for_those_who_are_left(folder: st
             kill_engine(service)
             assert await task == reference(request)[0]
             await draining
+
+    run(main)
+
+
+class Absurd(Scheduler):
+    """Cannot take in what a step brought for a certain request."""
+
+    def update(
+        self, batch: Batch, outputs: Iterable[SequenceOutput], now: float
+    ) -> list[TokenEvent]:
+        if any(work.seq_id == "bad" for work in batch.work):
+            raise AssertionError("the books do not balance")
+        return super().update(batch, outputs, now)
+
+
+def test_a_request_of_which_the_scheduler_dies_does_not_do_so_for_ever(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dynamo_serve.worker.Scheduler", Absurd)
+    monkeypatch.setattr("dynamo_serve.supervisor.MAX_BACKOFF_SECONDS", 0.0)
+
+    async def main() -> None:
+        async with running(config_of(False), folder) as service:
+            good = Request("good", (1, 3), 3000)
+            async with aclosing(service.generate(good)) as events:
+                tokens = list((await anext(events)).token_ids)
+                bad = asyncio.create_task(collect(service, Request("bad", (1, 2), 50)))
+                with pytest.raises(EngineFailure, match="between two steps"):
+                    await bad
+                tokens += [token async for event in events for token in event.token_ids]
+            assert tokens == reference(good)[0]
+            assert len(service.engine.incidents) <= 4
 
     run(main)

@@ -48,10 +48,17 @@ def rejoin(
         if mark.is_ended:
             continue
         transcript = job.transcript(i, tokenizer)
-        transcript.push(head)  # its text is with the client; a character begun may not be
+        known = transcript.push(head)  # its text is with the client; a character begun may not be
+        if known.finish is not None:  # a stop string, of which the client has not been told
+            streams[i] = _alone(Delta("", (), finish=known.finish))
+            continue
         events = service.rejoin(request.id, mark.num_tokens, on_stuck=on_stuck)
         streams[i] = _deltas(job, service, i, events, transcript)
     return heads, _together(streams)
+
+
+async def _alone(delta: Delta) -> AsyncGenerator[Delta, None]:
+    yield delta
 
 
 def _deltas(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ from dynamo_serve.api.job import Job
 from dynamo_serve.errors import InvalidRequest, RequestNotFound, ServerHandover
 from dynamo_serve.service import Service
 
+NEW_SECONDS = 60
 HEADER = "Last-Event-ID"
 MOVED = (
     "This server has handed over to another, which has this stream: connect again, with the id of "
@@ -70,7 +72,8 @@ class Streams:
         for _ in range(min(2, len(self._jobs))):
             oldest = next(iter(self._jobs))
             entry = self._jobs.pop(oldest)
-            if self._is_kept(entry[1]):
+            is_new = time.time() - entry[1].created < NEW_SECONDS  # it may not have begun yet
+            if is_new or self._is_kept(entry[1]):
                 self._jobs[oldest] = entry
         self._jobs[job.id] = tenant, job
 

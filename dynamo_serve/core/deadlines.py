@@ -21,7 +21,7 @@ class Deadlines:
         if request.deadline == inf:
             return
         if len(self._heap) > 2 * num_live + 64:
-            self._heap = [at for at in self._heap if self._is_live(at[1])]
+            self._heap = list({at for at in self._heap if self._is_live(at[1])})
             heapify(self._heap)
         heappush(self._heap, (request.deadline, request.id))
 

@@ -20,6 +20,7 @@ IDLE_SECONDS = 0.1  # without work, before the books are read: a large pool take
 # What is obeyed between two steps: admission and answers look ahead, and that takes time.
 MAX_COMMANDS = 128
 COMMAND_SECONDS = 0.01
+UNSEEN_SECONDS = 10.0  # what a watcher is told of a prompt longer than any the engine has run
 MAX_NEWCOMERS = 8  # at a time, for which a step is held
 LOOK_SECONDS = 0.004  # between two looks, while a step runs, at who has come
 
@@ -129,9 +130,8 @@ class Loop:
         batch = None if self._is_stopped else self.scheduler.schedule(self.clock())
         self._forget()
         if batch:
-            events, step = self._step(batch)
+            self._step(batch)
             self._forget()
-            self.publish(events, self.scheduler.stats(step))
         elif self.scheduler.controller.take_news():
             self.publish([], self.scheduler.stats())
 
@@ -173,8 +173,7 @@ class Loop:
         ids = [request.id for request in newcomers if request.id not in gone]
         batch = self.scheduler.cut_in(ids, self.clock())
         if batch:
-            events, step = self._step(batch)
-            self.publish(events, self.scheduler.stats(step))
+            self._step(batch)
         self.scheduler.bill.resume(self.clock())
 
     def _commands(self) -> list[Command]:
@@ -236,16 +235,18 @@ class Loop:
     def _take_off(self, batch: Batch) -> Doing:
         plan = self.scheduler.bill.planned
         ids = (work.seq_id for work in batch.work)
-        return self.flight.steps(ids, plan.began, plan.predicted_seconds)
+        predicted = plan.predicted_seconds
+        if plan.shape.prefill_tokens > self.scheduler.cost.reach:  # nothing like it has been seen
+            predicted = max(predicted, UNSEEN_SECONDS)
+        return self.flight.steps(ids, plan.began, predicted)
 
-    def _step(self, batch: Batch) -> tuple[list[TokenEvent], StepStats]:
+    def _step(self, batch: Batch) -> None:
         before = self._take_off(batch)
         outputs, self.scheduler.bill.is_smooth = self.rescue.step(batch)
         if self._failure:
             raise self._failure
         now = self.clock()
         plan = self.scheduler.bill.planned
-        self.flight.goes_on(before, now - plan.began)
         step = StepStats(
             phase=batch.phase.value,
             seconds=now - plan.began,
@@ -253,4 +254,6 @@ class Loop:
             num_sequences=len(batch.work),
             predicted_seconds=plan.predicted_seconds,
         )
-        return self.scheduler.update(batch, outputs, now), step
+        events = self.scheduler.update(batch, outputs, now)
+        self.publish(events, self.scheduler.stats(step))
+        self.flight.goes_on(before, now - plan.began)  # only now: what fails above was of this step

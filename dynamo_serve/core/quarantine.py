@@ -44,6 +44,7 @@ class Quarantine:
     def _admit(self, seq: Sequence, now: float) -> None:
         """Whatever the quotas say: it had its place before the engine died."""
         life = self.intake.life
-        while life.running and not self.intake.has_room(seq):
+        places = self.intake.limits.max_decode_sequences
+        while life.running and (len(life.running) >= places or not self.intake.has_room(seq)):
             life.preempt(policy.victim(list(life.running.values()), now), Reason.OUT_OF_PAGES, now)
         life.admit(seq, now)

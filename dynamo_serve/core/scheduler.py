@@ -90,7 +90,7 @@ class Scheduler:
         """Queue a request that was accepted before, by an engine that is gone or by this one; it is
         never refused."""
         seq = self._sequence(request)
-        seq.resume(done)
+        seq.resume(done, now)
         self._enqueue(seq, now)
         self.life.note(
             *(seq, now, Kind.RESUME, done.reason),

@@ -62,13 +62,14 @@ class Sequence:
         due = request.arrival + seconds
         return cls(request, list(request.prompt_ids), promise, ordinal, due)
 
-    def resume(self, done: Resumed) -> None:
+    def resume(self, done: Resumed, now: float) -> None:
         """Take over how far it had got; what it has lost by it counts as a stall."""
         self.tokens += done.token_ids
         self.is_suspect = done.is_suspect
         self.preempted_at = done.since
         if done.first_token_at is not None:
-            self.first_token_at = self.admitted_at = self.last_token_at = done.first_token_at
+            self.first_token_at = self.admitted_at = done.first_token_at
+            self.last_token_at = now  # its next gap is not the fault of whoever runs it now
             self.cached_tokens = done.cached_tokens
 
     @property

@@ -8,6 +8,7 @@ import random
 import socket
 import time
 from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
@@ -301,3 +302,56 @@ def stuck_client(base: str, path: str, body: dict[str, Any]) -> Iterator[socket.
         head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         connection.sendall(f"{head}Content-Length: {len(raw)}\r\n\r\n".encode() + raw)
         yield connection
+
+
+def test_streams_that_begin_together_can_all_be_gone_on_with(base: str) -> None:
+    """Also before the service has seen the first of them."""
+    body = {**CHAT, "max_tokens": 100, "ignore_eos": True}
+    expected = whole(base, "/v1/chat/completions", body)
+
+    def cut_and_gone_on_with(number: int) -> Answer:
+        answer = Answer()
+        with httpx.stream("POST", base + "/v1/chat/completions", json=body) as response:
+            read(answer, response, 1500)
+        headers = {"Last-Event-ID": answer.last_id}
+        with httpx.stream("POST", base + "/v1/chat/completions", headers=headers) as response:
+            read(answer, response)
+        return answer
+
+    with ThreadPoolExecutor(12) as pool:
+        for answer in pool.map(cut_and_gone_on_with, range(12)):
+            assert answer.texts == expected.texts
+
+
+def test_a_choice_that_has_ended_is_kept_for_the_others(
+    model_folder: str, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = settings(resume_grace_s=0.2)
+    service = Service(chosen, model_path=model_folder)
+    body = {"prompt": [[5, 6], [7]], "stream": True, "ignore_eos": True, "return_token_ids": True}
+    monkeypatch.setattr(
+        "dynamo_serve.api.job._max_tokens", lambda b, n, limit: 10 if n == 2 else 220
+    )
+    with serving(service, tokenizer, chosen) as base:
+        answer = Answer()
+        with httpx.stream("POST", base + "/v1/completions", json=body) as response:
+            read(answer, response, 45_000)
+        assert answer.finishes == {0: "length"}
+        assert len(answer.token_ids[1]) > 130  # so its end was more than the grace ago
+        headers = {"Last-Event-ID": answer.last_id}
+        with httpx.stream("POST", base + "/v1/completions", headers=headers) as response:
+            read(answer, response)
+        assert answer.is_done and len(answer.token_ids[1]) == 220
+        wait_until(lambda: not service.deliveries.kept)
+
+
+def test_the_end_by_a_stop_string_is_told_to_who_has_not_had_it(base: str) -> None:
+    path, body = BODIES["stop string"]
+    body = {**body, "stop": [whole(base, path, body).texts[0][20:23]]}
+    answer = whole(base, path, body)
+    assert answer.finishes == {0: "stop"} and answer.last_id.endswith("e")
+    rest = Answer()
+    headers = {"Last-Event-ID": answer.last_id[:-1]}
+    with httpx.stream("POST", base + path, headers=headers) as response:
+        read(rest, response)
+    assert (rest.texts, rest.finishes, rest.is_done) == ({0: ""}, {0: "stop"}, True)

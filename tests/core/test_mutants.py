@@ -272,8 +272,8 @@ BROKEN_SURVIVAL = {
     ),
     "refuse who was accepted": (
         "scheduler.py",
-        "        seq.resume(done)\n",
-        "        seq.resume(done)\n        assert self.admission.refuse(seq, now) is None\n",
+        "        seq.resume(done, now)\n",
+        "        seq.resume(done, now)\n        assert self.admission.refuse(seq, now) is None\n",
     ),
     "suspect nobody": ("quarantine.py", "if not (seq.is_suspect and is_live):", "if True:"),
     "suspect for ever": ("lifecycle.py", "            seq.is_suspect = False\n", ""),
@@ -284,8 +284,8 @@ BROKEN_SURVIVAL = {
     ),
     "admit a suspect without room": (
         "quarantine.py",
-        "while life.running and not self.intake.has_room(seq):",
-        "while False:",
+        "(len(life.running) >= places or not self.intake.has_room(seq))",
+        "len(life.running) >= places",
     ),
     "fail the half of the culprit": (
         "rescue.py",
