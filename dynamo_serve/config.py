@@ -151,7 +151,7 @@ class EngineSection:
     stall_timeout_s: float = setting(
         20.0,
         "An engine that makes no progress for so long (and 30 times what was foreseen) is ended "
-        "and started again; 0: never.",
+        "and started again; 0: never. An engine in a thread (process: false) cannot be ended.",
         low=0,
     )
     restart_patience_s: float = setting(

@@ -243,20 +243,20 @@ class Deliveries:
             if delivery.inbox is None:
                 self._keep_on(delivery)
 
-    def on_lost(self, loss: Loss, now: float) -> str | None:
-        """An engine is gone. The id of the request that is to blame, if one alone is."""
-        culprit = None
+    def on_lost(self, loss: Loss, now: float) -> list[str]:
+        """An engine is gone. The ids of the requests that are failed for it."""
+        failed = []
         for delivery in self.all():
             if not delivery.is_submitted:
                 continue
             if delivery.lose(now, loss.seq_ids, loss.is_own):
-                culprit = delivery.request.id
+                failed.append(delivery.request.id)
                 self.end(delivery, Finish.ERROR, EngineFailure(delivery.blamed(loss.reason)))
             elif delivery.is_cancelled:
                 self.end(delivery, Finish.CANCELLED)
             elif delivery.is_wanted:
                 self._watch_deadline(delivery)
-        return culprit
+        return failed
 
     def on_up(self, check_fits: Callable[[Request], None]) -> None:
         """There is an engine again: everybody goes on, in the order in which they came, but for

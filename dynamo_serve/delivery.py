@@ -59,9 +59,9 @@ class Delivery:
         self.is_leaving = False  # it goes on in another server, if anywhere
         self.since, self.reason = 0.0, ""
         self.deaths = 0  # of engines that ran it alone
+        self.doubts = 0  # such deaths, perhaps from outside, since it last got a token
         self.blind = 0  # crashes outside any step since it last got a token
         self.left_at = 0.0  # when it had its finish, or nobody read it any more
-        self.doubts = 0  # such deaths, perhaps from outside, since it last got a token
         self.patience = 0.0  # with a reader that stands still, in seconds
         self.engines = 0  # lost while they had it
         self.earlier: Summary | None = None  # what it has cost up to the last parking
@@ -121,7 +121,8 @@ class Delivery:
         return event._replace(summary=together(self.earlier, event.summary))
 
     def lose(self, now: float, seq_ids: tuple[str, ...], is_own: bool) -> bool:
-        """Its engine is gone. Whether it is to blame: several died that ran nothing else."""
+        """Its engine is gone. Whether it is not tried again: several died that ran nothing else, or
+        between two steps."""
         self.is_submitted = False
         self.engines += 1
         self.since, self.reason = now, "engine_lost"

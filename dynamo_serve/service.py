@@ -247,10 +247,10 @@ class Service:
 
     def _on_lost(self, loss: Loss) -> None:
         self._questions.fail(f"the engine was lost ({loss.reason})")
-        culprit = self.deliveries.on_lost(loss, time.monotonic())
-        if culprit is not None:
-            log.error("request %s is failed: engines die of it", culprit)
-            self.engine.incidents[-1]["failed"] = culprit
+        failed = self.deliveries.on_lost(loss, time.monotonic())
+        if failed:
+            log.error("failed, for engines die with them: %s", ", ".join(failed))
+            self.engine.incidents[-1]["failed"] = failed
         log.warning("%d requests wait for the next engine", self.num_live)
         if self._giving_up is None:
             self._wait_on()
@@ -266,11 +266,11 @@ class Service:
         """There has been no engine for too long: whoever waits had better know."""
         reason = f"the engine was lost ({self.engine.lost_reason})"
         self.deliveries.fail_all(Unavailable(reason, retry_after=self.engine.restart_seconds))
-        self._wait_on()
+        self._wait_on(1.0)
 
-    def _wait_on(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._giving_up = loop.call_later(self._restart_patience, self._give_up)
+    def _wait_on(self, least: float = 0.0) -> None:
+        seconds = max(least, self._restart_patience)
+        self._giving_up = asyncio.get_running_loop().call_later(seconds, self._give_up)
 
     def _stop_giving_up(self) -> None:
         if self._giving_up:

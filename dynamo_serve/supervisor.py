@@ -167,7 +167,7 @@ class Supervisor:
 
     async def _watch(self) -> None:
         """End an engine that hangs; it is started again as if it had crashed."""
-        seen = time.monotonic()
+        seen, ended = time.monotonic(), None
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             now = time.monotonic()
@@ -175,10 +175,12 @@ class Supervisor:
                 self._awake_since = now
             seen = now
             stall = self.stall(now)
-            if stall and self._link and stall.is_lost(self._config.engine.stall_timeout_s):
-                log.error("%s; it is ended", stall)
-                self._link.kill(str(stall))
-                self._awake_since = now  # if it stays, that is said again after as long
+            if not (stall and stall.is_lost(self._config.engine.stall_timeout_s)):
+                continue
+            if self._link and self._link is not ended:  # of one that stays a line is enough
+                ended = self._link
+                can_end = ended.kill(str(stall))
+                log.error("%s; %s", stall, "it is ended" if can_end else "a thread cannot be ended")
 
     def trouble(self) -> str | None:
         """Why requests had better go elsewhere for now; None if all is well."""
@@ -219,7 +221,7 @@ class Supervisor:
                 "lived_s": round(lived, 3),
                 "in_step": list(loss.seq_ids),
                 "down_s": None,
-                "failed": None,
+                "failed": [],
             }
         )
         if was_up:  # otherwise whoever is starting it deals with the loss

@@ -98,9 +98,13 @@ async def collect(service: Service, request: Request) -> list[int]:
         return [token async for event in events for token in event.token_ids]
 
 
-def kill_engine(service: Service) -> None:
+def pid_of(service: Service) -> int:
     assert isinstance(service.engine._link, ProcessLink) and service.engine._link.process
-    os.kill(service.engine._link.process.pid, signal.SIGKILL)
+    return service.engine._link.process.pid
+
+
+def kill_engine(service: Service) -> None:
+    os.kill(pid_of(service), signal.SIGKILL)
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -320,14 +324,13 @@ def test_what_the_scheduler_has_not_refused_yet_is_bounded(folder: str) -> None:
     async def main() -> None:
         config = config_of(True, max_waiting=2, max_decode_sequences=1)
         async with running(config, folder) as service:
-            assert isinstance(service.engine._link, ProcessLink) and service.engine._link.process
-            os.kill(service.engine._link.process.pid, signal.SIGSTOP)
+            os.kill(pid_of(service), signal.SIGSTOP)
             requests = [Request(f"r{i}", (1, i), 4) for i in range(5)]
             tasks = [asyncio.create_task(collect(service, request)) for request in requests]
             await until(lambda: service.num_live == 5)
             with pytest.raises(Unavailable, match="holds 5 requests, its limit"):
                 service.check_ready()
-            os.kill(service.engine._link.process.pid, signal.SIGCONT)
+            os.kill(pid_of(service), signal.SIGCONT)
             await asyncio.gather(*tasks, return_exceptions=True)
             service.check_ready()
 
@@ -424,8 +427,7 @@ def test_the_scheduler_can_be_asked(process: bool, folder: str) -> None:
 def test_questions_fail_with_the_engine_and_while_there_is_none(folder: str) -> None:
     async def main() -> None:
         async with running(config_of(True), folder) as service:
-            assert isinstance(service.engine._link, ProcessLink) and service.engine._link.process
-            os.kill(service.engine._link.process.pid, signal.SIGSTOP)
+            os.kill(pid_of(service), signal.SIGSTOP)
             asking = asyncio.create_task(service.inspect("costs", timeout=TIMEOUT))
             with pytest.raises(Unavailable, match="did not answer within"):
                 await service.inspect("costs", timeout=0.01)

@@ -20,7 +20,6 @@ from dynamo_serve.core.request import Finish, Request, TokenEvent
 from dynamo_serve.core.scheduler import Scheduler
 from dynamo_serve.engines.fake import FakeEngine
 from dynamo_serve.errors import ContextTooLong, EngineFailure, Unavailable
-from dynamo_serve.link import ProcessLink
 from dynamo_serve.service import Service, State
 from dynamo_serve.supervisor import HOPELESS_DEATHS
 from tests.core.traffic import reference
@@ -30,6 +29,7 @@ from tests.test_service import (
     collect,
     config_of,
     kill_engine,
+    pid_of,
     run,
     running,
     until,
@@ -39,11 +39,6 @@ from tests.test_service import folder as folder  # noqa: PLC0414 - a fixture
 
 def engine_of(config: Config, **settings: Any) -> Config:
     return replace(config, engine=EngineSection(kind="fake", **settings))
-
-
-def pid_of(service: Service) -> int:
-    assert isinstance(service.engine._link, ProcessLink) and service.engine._link.process
-    return service.engine._link.process.pid
 
 
 def far_off(service: Service) -> None:
@@ -206,10 +201,10 @@ def test_a_request_that_kills_engines_is_failed_alone(
                 await bad
             assert await asyncio.gather(*tasks) == [reference(r)[0] for r in requests]
             incidents = list(service.engine.incidents)
-            assert [incident["failed"] for incident in incidents[:-1]] == [None] * (
+            assert [incident["failed"] for incident in incidents[:-1]] == [[]] * (
                 len(incidents) - 1
             )
-            assert incidents[-1]["failed"] == "bad"
+            assert incidents[-1]["failed"] == ["bad"]
             assert incidents[-1]["in_step"] == ["bad"]
             assert len(incidents) <= 3
 

@@ -37,7 +37,7 @@ def admin_routes(edge: Edge) -> APIRouter:
     @routes.get("/incidents")
     async def incidents() -> Response:
         """The latest ends of engines: when, why, what was in the step, how long until the next
-        one, and which request was failed for it."""
+        one, and which requests were failed for it."""
         return _json({"incidents": list(edge.service.engine.incidents)})
 
     @routes.get("/journal")
@@ -51,6 +51,13 @@ def admin_routes(edge: Edge) -> APIRouter:
         """The healing ladder: what it sees, each rung with its state, trigger, evidence and effect,
         and the latest changes."""
         return _json(await edge.service.inspect("controller"))
+
+    _add_orders(routes, edge)
+    return routes
+
+
+def _add_orders(routes: APIRouter, edge: Edge) -> None:
+    """What changes something."""
 
     @routes.post("/controller", openapi_extra=takes(SteerRequest))
     async def steer(http: Request) -> Response:
@@ -70,8 +77,6 @@ def admin_routes(edge: Edge) -> APIRouter:
             raise InvalidRequest(str(error)) from error
         logger.info("tenants reloaded: %s", told(done))
         return _json(done)
-
-    return routes
 
 
 def _limit(text: str) -> int:

@@ -12,7 +12,7 @@ from dynamo_serve.api.job import Body, Bounds, Job, to_job
 from dynamo_serve.api.marks import HEADER as LAST_EVENT_ID
 from dynamo_serve.api.openapi import takes
 from dynamo_serve.api.prompts import completion_prompts, render_messages
-from dynamo_serve.api.render import ChatRenderer, CompletionRenderer
+from dynamo_serve.api.render import renderer_of
 from dynamo_serve.api.schema import ChatRequest, CompletionRequest
 from dynamo_serve.api.sse import abort, respond
 from dynamo_serve.api.streams import go_on
@@ -33,10 +33,7 @@ def openai_routes(edge: Edge) -> APIRouter:
         edge.service.check_open()
         text = await render_messages(body.messages, edge.tokenizer, body.chat_template_kwargs)
         ids = await edge.tokenizer.encode_async(text)
-        job = _job(edge, http, body, [ids], model)
-        updates = run(job, edge.service, edge.tokenizer, abort(http))
-        renderer = ChatRenderer(job, edge.tokenizer)
-        return await respond(http, job, updates, renderer, edge.server.ping_interval_s)
+        return await _answer(edge, http, _job(edge, http, body, [ids], model))
 
     @routes.post("/completions", openapi_extra=takes(CompletionRequest))
     async def complete(http: Request) -> Response:
@@ -49,10 +46,7 @@ def openai_routes(edge: Edge) -> APIRouter:
         prompts = await completion_prompts(
             body, edge.tokenizer, edge.service.spec.vocab_size, edge.server.max_choices
         )
-        job = _job(edge, http, body, prompts, model)
-        updates = run(job, edge.service, edge.tokenizer, abort(http))
-        renderer = CompletionRenderer(job, edge.tokenizer)
-        return await respond(http, job, updates, renderer, edge.server.ping_interval_s)
+        return await _answer(edge, http, _job(edge, http, body, prompts, model))
 
     @routes.get("/models")
     async def models() -> dict[str, Any]:
@@ -65,6 +59,12 @@ def openai_routes(edge: Edge) -> APIRouter:
         return _model(edge, edge.model_name(name))
 
     return routes
+
+
+async def _answer(edge: Edge, http: Request, job: Job) -> Response:
+    updates = run(job, edge.service, edge.tokenizer, abort(http))
+    renderer = renderer_of(job, edge.tokenizer)
+    return await respond(http, job, updates, renderer, edge.server.ping_interval_s)
 
 
 def _job(edge: Edge, http: Request, body: Body, prompts: list[list[int]], model: str) -> Job:

@@ -171,6 +171,11 @@ def finite(logprob: float) -> float:
     return logprob if math.isfinite(logprob) else LEAST_LOGPROB
 
 
+def renderer_of(job: Job, tokenizer: Tokenizer) -> Renderer:
+    """How the choices of a job look: as messages, or as text that goes on."""
+    return (CompletionRenderer if job.continues_text else ChatRenderer)(job, tokenizer)
+
+
 class Envelope:
     """What surrounds the choices: the same in every chunk of a stream, so it is encoded once."""
 

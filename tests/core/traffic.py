@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from dynamo_serve.core.batch import Batch, SequenceOutput, Work
+from dynamo_serve.core.batch import Batch, SequenceOutput
 from dynamo_serve.core.engine import Engine
 from dynamo_serve.core.loop import Cancel, Command, Loop, Submit
 from dynamo_serve.core.page_pool import PagePool
@@ -103,8 +103,8 @@ class TimedEngine(FakeEngine):
     fixed, per_prompt_token, per_sequence, per_draft_token = 0.08, 0.0008, 0.003, 0.002
 
     def step(self, batch: Batch) -> list[SequenceOutput]:
-        prompt = sum(len(w.token_ids) for w in batch.work if not is_decode(w))
-        decoding = sum(map(is_decode, batch.work))
+        prompt = sum(len(w.token_ids) for w in batch.work if not w.is_decode)
+        decoding = sum(w.is_decode for w in batch.work)
         drafts = sum(w.draft_len for w in batch.work)
         seconds = (
             self.fixed
@@ -121,10 +121,6 @@ class TimedEngine(FakeEngine):
 
 class QuickEngine(TimedEngine):
     fixed, per_prompt_token, per_sequence, per_draft_token = 0.001, 0.0002, 0.0002, 0.0001
-
-
-def is_decode(work: Work) -> bool:
-    return len(work.token_ids) == 1 + work.draft_len and work.position >= work.prompt_len
 
 
 def reference(
