@@ -7,8 +7,6 @@ import contextlib
 import logging
 import queue
 import signal
-import socket
-import subprocess
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -23,7 +21,14 @@ from dynamo_serve.core.request import TokenEvent
 from dynamo_serve.core.stats import Stats
 from dynamo_serve.core.tenant import Tenancy
 from dynamo_serve.errors import EngineStartError
-from dynamo_serve.process import describe_exit, exit_code, is_stopped, shared_memory, spawn
+from dynamo_serve.process import (
+    EngineProcess,
+    Template,
+    describe_exit,
+    exit_code,
+    is_stopped,
+    start_engine,
+)
 from dynamo_serve.worker import Progress, build_engine, build_loop
 
 log = logging.getLogger(__name__)
@@ -81,26 +86,34 @@ class Link(Protocol):
 class ProcessLink:
     """An engine process, and the socket to it."""
 
-    def __init__(self, config: Config, model_path: str, hooks: Hooks, tenancy: Tenancy) -> None:
+    def __init__(
+        self,
+        config: Config,
+        model_path: str,
+        hooks: Hooks,
+        tenancy: Tenancy,
+        template: Template | None = None,
+    ) -> None:
         self._config = config
         self._model_path = model_path
         self._hooks = hooks
         self._tenancy = tenancy
+        self._template = template
         self._is_closing = False
         self._is_up = False
         self._failure: str | None = None
         self._is_own: bool | None = None  # its end, where the exit code does not tell
         self._writer: asyncio.StreamWriter | None = None
         self._reading: asyncio.Task[None] | None = None
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: EngineProcess | None = None
 
     async def start(self) -> EngineSpec:
         self._ready: asyncio.Future[EngineSpec] = asyncio.get_running_loop().create_future()
-        ours, theirs = socket.socketpair()
+        size = num_bytes(self._config.scheduler.max_decode_sequences)
+        threads = self._config.engine.threads
+        self.process, ours, memory = await start_engine(self._template, threads, size)
+        self.flight = FlightRecorder(memory)
         try:
-            with theirs, shared_memory(num_bytes(self._max_sequences)) as (fd, memory):
-                self.flight = FlightRecorder(memory)
-                self.process = spawn((theirs.fileno(), fd), self._config.engine.threads)
             reader, self._writer = await asyncio.open_connection(sock=ours)
             sections = {name: asdict(getattr(self._config, name)) for name in ENGINE_SECTIONS}
             tenancy = asdict(self._tenancy)
@@ -141,11 +154,7 @@ class ProcessLink:
         if self._reading:
             await asyncio.wait([self._reading])
 
-    @property
-    def _max_sequences(self) -> int:
-        return self._config.scheduler.max_decode_sequences
-
-    async def _read(self, reader: asyncio.StreamReader, process: subprocess.Popen[bytes]) -> None:
+    async def _read(self, reader: asyncio.StreamReader, process: EngineProcess) -> None:
         frames = wire.Frames()
         try:
             while self._failure is None and (data := await reader.read(RECEIVE_BYTES)):

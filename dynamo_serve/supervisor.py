@@ -20,6 +20,7 @@ from dynamo_serve.core.stats import Stats
 from dynamo_serve.core.tenant import Tenancy
 from dynamo_serve.errors import EngineStartError
 from dynamo_serve.link import Hooks, Link, Loss, ProcessLink, ThreadLink
+from dynamo_serve.process import Template
 from dynamo_serve.worker import Progress
 
 log = logging.getLogger(__name__)
@@ -83,6 +84,9 @@ class Supervisor:
         self._watcher = watcher
         self._hooks = Hooks(self._on_step, self._on_lost, watcher.on_answer, watcher.progress)
         self._link: Link | None = None
+        engine = config.engine  # the fake one imports next to nothing
+        has_template = engine.process and engine.kind != "fake"
+        self._template = Template(engine.threads) if has_template else None
         self._restarting: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
         self._is_closed = False
@@ -97,9 +101,8 @@ class Supervisor:
     async def start(self) -> None:
         """Start an engine and wait until it is ready. Raises `EngineStartError`."""
         began, num_losses = time.monotonic(), self._num_losses
-        link_class = ProcessLink if self._config.engine.process else ThreadLink
         tenancy = self.tenancy
-        self._link = link_class(self._config, self._model_path, self._hooks, tenancy)
+        self._link = self._new_link()
         self._num_sent = self._num_taken = 0
         self._is_productive = False
         self.spec: EngineSpec = await self._link.start()
@@ -114,6 +117,12 @@ class Supervisor:
         self.start_seconds = self._started_at - began
         if self._watching is None:
             self._watching = asyncio.create_task(self._watch())
+
+    def _new_link(self) -> Link:
+        wishes = (self._config, self._model_path, self._hooks, self.tenancy)
+        if not self._config.engine.process:
+            return ThreadLink(*wishes)
+        return ProcessLink(*wishes, self._template)
 
     def send(self, command: Command) -> None:
         """Raises what sending raises; of an engine that is not there, AssertionError."""
@@ -143,6 +152,8 @@ class Supervisor:
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._link:
             await self._link.close()
+        if self._template:
+            await self._template.close()
 
     # ── progress ─────────────────────────────────────────────────────────────
 
