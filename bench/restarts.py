@@ -2,10 +2,10 @@
 
     python -m bench.restarts MODEL [--times 10] [--starts 5] [--set ...]
 
-First starts: from the command to /ready 200, and what importing takes in a process that does nothing
-else. Restarts: two servers side by side, the engine of one and then of the other is killed while
-a stream runs; from SIGKILL to /ready 200 and to the stream's next token. Memory: shared pages
-counted in equal parts (PSS). A table for people, one JSON line last.
+First starts: from the command to /ready 200; and from a command that only imports what engines
+import to the end of that. Restarts: two servers side by side, the engine of one and then of the
+other is killed while a stream runs; from SIGKILL to /ready 200 and to the stream's next token.
+Memory: shared pages counted in equal parts (PSS). A table for people, one JSON line last.
 """
 
 from __future__ import annotations
@@ -33,16 +33,25 @@ from dynamo_serve import cli, process, supervisor
 
 KINDS = ("with", "without")
 LOOK_SECONDS = 0.005
-IMPORTS = ("-P", "-c", "from dynamo_serve import template; template.load()")
+IMPORTS = """
+import time
+from dynamo_serve import template
+template.load()
+print(time.monotonic())
+"""
 BODY = {"prompt": "Tell me about pages.", "max_tokens": 3000, "ignore_eos": True, "stream": True,
         "temperature": 0}  # fmt: skip
 
 
 def import_seconds() -> float:
-    began = time.perf_counter()
-    environment = process.engine_environment(0)
-    subprocess.run([sys.executable, *IMPORTS], env=environment, check=True)
-    return time.perf_counter() - began
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", IMPORTS],
+        env=process.engine_environment(0),
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    return float(done.stdout) - began
 
 
 @contextmanager
@@ -83,7 +92,7 @@ async def restart(server: Server) -> dict[str, float]:
             async with http.stream("POST", server.url + "/v1/completions", json=BODY) as answer:
                 async for chunk in answer.aiter_raw():
                     if b"data: " in chunk:
-                        reads.append(time.perf_counter())
+                        reads.append(time.perf_counter())  # noqa: PERF401 - they are watched
 
         async def until(ready: bool) -> float:
             while (await http.get(server.url + "/ready")).is_success is not ready:
@@ -92,6 +101,7 @@ async def restart(server: Server) -> dict[str, float]:
 
         reading = asyncio.create_task(read())
         while len(reads) < 8:
+            assert not reading.done(), "the stream has ended"
             await asyncio.sleep(LOOK_SECONDS)
         pid = engine_of(server.pid)
         assert pid is not None, "there is no engine"
@@ -100,6 +110,7 @@ async def restart(server: Server) -> dict[str, float]:
         red = await until(ready=False)
         green = await until(ready=True)
         while reads[-1] < red:
+            assert not reading.done(), "the stream has ended"
             await asyncio.sleep(LOOK_SECONDS)
         reading.cancel()
         await asyncio.gather(reading, return_exceptions=True)
@@ -148,6 +159,6 @@ def main() -> int:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["serve"]:
-        supervisor.Template = lambda threads: None  # type: ignore[assignment, misc]
+        supervisor.Template = lambda threads: None  # type: ignore
         sys.exit(cli.main(sys.argv[1:]))
     sys.exit(main())

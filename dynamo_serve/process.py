@@ -81,27 +81,30 @@ EngineProcess = subprocess.Popen[bytes] | Forked
 
 
 class Template:
-    """The template process: started with the first engine, and again if it has ended since."""
+    """The template process: started before the first engine, and again if it has ended since."""
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
         self._process: subprocess.Popen[bytes] | None = None
         self._sock: socket.socket
         self._ended: list[subprocess.Popen[bytes]] = []
+        self._has_answered = False
         self._refusal: str | None = None  # it can fork no engines, and the next one could not
+
+    def prepare(self) -> None:
+        """Start it unless it runs. Raises `OSError` or `TemplateError`."""
+        if self._process is None or self._process.poll() is not None:
+            self._start()
 
     async def fork(self, fds: tuple[int, ...]) -> Forked:
         """An engine process that has these descriptors. Raises `TemplateError`."""
         if self._refusal:
             raise TemplateError(self._refusal)
         try:
-            patience = FORK_SECONDS
-            if self._process is None or self._process.poll() is not None:
-                patience = IMPORT_SECONDS
-                self._start()
+            self.prepare()
             with adopting():
                 socket.send_fds(self._sock, [b"fork"], fds)
-                answer = await self._answer(patience)
+                answer = await self._answer()
                 if answer.isdecimal():
                     return Forked(int(answer))
             self._refusal = answer
@@ -127,6 +130,7 @@ class Template:
         if not hasattr(os, "pidfd_open"):
             self._refusal = "this system has no pidfd_open"
             raise TemplateError(self._refusal)
+        self._has_answered = False
         self._sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._sock.setblocking(False)
         try:
@@ -136,8 +140,9 @@ class Template:
             self._sock.close()
             raise
 
-    async def _answer(self, patience: float) -> str:
+    async def _answer(self) -> str:
         assert self._process
+        patience = FORK_SECONDS if self._has_answered else IMPORT_SECONDS
         loop = asyncio.get_running_loop()
         reading = asyncio.ensure_future(loop.sock_recv(self._sock, 1024))
         try:
@@ -151,6 +156,7 @@ class Template:
                 raise TemplateError(f"it has not answered within {patience:g} s")
             with contextlib.suppress(ConnectionError):
                 if answer := reading.result():
+                    self._has_answered = True
                     return answer.decode()
             raise TemplateError("it has ended")
         finally:
