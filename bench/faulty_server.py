@@ -12,9 +12,10 @@ import os
 import random
 import signal
 import sys
+from collections.abc import Callable
 from typing import Any
 
-from dynamo_serve import cli, process, worker
+from dynamo_serve import cli, process, template, worker
 from dynamo_serve.core.batch import Batch, SequenceOutput
 
 RATE = float(os.environ.get("FAULTY_STEPS", "0.05"))
@@ -45,14 +46,16 @@ class Faulty:
         return outputs
 
 
-def work() -> int:
+def work(main: Callable[..., int]) -> int:
     build = worker.build_engine
     worker.build_engine = lambda *args: Faulty(build(*args))
-    return worker.main(*map(int, sys.argv[2:]))
+    return main(*map(int, sys.argv[2:]))
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "worker":
-        sys.exit(work())
+    mains = {"worker": worker.main, "template": template.main}
+    if sys.argv[1] in mains:
+        sys.exit(work(mains[sys.argv[1]]))
     process.WORKER = ("-m", "bench.faulty_server", "worker")
+    process.TEMPLATE = ("-m", "bench.faulty_server", "template")
     sys.exit(cli.main(sys.argv[1:]))

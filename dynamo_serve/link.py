@@ -23,12 +23,11 @@ from dynamo_serve.core.tenant import Tenancy
 from dynamo_serve.errors import EngineStartError
 from dynamo_serve.process import (
     EngineProcess,
-    Template,
     describe_exit,
     exit_code,
     is_stopped,
-    start_engine,
 )
+from dynamo_serve.start import Template, start_engine
 from dynamo_serve.worker import Progress, build_engine, build_loop
 
 log = logging.getLogger(__name__)

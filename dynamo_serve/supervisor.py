@@ -21,7 +21,7 @@ from dynamo_serve.core.stats import Stats
 from dynamo_serve.core.tenant import Tenancy
 from dynamo_serve.errors import EngineStartError
 from dynamo_serve.link import Hooks, Link, Loss, ProcessLink, ThreadLink
-from dynamo_serve.process import Template, TemplateError
+from dynamo_serve.start import Template, TemplateError
 from dynamo_serve.worker import Progress
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 from dynamo_serve import worker
-from dynamo_serve.process import PR_SET_PDEATHSIG, prctl
+from dynamo_serve.start import PR_SET_PDEATHSIG, UNFIT, prctl
 
 NUM_DESCRIPTORS = 2  # of an engine: its socket, its flight record
 DEVICES = ("/dev/nvidia", "/dev/kfd", "/dev/dri")
@@ -82,8 +82,9 @@ def serve(sock: socket.socket) -> list[int] | None:
         message, fds, _, _ = socket.recv_fds(sock, 64, NUM_DESCRIPTORS, flags)
         if not message:
             return None
-        answer = obstacle()
-        if answer is None:
+        if reason := obstacle():
+            answer = UNFIT + reason
+        else:
             try:
                 copy = fork_away()
             except OSError as error:
@@ -109,6 +110,7 @@ def rename() -> None:
 def main(fd: int) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # as in the engine: the API process handles them
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would hide how a fork went
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # so it ends with the API process even if stopped
     try:
         with socket.socket(fileno=fd) as sock:  # closed in the copy, too

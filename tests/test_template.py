@@ -16,11 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from dynamo_serve import process, template
+from dynamo_serve import process, start, template
 from dynamo_serve.core.request import Request
 from dynamo_serve.link import ProcessLink
-from dynamo_serve.process import Forked, Template, TemplateError
+from dynamo_serve.process import Forked
 from dynamo_serve.service import Service
+from dynamo_serve.start import Template, TemplateError
 from tests.core.traffic import reference
 from tests.test_service import collect, config_of, kill_engine, pid_of, run, until
 from tests.test_service import folder as folder  # noqa: PLC0414 - a fixture
@@ -59,7 +60,7 @@ def light(load: str = "pass", more: str = "") -> tuple[str, ...]:
 @pytest.fixture(autouse=True)
 def told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(process, "TEMPLATE", light())
-    caplog.set_level(logging.INFO, "dynamo_serve.process")
+    caplog.set_level(logging.INFO, "dynamo_serve.start")
 
 
 @asynccontextmanager
@@ -207,6 +208,8 @@ def test_a_template_that_cannot_be_used_is_told(
         async with serving(folder) as service:
             assert not is_forked(service)
             assert reason in caplog.text
+            await replaced(service)
+            assert caplog.text.count(reason) == 2
             request = Request("a", (1, 2), 4)
             assert await collect(service, request) == reference(request)[0]
 
@@ -233,7 +236,7 @@ def test_a_start_that_is_cancelled_ends_a_template_that_hangs(
 
 def test_a_template_that_is_slow_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "TEMPLATE", light(load="threading.Event().wait()"))
-    monkeypatch.setattr(process, "IMPORT_SECONDS", 0.5)
+    monkeypatch.setattr(start, "IMPORT_SECONDS", 0.5)
 
     async def main() -> None:
         hanging = Template(0)
@@ -284,7 +287,7 @@ def test_a_wait_has_a_limit() -> None:
 
 
 def test_who_is_not_our_child_is_not_taken_for_one() -> None:
-    with pytest.raises(TemplateError, match="our children"):
+    with pytest.raises(ChildProcessError, match="not a child"):
         Forked(os.getppid())
 
 
