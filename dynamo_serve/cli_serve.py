@@ -54,7 +54,6 @@ def serve(config: Config) -> int:
         metrics = Metrics(model=names[0], version=__version__, vitals=lambda: service.vitals())  # noqa: PLW0108 - it is made below
         progress = Progress(sys.stderr)
         service = Service(config, model_path=path, observer=metrics, progress=progress)
-        service.engine.prepare()
         access = Access(config.server, service.configure)
         tokenizer = load_tokenizer(path)
         app = create_app(service, tokenizer, config, metrics, access, model_names=names)

@@ -48,17 +48,13 @@ class Template:
         self._has_answered = False
         self._refusal: str | None = None  # also of the next one
 
-    def prepare(self) -> None:
-        """Start it unless it runs. Raises `OSError` or `TemplateError`."""
-        if self._process is None or self._process.poll() is not None:
-            self._start()
-
     async def fork(self, fds: tuple[int, ...]) -> Forked:
         """An engine process that has these descriptors. Raises `TemplateError`."""
         if self._refusal:
             raise TemplateError(self._refusal)
         try:
-            self.prepare()
+            if self._process is None or self._process.poll() is not None:
+                self._start()
             with adopting():
                 socket.send_fds(self._sock, [b"fork"], fds)
                 answer = await self._answer()

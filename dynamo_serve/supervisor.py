@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
 import time
@@ -21,7 +20,7 @@ from dynamo_serve.core.stats import Stats
 from dynamo_serve.core.tenant import Tenancy
 from dynamo_serve.errors import EngineStartError
 from dynamo_serve.link import Hooks, Link, Loss, ProcessLink, ThreadLink
-from dynamo_serve.start import Template, TemplateError
+from dynamo_serve.start import Template
 from dynamo_serve.worker import Progress
 
 log = logging.getLogger(__name__)
@@ -98,12 +97,6 @@ class Supervisor:
         self._num_sent = self._num_taken = 0  # commands
         self._asked_at = 0.0  # since when some of them are not taken
         self._awake_since = 0.0
-
-    def prepare(self) -> None:
-        """Begin what a start begins with, while the caller does something else."""
-        if self._template:
-            with contextlib.suppress(OSError, TemplateError):  # the start tries again, and says so
-                self._template.prepare()
 
     async def start(self) -> None:
         """Start an engine and wait until it is ready. Raises `EngineStartError`."""
