@@ -61,7 +61,7 @@ def _text(x: float, y: float, text: str, *, end: bool = False, size: int = 11) -
 def _frame(y: float, height: float, seconds: float, shade: tuple[float, float]) -> list[str]:
     begin, end = _x(shade[0], seconds), _x(shade[1], seconds)
     parts = [_rect(begin, y, end - begin, height, SHADE)]
-    step = next(s for s in (5, 10, 30, 60, 120, 300, 3600) if seconds / s <= 12)
+    step = next(s for s in (5, 10, 30, 60, 120, 300, 600, 1800, 3600) if seconds / s <= 12)
     for at in range(0, int(seconds) + 1, step):
         x = _x(at, seconds)
         parts.append(f'<path d="M{x:.1f} {y:.1f}v{height:.1f}" stroke="{GRID}"/>')
