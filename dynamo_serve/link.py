@@ -169,11 +169,15 @@ class ProcessLink:
         code = await exit_code(process)
         reason = self._failure or describe_exit(code)
         is_own = code != -signal.SIGKILL if self._is_own is None else self._is_own
+        in_step = self.flight.read().seq_ids
+        # Nothing is in flight any more, and its memory is a descriptor that the collector of
+        # cycles would find much later.
+        self.flight = FlightRecorder(bytearray(num_bytes(self._max_sequences)))
         if not self._ready.done():
             self._ready.set_exception(EngineStartError(reason))
         elif not self._is_closing:
             try:
-                self._hooks.on_lost(Loss(reason, self.flight.read().seq_ids, is_own))
+                self._hooks.on_lost(Loss(reason, in_step, is_own))
             except Exception:  # said now: of a task that failed, asyncio tells when it is collected
                 log.exception("the loss of the engine could not be taken in")
 

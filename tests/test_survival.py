@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import time
@@ -89,6 +90,28 @@ def test_an_engine_that_stands_still_is_red_soon_and_then_replaced(folder: str) 
             assert not incident["crashed"]  # it was stopped from outside
 
     run(main)
+
+
+def test_lost_engines_leave_no_descriptors_behind(folder: str) -> None:
+    """At once, not when the collector of cycles finds them."""
+
+    async def main() -> None:
+        config = engine_of(config_of(True), stall_timeout_s=0.3)
+        async with running(config, folder) as service:
+            before = len(os.listdir("/proc/self/fd"))
+            for count in range(1, 4):
+                task = asyncio.create_task(collect(service, Request(f"r{count}", (1, 2), 2000)))
+                await until(lambda: service.stats.num_running == 1)
+                os.kill(pid_of(service), signal.SIGSTOP)
+                await restarted(service, count)
+                await task
+            assert len(os.listdir("/proc/self/fd")) == before
+
+    gc.disable()
+    try:
+        run(main)
+    finally:
+        gc.enable()
 
 
 def test_commands_that_nobody_takes_make_the_server_unready(
