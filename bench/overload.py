@@ -1,10 +1,12 @@
 """A server that gets several times what it can do, with and without its healing ladder.
 
-    python -m bench.overload MODEL --seconds 300 --factor 3 --out DIR
+    python -m bench.overload MODEL --seconds 300 --factor 3 --out DIR [--scene one-tenant]
 
-Two tenants: one asks short questions and was promised a TTFT and an ITL, the other has batch work
-and was promised nothing. Calm, overload, calm. Every second the ladder is read; every answer is
-timed at the client. Writes DIR/overload.json and DIR/overload.svg.
+Short questions that were promised a TTFT and an ITL, and batch work that was promised nothing. In
+the scene two-tenants they come from different ones, so that fair share keeps them apart; in
+one-tenant a team's nightly jobs have the key of its chat, as happens. Calm, overload, calm. Every
+second the ladder is read; every answer is timed at the client. Writes DIR/overload.json and
+DIR/overload.svg.
 """
 
 from __future__ import annotations
@@ -17,13 +19,13 @@ import re
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from bench.plot import Bars, Lines, svg
+from bench.overload_report import Run, Sent, phases, picture
 from bench.promises import FIRST_ID, LAST_ID, Answer, Client, tenants_file
 from bench.server import free_port, our_command, running
 
@@ -33,29 +35,17 @@ CALM_LOAD = 0.3  # of that, for each of the two
 WAITING = re.compile(rb"^dserve_sequences_waiting (\S+)$", re.MULTILINE)
 
 
-@dataclass
-class Sent:
-    """One request; seconds from the beginning of the run."""
-
-    kind: str
-    at: float
-    status: int = 0  # 0: no answer in time, -1: not sent, too many were open
-    ttft: float | None = None
-    tokens: list[float] = field(default_factory=list)
-    retry_after: float = 0.0
-
-
-@dataclass
-class Run:
-    """What happened with one setting of `scheduler.ladder`."""
-
-    ladder: str
-    capacity: float
-    phases: tuple[float, float, float]  # when the overload begins and ends, and the end of all
-    sent: list[Sent] = field(default_factory=list)
-    samples: list[dict[str, Any]] = field(default_factory=list)
-    history: list[dict[str, Any]] = field(default_factory=list)
-    behind: float = 0.0  # seconds by which the client was late: it should be next to none
+# For each scene: the tenants, and of both kinds of work the key and the class that is asked for.
+SCENES: dict[str, tuple[dict[str, Any], dict[str, tuple[str, str | None]]]] = {
+    "two-tenants": (
+        {"questions": {"class": "promised"}, "batch": {"class": "batch"}},
+        {"questions": ("questions", None), "batch": ("batch", None)},
+    ),
+    "one-tenant": (
+        {"team": {"class": "promised"}},
+        {"questions": ("team", None), "batch": ("team", "batch")},
+    ),
+}
 
 
 class Visitor(Client):
@@ -63,17 +53,25 @@ class Visitor(Client):
 
     last_id = LAST_ID
 
+    def __init__(self, http: httpx.AsyncClient, model: str, scene: str) -> None:
+        super().__init__(http, model)
+        self.who = SCENES[scene][1]
+
     async def learn(self) -> None:
-        headers = {"Authorization": "Bearer batch"}
+        headers = {"Authorization": f"Bearer {self.who['batch'][0]}"}
         facts = (await self.http.get("/v1/server", headers=headers)).json()
         self.last_id = min(LAST_ID, int(facts["limits"]["vocab_size"]) - 1)
+
+    async def send(self, kind: str, size: tuple[int, int]) -> Answer:
+        key, class_name = self.who[kind]
+        return await self.ask(key, self.prompt(size[0]), size[1], class_name=class_name)
 
     def prompt(self, length: int) -> list[int]:
         first = min(FIRST_ID, self.last_id // 2)
         return [self.rng.randint(first, self.last_id) for _ in range(length)]
 
 
-async def probe(client: Client, workers: int) -> float:
+async def probe(client: Visitor, workers: int) -> float:
     """Batch requests that the server answers in a second, if it has nothing else to do."""
     began, done = time.monotonic(), 0
     stop = began + PROBE_S
@@ -81,7 +79,7 @@ async def probe(client: Client, workers: int) -> float:
     async def worker() -> None:
         nonlocal done
         while time.monotonic() < stop:
-            answer = await client.ask("batch", client.prompt(BATCH[0]), BATCH[1])
+            answer = await client.send("batch", BATCH)
             if answer.status != 200:
                 raise RuntimeError(f"the server answers with {answer.status}")
             done += 1
@@ -93,7 +91,7 @@ async def probe(client: Client, workers: int) -> float:
 class Load:
     """Sends requests at random times with given rates, and remembers what became of each."""
 
-    def __init__(self, client: Client, run: Run, most_open: int) -> None:
+    def __init__(self, client: Visitor, run: Run, most_open: int) -> None:
         self.client, self.run, self.most_open = client, run, most_open
         self.began = time.monotonic()
         self.tasks: set[asyncio.Task[None]] = set()
@@ -124,7 +122,7 @@ class Load:
             return
         self.open += kind == "batch"
         try:
-            answer: Answer = await self.client.ask(kind, self.client.prompt(size[0]), size[1])
+            answer = await self.client.send(kind, size)
         except httpx.HTTPError:
             return
         finally:
@@ -155,7 +153,7 @@ class Load:
 async def act(url: str, ladder: str, args: argparse.Namespace) -> Run:
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=100)
     async with httpx.AsyncClient(base_url=url, timeout=900, limits=limits) as http:
-        client = Visitor(http, str(args.model))
+        client = Visitor(http, str(args.model), args.scene)
         await client.learn()
         capacity = args.capacity or await probe(client, args.workers)
         calm, over = args.calm, args.seconds
@@ -181,94 +179,17 @@ async def act(url: str, ladder: str, args: argparse.Namespace) -> Run:
 def play(ladder: str, args: argparse.Namespace) -> Run:
     """One run on a fresh server."""
     promised = {"rank": 0, "ttft_ms": args.ttft_ms, "itl_ms": args.itl_ms}
-    tenants = {"questions": {"class": "promised"}, "batch": {"class": "batch"}}
     port, log = free_port(), Path(tempfile.gettempdir()) / f"overload-{ladder}.log"
-    with tenants_file({"promised": promised}, tenants) as path:
+    with tenants_file({"promised": promised}, SCENES[args.scene][0]) as path:
         settings = [f"server.tenants_file={path}", f"scheduler.ladder={ladder}", *args.set]
         with running(our_command(args.model, port, settings), port, log) as server:
             return asyncio.run(act(server.url, ladder, args))
 
 
-# ── what came of it ──────────────────────────────────────────────────────────
-
-
-def kept(run: Run, begin: float, end: float, args: argparse.Namespace) -> dict[str, float | None]:
-    """The shares of targets kept, for questions that were sent between two times."""
-    mine = [s for s in run.sent if s.kind == "questions" and begin <= s.at < end]
-    # The last may have had no time to be answered.
-    mine = [s for s in mine if s.status or s.at < run.phases[2] - args.ttft_ms / 1e3]
-    in_time = [s.ttft is not None and s.ttft <= args.ttft_ms / 1e3 for s in mine]
-    gaps = [b - a for s in mine for a, b in zip(s.tokens, s.tokens[1:], strict=False)]
-    short = [gap <= args.itl_ms / 1e3 for gap in gaps]
-    return {
-        "ttft": sum(in_time) / len(in_time) if in_time else None,
-        "itl": sum(short) / len(short) if short else None,
-    }
-
-
-def phases(run: Run, args: argparse.Namespace) -> dict[str, Any]:
-    begin, end, last = run.phases
-    batch = [s for s in run.sent if s.kind == "batch"]
-    return {
-        "ladder": run.ladder,
-        "capacity_per_s": run.capacity,
-        "client_behind_s": round(run.behind, 2),
-        "before": kept(run, 0.0, begin, args),
-        "overload": kept(run, begin, end, args),
-        "after": kept(run, end, last, args),
-        "batch": {
-            "answered": sum(s.status == 200 for s in batch),
-            "shed": sum(s.status == 503 for s in batch),
-            "not_sent": sum(s.status == -1 for s in batch),
-            "open_at_the_end": sum(s.status == 0 for s in batch),
-        },
-        "changes": [[round(c["at"], 1), c["rung"], c["direction"], c["level"], c["trigger"]]
-                    for c in run.history],
-    }  # fmt: skip
-
-
-def bars(run: Run) -> dict[str, list[tuple[float, float, int]]]:
-    """Stretches of equal level, by rung."""
-    rows: dict[str, list[tuple[float, float, int]]] = {}
-    for sample in run.samples:
-        for rung, level in sample["rungs"].items():
-            row = rows.setdefault(rung, [])
-            if level and row and row[-1][2] == level and sample["at"] - row[-1][1] < 1.6:
-                row[-1] = (row[-1][0], sample["at"], level)
-            elif level:
-                row.append((sample["at"] - 1.0, sample["at"], level))
-    return rows
-
-
-def picture(runs: list[Run], args: argparse.Namespace) -> str:
-    end = runs[0].phases[2]
-    step = max(2.0, end / 100)
-
-    def attained(run: Run, what: str) -> list[tuple[float, float]]:
-        found = []
-        for i in range(int(end / step)):
-            share = kept(run, i * step, (i + 1) * step, args)[what]
-            if share is not None:
-                found.append(((i + 0.5) * step, share))
-        return found
-
-    names = {f"ladder {run.ladder}": run for run in runs}
-    panels: list[Lines | Bars] = [
-        Lines(f"questions: first token within {args.ttft_ms:g} ms (share)",
-              {n: attained(run, "ttft") for n, run in names.items()}, 1.0),
-        Lines(f"questions: gaps within {args.itl_ms:g} ms (share)",
-              {n: attained(run, "itl") for n, run in names.items()}, 1.0),
-        Lines("requests waiting",
-              {n: [(s["at"], s["waiting"]) for s in run.samples] for n, run in names.items()}),
-        *(Bars(f"rungs taken, ladder {run.ladder}", bars(run)) for run in runs if run.history),
-    ]  # fmt: skip
-    title = f"{args.factor:g} times what the server can do, from {runs[0].phases[0]:g} s on"
-    return svg(title, panels, end, runs[0].phases[:2])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", type=Path)
+    parser.add_argument("--scene", choices=SCENES, default="two-tenants")
     parser.add_argument("--seconds", type=float, default=300.0, help="of overload")
     parser.add_argument("--calm", type=float, default=120.0, help="seconds before, and after")
     parser.add_argument("--factor", type=float, default=3.0)

@@ -64,12 +64,19 @@ class Client:
         return [self.rng.randint(FIRST_ID, LAST_ID) for _ in range(length)]
 
     async def ask(
-        self, key: str, prompt: list[int], output: int, *, id: str | None = None
+        self,
+        key: str,
+        prompt: list[int],
+        output: int,
+        *,
+        id: str | None = None,
+        class_name: str | None = None,
     ) -> Answer:
         """One streamed completion of exactly `output` tokens, or its refusal."""
         answer = Answer(time.monotonic())
         body = {"model": self.model, "prompt": prompt, "max_tokens": output, "stream": True,
-                "temperature": 0, "ignore_eos": True, "return_token_ids": True}  # fmt: skip
+                "temperature": 0, "ignore_eos": True, "return_token_ids": True,
+                **({"class": class_name} if class_name else {})}  # fmt: skip
         headers = {"Authorization": f"Bearer {key}", "X-Request-Id": id or f"b{next(IDS)}"}
         async with self.http.stream(
             "POST", "/v1/completions", json=body, headers=headers

@@ -26,7 +26,7 @@ MISSED, KEPT = 0.85, 0.95  # of targets: below the one is trouble, from the othe
 LATE, IN_TIME = 1.5, 1.0  # the longest wait, in TTFT targets: the same
 FULL, ROOMY = 0.95, 0.85  # of the pool, in use by live sequences
 THRASH, CALM = 0.5, 0.1  # preemptions a second for want of pages
-HEADS = 8  # waiting requests of each tenant that are looked at
+HEADS = 8  # waiting requests of each tenant that are looked at, of either kind
 TTFT_KEPT, TTFT_LATE, ITL_KEPT, ITL_LATE = range(4)
 PREEMPTIONS = (Kind.PREEMPT.value, Reason.OUT_OF_PAGES.value)  # a key of the journal's counts
 OWN_QUOTA = (Reason.QUOTA_LIVE.value, Reason.QUOTA_PAGES.value)
@@ -164,11 +164,13 @@ class Window:
         return seen._replace(troubles=tuple(found), is_good=not found and _is_good(seen))
 
     def _snapshot(self, now: float) -> Snapshot:
-        life, tally = self.life, self.life.tally
+        life, tally, waiting = self.life, self.life.tally, self.life.waiting
         has_batch = (
             tally.num_batch > self._num_batch
             or any(seq.promise.is_batch for seq in life.running.values())
-            or any(life.waiting.first(name, 1)[0].promise.is_batch for name in life.waiting.tenants)
+            or any(
+                seq.promise.is_batch for name in waiting.tenants for seq in waiting.scan(name, 1)
+            )
         )
         self._num_batch = tally.num_batch
         return Snapshot(
@@ -183,7 +185,7 @@ class Window:
     def _longest_wait(self, now: float) -> float:
         waiting, shares, longest = self.life.waiting, self.life.shares, 0.0
         for name in waiting.tenants:
-            for seq in waiting.first(name, HEADS):
+            for seq in waiting.scan(name, HEADS):
                 wait = (now - seq.request.arrival) / seq.promise.ttft  # 0 where there is no target
                 if wait <= longest or seq.first_token_at is not None or seq.request.priority:
                     continue

@@ -19,7 +19,7 @@ from dynamo_serve.core.step_cost import StepCost, StepShape
 FULL = (Reason.SLOTS, Reason.PAGES)  # for everybody, not for one tenant
 # It keeps its place at the head of its queue, and whoever is behind it may overtake.
 STEPS_ASIDE = (Reason.PREFIX, Reason.WIDEN_WINDOW, Reason.CAP_BATCH)
-SCAN_LIMIT = 64  # waiting sequences looked at for each tenant, so that a long queue costs nothing
+SCAN_LIMIT = 64  # of each tenant's waiting sequences, of either kind: a long queue costs nothing
 
 
 class Intake:
@@ -99,7 +99,7 @@ class Intake:
             if seq.phase is Phase.PREFILL:
                 queues.setdefault(seq.request.tenant, deque()).append(seq)
         for name in life.waiting.tenants:
-            queues.setdefault(name, deque()).extend(life.waiting.first(name, SCAN_LIMIT))
+            queues.setdefault(name, deque()).extend(life.waiting.scan(name, SCAN_LIMIT))
         if len(queues) > 1 or life.waiting:
             self.take_stock()
         return queues

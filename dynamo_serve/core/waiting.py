@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator
+from heapq import merge
 from itertools import islice
 
 from dynamo_serve.core.sequence import Sequence
@@ -16,11 +17,14 @@ def place(seq: Sequence) -> Place:
 
 
 class WaitingQueue:
-    """Within a tenant the order is by `due`, then by arrival; between tenants `policy` decides."""
+    """Within a tenant the order is by `due`, then by arrival; between tenants `policy` decides.
+
+    Batch-class requests are kept apart from the others, so that neither can hide the other.
+    """
 
     def __init__(self) -> None:
         self._by_id: dict[str, Sequence] = {}
-        self._by_tenant: dict[str, list[Sequence]] = {}
+        self._by_tenant: dict[str, tuple[list[Sequence], list[Sequence]]] = {}
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -36,14 +40,16 @@ class WaitingQueue:
 
     def add(self, seq: Sequence) -> None:
         self._by_id[seq.id] = seq
-        insort(self._by_tenant.setdefault(seq.request.tenant, []), seq, key=place)
+        queues = self._by_tenant.setdefault(seq.request.tenant, ([], []))
+        insort(queues[seq.promise.is_batch], seq, key=place)
 
     def remove(self, seq: Sequence) -> None:
-        queue = self._by_tenant[seq.request.tenant]
+        queues = self._by_tenant[seq.request.tenant]
+        queue = queues[seq.promise.is_batch]
         at = bisect_left(queue, place(seq), key=place)
         assert queue[at] is seq, f"{seq.id} is not where it should wait"
         del queue[at], self._by_id[seq.id]
-        if not queue:
+        if not any(queues):
             del self._by_tenant[seq.request.tenant]
 
     @property
@@ -52,20 +58,28 @@ class WaitingQueue:
         return list(self._by_tenant)
 
     def count(self, tenant: str) -> int:
-        return len(self._by_tenant.get(tenant, ()))
+        return sum(map(len, self._by_tenant.get(tenant, ())))
 
     def first(self, tenant: str, most: int) -> list[Sequence]:
         """Up to `most` requests of a tenant, in their order."""
-        return list(islice(self._by_tenant.get(tenant, ()), most))
+        return self.scan(tenant, most)[:most]
+
+    def scan(self, tenant: str, most: int) -> list[Sequence]:
+        """The same, but so many of either kind: a rung may keep back all that is batch-class."""
+        queues = self._by_tenant.get(tenant, ())
+        heads = [list(islice(queue, most)) for queue in queues if queue]
+        return heads[0] if len(heads) == 1 else list(merge(*heads, key=place))
 
     def ahead_of(self, seq: Sequence) -> int:
         """How many requests of its own tenant go before it; also for one that does not wait."""
-        return bisect_left(self._by_tenant.get(seq.request.tenant, []), place(seq), key=place)
+        queues = self._by_tenant.get(seq.request.tenant, ())
+        return sum(bisect_left(queue, place(seq), key=place) for queue in queues)
 
     def check(self) -> None:
         """Raise AssertionError if a queue and the register disagree."""
-        queued = [seq for queue in self._by_tenant.values() for seq in queue]
+        queues = [queue for both in self._by_tenant.values() for queue in both]
+        queued = [seq for queue in queues for seq in queue]
         assert {seq.id for seq in queued} == self._by_id.keys(), "a request waits nowhere"
         assert len(queued) == len(self._by_id), "a request waits twice"
-        for queue in self._by_tenant.values():
+        for queue in queues:
             assert queue == sorted(queue, key=place), "a queue out of order"

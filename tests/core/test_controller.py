@@ -454,6 +454,29 @@ def test_whoever_is_behind_a_request_that_is_kept_back_goes_past_it() -> None:
     assert play.ttft("late") < 1.0
 
 
+def test_no_backlog_is_so_long_that_it_hides_who_is_behind_it() -> None:
+    """A team's nightly jobs, all overdue, in the queue of its chat."""
+    play = Play(LIMITS, tenancy())
+    play.harness.commands.append(Steer({"cap_batch": "pin"}))
+    old = [replace(ask(f"b{i}", 20, 600, tenant="web"), class_name="batch") for i in range(200)]
+    late = chats(CHATS, 50.0, 80.0)
+    play.run([*old, *late], until=85.0)
+    waiting = play.scheduler.waiting
+    assert waiting.count("web") == len(waiting.first("web", 200)) > 100
+    assert attained(play, late)[0] == 1.0
+    [last] = play.scheduler.waiting.first("web", 200)[-1:]
+    assert waiting.ahead_of(last) == waiting.count("web") - 1
+
+
+def test_who_waits_too_long_behind_a_backlog_is_seen() -> None:
+    """Requests with targets count, however many without them are before them."""
+    play = Play(replace(LIMITS, max_decode_sequences=4), tenancy())
+    old = [replace(ask(f"b{i}", 20, 2000, tenant="web"), class_name="batch") for i in range(40)]
+    play.run([*old, ask("late", 20, 4, 50.0, tenant="web")], until=60.0)
+    assert "late" not in play.tokens_at
+    assert Window(play.scheduler.life).look(60.0).longest_wait == pytest.approx(10.0, rel=0.05)
+
+
 def test_what_was_missed_while_kept_back_is_not_made_up_for() -> None:
     """Else the undo of a rung would be worse for the others than what it was taken for."""
     play = pinned("cap_batch", until=29.0)
