@@ -108,7 +108,7 @@ class ProcessLink:
 
     async def start(self) -> EngineSpec:
         self._ready: asyncio.Future[EngineSpec] = asyncio.get_running_loop().create_future()
-        size = num_bytes(self._config.scheduler.max_decode_sequences)
+        size = self._record_bytes
         threads = self._config.engine.threads
         self.process, ours, memory = await start_engine(self._template, threads, size)
         self.flight = FlightRecorder(memory)
@@ -153,6 +153,10 @@ class ProcessLink:
         if self._reading:
             await asyncio.wait([self._reading])
 
+    @property
+    def _record_bytes(self) -> int:
+        return num_bytes(self._config.scheduler.max_decode_sequences)
+
     async def _read(self, reader: asyncio.StreamReader, process: EngineProcess) -> None:
         frames = wire.Frames()
         try:
@@ -172,7 +176,7 @@ class ProcessLink:
         in_step = self.flight.read().seq_ids
         # Nothing is in flight any more, and its memory is a descriptor that the collector of
         # cycles would find much later.
-        self.flight = FlightRecorder(bytearray(num_bytes(self._max_sequences)))
+        self.flight = FlightRecorder(bytearray(self._record_bytes))
         if not self._ready.done():
             self._ready.set_exception(EngineStartError(reason))
         elif not self._is_closing:
