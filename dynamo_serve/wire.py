@@ -31,6 +31,7 @@ from dynamo_serve.core.request import (
 )
 from dynamo_serve.core.stats import Stats, StepStats
 from dynamo_serve.core.tenant import Tenancy
+from dynamo_serve.core.tiers import TierSpec
 
 HEADER = struct.Struct("<I")
 PLAIN_FIELDS = 2  # an event that is only a request id and tokens: nearly all of them
@@ -120,7 +121,9 @@ def pack_spec(spec: EngineSpec) -> bytes:
 
 
 def spec_of(message: list[Any]) -> EngineSpec:
-    return EngineSpec(**message[1])
+    fields = message[1]
+    tiers = tuple(TierSpec(*tier) for tier in fields["tiers"])
+    return EngineSpec(**{**fields, "tiers": tiers})
 
 
 def request_fields(request: Request) -> tuple[Any, ...]:

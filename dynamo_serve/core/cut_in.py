@@ -44,6 +44,7 @@ class CutIn:
             and next_token <= policy.SAFETY * seq.promise.itl
             and policy.may_go_ahead(seq, rivals, life.shares.accounts)
             and self.intake.admit_at_once(seq, now)
+            and seq.restoring is None
         ]
         return self.intake.pace.alone(admitted, room, now)
 

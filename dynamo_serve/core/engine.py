@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from dynamo_serve.core.batch import Batch, SequenceOutput
+from dynamo_serve.core.tiers import Copied, Copy, Found, TierSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +18,7 @@ class EngineSpec:
     may grow: a slot is just a very large page. `max_model_len` never exceeds what the pool can
     hold. `facts` (device, dtype, attention backend, …) go to the log and `/v1/server` as they are.
     With `verifies_drafts` work may have a draft (`Work.draft_len`); with `holds_steps` the engine
-    is a `HoldingEngine`.
+    is a `HoldingEngine`, with `tiers` below the device, the highest first, a `CopyingEngine`.
     """
 
     max_model_len: int
@@ -27,6 +28,7 @@ class EngineSpec:
     facts: Mapping[str, str | int | float | bool] = field(default_factory=dict)
     verifies_drafts: bool = False
     holds_steps: bool = False
+    tiers: tuple[TierSpec, ...] = ()
 
 
 class EngineBroken(Exception):
@@ -62,4 +64,18 @@ class HoldingEngine(Engine, Protocol):
         """From now on call `between` while a step runs, at most once in `every` seconds. It raises
         nothing, and may call `step` once with a batch of other sequences; during that it is not
         called."""
+        ...
+
+
+class CopyingEngine(Engine, Protocol):
+    """An engine that can copy pages of KV between the device and tiers below it."""
+
+    def copy(self, copies: Sequence[Copy]) -> None:
+        """Begin these copies, in any order, and return at once; those onto the device are the more
+        urgent ones. Before a copy has ended nobody else writes to its places, and no step reads its
+        target. Raises nothing: what fails is told by `copied`."""
+        ...
+
+    def copied(self) -> list[Copied | Found]:
+        """Copies that have ended since the last call, and pages that a tier has from earlier."""
         ...

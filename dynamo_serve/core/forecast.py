@@ -146,8 +146,7 @@ class _Play:
 
     def _missing(self, seq: Sequence) -> int:
         """Prompt tokens that are not cached."""
-        cached = len(self.life.pool.index.match(self.life.reusable_keys(seq)))
-        return seq.num_pending - cached * self.life.pool.page_size
+        return seq.num_pending - self.life.found_tokens(seq)
 
     def _take_place(self, name: str) -> bool:
         """Preempt somebody over his share for somebody who stays within his."""

@@ -84,6 +84,8 @@ class Intake:
                     if reason not in STEPS_ASIDE:
                         queues.pop(name, None)
                     continue
+                if seq.restoring:
+                    continue
                 part = policy.part_of(seq.num_pending, left, partial)
             chosen.append(seq)
             left -= part
@@ -96,7 +98,7 @@ class Intake:
         life = self.life
         queues: dict[str, deque[Sequence]] = {}
         for seq in life.running.values():
-            if seq.phase is Phase.PREFILL:
+            if seq.phase is Phase.PREFILL and seq.restoring is None:
                 queues.setdefault(seq.request.tenant, deque()).append(seq)
         for name in life.waiting.tenants:
             queues.setdefault(name, deque()).extend(life.waiting.scan(name, SCAN_LIMIT))
@@ -188,7 +190,7 @@ class Intake:
             return True
         pool = self.life.pool
         held = {page for other in own for page in other.page_table}
-        shared = held.intersection(pool.index.match(self.life.reusable_keys(seq)))
+        shared = held.intersection(pool.match(self.life.reusable_keys(seq)))
         more = len(own) + pool.pages_for(seq.num_tokens) - len(shared)
         return len(held) + more <= burst
 
@@ -202,10 +204,11 @@ class Intake:
         Computing a page twice is never faster than waiting for it: the maker is running, ahead
         of `seq` in the order of admission, and its claim falls when it ends or is preempted.
         """
-        index = self.life.pool.index
-        keys = self.life.reusable_keys(seq)
-        matched = len(index.match(keys))
-        return matched < len(keys) and index.maker(keys[matched]) is not None
+        pool, keys = self.life.pool, self.life.reusable_keys(seq)
+        found = pool.match(keys)
+        lacking = [keys[i] for i, page_id in enumerate(found) if page_id is None]
+        lacking += keys[len(found) : len(found) + 1]
+        return any(pool.index.maker(key) is not None for key in lacking)
 
     def has_room(self, seq: Sequence) -> bool:
         # A page for each running sequence that can still grow stays free: admitting one more is

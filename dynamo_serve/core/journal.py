@@ -16,6 +16,7 @@ class Kind(Enum):
     CHUNK = "chunk"
     PREEMPT = "preempt"
     EVICT = "evict"
+    RESTORE = "restore"  # pages are copied up from a tier below
     SHED = "shed"
     DEGRADE = "degrade"
     DRAFT = "draft"  # its first one
@@ -53,6 +54,9 @@ class Reason(Enum):
     OVER_SHARE = "over_share"  # makes room for a tenant further below its share
     GUARANTEE = "guarantee"  # makes room for pages that were guaranteed to somebody
     OUT_OF_PAGES = "out_of_pages"  # a running sequence had to grow
+    NOT_RESTORED = "not_restored"  # a page that it waited for was corrupt, gone or slow
+    # restore
+    SOONER = "sooner"  # than computing them (pages, predicted_s, computing_s)
     # shed
     REQUESTS_PER_MINUTE = "requests_per_minute"
     TOKENS_PER_MINUTE = "tokens_per_minute"

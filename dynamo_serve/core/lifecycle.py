@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from dynamo_serve.core.batch import Phase, SequenceOutput, Work
 from dynamo_serve.core.evidence import Tally
 from dynamo_serve.core.journal import Journal, Kind, Reason
@@ -9,7 +11,9 @@ from dynamo_serve.core.page_pool import PagePool
 from dynamo_serve.core.request import Finish, TokenEvent, TokenLogprob
 from dynamo_serve.core.sequence import Sequence
 from dynamo_serve.core.shares import Shares
+from dynamo_serve.core.spill import Spill
 from dynamo_serve.core.stats import Stats, StepStats
+from dynamo_serve.core.tiers import Copied, Found
 from dynamo_serve.core.waiting import WaitingQueue
 
 MOST_HISTORY = 64  # decisions kept about one request
@@ -18,8 +22,9 @@ MOST_HISTORY = 64  # decisions kept about one request
 class Lifecycle:
     """Holds every live sequence. Each change of state is one method here, and nowhere else."""
 
-    def __init__(self, pool: PagePool, shares: Shares, journal: Journal) -> None:
+    def __init__(self, pool: PagePool, shares: Shares, journal: Journal, spill: Spill) -> None:
         self.pool = pool
+        self.spill = spill
         self.shares = shares
         self.journal = journal
         self.tally = Tally()
@@ -113,16 +118,24 @@ class Lifecycle:
         self.pool.extend_keys(seq.page_keys, seq.tokens, seq.request.salt, end)
         return seq.page_keys[: end // self.pool.page_size]
 
+    def found_tokens(self, seq: Sequence) -> int:
+        """Tokens of the head that it would not have to compute."""
+        return len(self.pool.match(self.reusable_keys(seq))) * self.pool.page_size
+
     def admit(self, seq: Sequence, now: float) -> None:
         """waiting → running, with pages for all its tokens; there must be room."""
         keys = self.reusable_keys(seq)
-        seq.page_table = self.pool.attach(keys)
+        seq.page_table, missing = self.pool.attach(keys)
         seq.page_part = self.pool.part_of(seq.page_table)
         seq.num_sealed = len(seq.page_table)
         seq.num_computed = seq.num_unseen = seq.num_sealed * self.pool.page_size
+        if missing:
+            self.spill.restore(seq, missing, now)
         has_grown = self.grow(seq, now)
         assert has_grown, "has_room promised it"
         self.pool.index.claim(keys[seq.num_sealed :], seq.id)
+        self.pool.index.claim([keys[i] for i in missing], seq.id)
+        self.spill.asked(keys[: seq.num_sealed])
         if seq.admitted_at is None:  # counted once: a preempted sequence finds its own pages
             seq.admitted_at = now
             seq.cached_tokens = seq.num_computed
@@ -131,6 +144,8 @@ class Lifecycle:
             self.totals["prompt"] += seq.num_tokens
             self.shares.account(seq.request.tenant).saved_tokens += seq.num_computed
             self.shares.learn_prompt(seq.request.tenant, seq.num_pending)
+            if seq.restoring:
+                seq.restoring.counted = seq.num_computed
         if seq.preempted_at is not None:
             seq.stall_seconds += now - seq.preempted_at
             seq.preempted_at = None
@@ -144,6 +159,13 @@ class Lifecycle:
             pages=len(seq.page_table),
             waited_s=waited,
         )
+        if seq.restoring:
+            self.note(
+                *(seq, now, Kind.RESTORE, Reason.SOONER.value),
+                pages=len(missing),
+                predicted_s=seq.restoring.seconds,
+                computing_s=seq.restoring.saves,
+            )
 
     def grow(self, seq: Sequence, now: float, more: int = 0) -> bool:
         """Pages for all its tokens and so many more; False, and nothing done, without room."""
@@ -171,6 +193,22 @@ class Lifecycle:
         self.totals["preemptions"] += 1
         del self.running[seq.id]
         self.waiting.add(seq)
+
+    def take_copies(self, ended: Iterable[Copied | Found], now: float) -> None:
+        """Take in what became of copies. Who waited for one in vain waits for its turn again, and
+        counts as if it had not been admitted."""
+        for failed in self.spill.settle(ended, now):
+            seq = failed.seq
+            if failed.counted is not None:
+                for name, tokens in (
+                    ("prefix_asked", seq.num_tokens),
+                    ("prefix_hit", failed.counted),
+                    ("prompt", seq.num_tokens),
+                ):
+                    self.totals[name] -= tokens
+                self.shares.account(seq.request.tenant).saved_tokens -= failed.counted
+                seq.admitted_at = None
+            self.preempt(seq, Reason.NOT_RESTORED, now)
 
     # ── running → finished ───────────────────────────────────────────────────
 
@@ -240,7 +278,9 @@ class Lifecycle:
 
     def _leave(self, seq: Sequence) -> None:
         """Give up pages and claims; the engine is told to forget the sequence."""
-        self.pool.index.unclaim(seq.page_keys[seq.num_sealed :], seq.id)
+        begin = 0 if seq.restoring else seq.num_sealed
+        self.pool.index.unclaim(seq.page_keys[begin:], seq.id)
+        seq.restoring = None
         self.pool.release(seq.page_table)
         seq.page_part = 0.0
         seq.num_computed = seq.num_sealed = seq.num_unseen = 0
@@ -288,7 +328,9 @@ class Lifecycle:
 
     def check(self) -> None:
         """Raise AssertionError if pages, claims or phases are inconsistent."""
-        self.pool.check(seq.page_table for seq in self.running.values())
+        tables = [seq.page_table for seq in self.running.values()]
+        self.pool.check([*tables, *self.spill.held_pages])
+        self.spill.check()
         self.pool.index.check(set(self.running))
         self.waiting.check()
         for seq in self.waiting:
@@ -296,5 +338,6 @@ class Lifecycle:
             assert seq.id not in self.running, f"{seq.id} waits and runs"
         for seq in self.running.values():
             assert seq.num_pending > 0, f"{seq.id} has nothing to run"
+            assert not seq.restoring or seq.phase is Phase.PREFILL, f"{seq.id}: decodes too soon"
             assert seq.phase is Phase.PREFILL or seq.num_pending == 1, f"{seq.id}: bad decode"
             assert seq.num_sealed <= len(seq.page_table), f"{seq.id} sealed what it does not hold"

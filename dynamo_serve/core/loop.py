@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 from typing import Any, NamedTuple, cast
 
 from dynamo_serve.core import views
 from dynamo_serve.core.batch import Batch
-from dynamo_serve.core.engine import Engine, HoldingEngine
+from dynamo_serve.core.engine import CopyingEngine, Engine, HoldingEngine
 from dynamo_serve.core.flight import Doing, FlightRecorder, num_bytes
 from dynamo_serve.core.ladder import Mode
 from dynamo_serve.core.request import Request, Resumed, TokenEvent
@@ -20,6 +21,7 @@ IDLE_SECONDS = 0.1  # without work, before the books are read: a large pool take
 # What is obeyed between two steps: admission and answers look ahead, and that takes time.
 MAX_COMMANDS = 128
 COMMAND_SECONDS = 0.01
+COPY_SECONDS = 0.001  # between two looks at copies while nothing else can go on
 UNSEEN_SECONDS = 10.0  # what a watcher is told of a prompt longer than any the engine has run
 MAX_NEWCOMERS = 8  # at a time, for which a step is held
 LOOK_SECONDS = 0.004  # between two looks, while a step runs, at who has come
@@ -95,6 +97,7 @@ class Loop:
         self.scheduler = scheduler
         self.engine = engine
         self.rescue = Rescue(engine)
+        self.copier = cast(CopyingEngine, engine) if scheduler.spill.tiers else None
         sequences = scheduler.limits.max_decode_sequences
         self.flight = flight or FlightRecorder(bytearray(num_bytes(sequences)))
         self.inbox = inbox
@@ -116,6 +119,8 @@ class Loop:
     def turn(self) -> None:
         events: list[TokenEvent] = []
         commands = self._commands()
+        if self.copier:
+            self.scheduler.life.take_copies(self.copier.copied(), self.clock())
         until = self.clock() + COMMAND_SECONDS
         for count, command in enumerate(commands, start=1):
             events += self._obey(command)
@@ -129,6 +134,8 @@ class Loop:
             self.publish(events, self.scheduler.stats())
         batch = None if self._is_stopped else self.scheduler.schedule(self.clock())
         self._forget()
+        if self.copier and (copies := self.scheduler.spill.take()):
+            self.copier.copy(copies)
         if batch:
             self._step(batch)
             self._forget()
@@ -195,12 +202,15 @@ class Loop:
 
     def _patience(self) -> float | None:
         """How long the inbox may wait: not at all while there is something to run."""
+        is_busy = self.scheduler.spill.is_busy
         if self.scheduler.running:
-            return 0.0
+            return COPY_SECONDS if is_busy and self.scheduler.is_restoring else 0.0
         wake_at = self.scheduler.wake_at()
         if wake_at is not None:
-            return max(0.0, wake_at - self.clock())
-        return None if self._is_checked else IDLE_SECONDS
+            return min(max(0.0, wake_at - self.clock()), COPY_SECONDS if is_busy else inf)
+        if is_busy or not self._is_checked:
+            return COPY_SECONDS if is_busy else IDLE_SECONDS
+        return None
 
     def _check_if_idle(self) -> None:
         """Nobody waits for us: the time to see whether the books balance."""

@@ -24,9 +24,11 @@ from dynamo_serve.core.request import Finish, Request, Resumed, TokenEvent
 from dynamo_serve.core.sequence import Sequence
 from dynamo_serve.core.shares import Shares
 from dynamo_serve.core.speculation import Drafts, Speculation
+from dynamo_serve.core.spill import Spill
 from dynamo_serve.core.stats import Stats, StepStats
 from dynamo_serve.core.step_cost import Item, StepCost, StepShape
 from dynamo_serve.core.tenant import Tenancy
+from dynamo_serve.core.tiers import Tier, TierSpec
 
 __all__ = ["Limits", "Scheduler"]
 
@@ -41,6 +43,7 @@ class Scheduler:
         tenancy: Tenancy | None = None,
         *,
         cost: StepCost | None = None,
+        tiers: Iterable[TierSpec] = (),
     ) -> None:
         self.pool = pool
         self.limits = limits
@@ -48,7 +51,8 @@ class Scheduler:
         self.cost = cost or StepCost()
         self.journal = Journal()
         self.shares = Shares(self.tenancy)
-        self.life = Lifecycle(pool, self.shares, self.journal)
+        self.spill = Spill(pool, [Tier(spec) for spec in tiers], self.cost)
+        self.life = Lifecycle(pool, self.shares, self.journal, self.spill)
         restraint = Restraint()
         self.controller = Controller(self.life, restraint, is_on=limits.ladder)
         self.intake = Intake(self.life, limits, self.cost, restraint)
@@ -127,6 +131,11 @@ class Scheduler:
         """The plan for the next step, or None if nothing can run (yet: see `wake_at`)."""
         self.bill.begin(now)
         self.controller.look(now)
+        batch = self._plan(now)
+        self.spill.plan(now)
+        return batch
+
+    def _plan(self, now: float) -> Batch | None:
         if suspect := self.quarantine.chunk(now):
             return self._batch([], {}, [suspect], now)
         return self._mixed(now) if self.limits.mix_phases else self._alternate(now)
@@ -185,6 +194,11 @@ class Scheduler:
         """Sequences for the engine to forget; asking twice gives nothing."""
         dropped, self.life.dropped = self.life.dropped, []
         return dropped
+
+    @property
+    def is_restoring(self) -> bool:
+        """Whether nothing can run but what waits for copies."""
+        return all(seq.restoring for seq in self.running.values())
 
     @property
     def is_idle(self) -> bool:

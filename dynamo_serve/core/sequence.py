@@ -16,6 +16,29 @@ NONE_BANNED: frozenset[int] = frozenset()
 
 
 @dataclass(slots=True, eq=False)
+class Restoring:
+    """Pages that are being copied up for a sequence, which has to wait for them.
+
+    `left`: what has not come yet, by key, with its place in the page table. Predicted: `seconds`
+    that it takes, and how many computing would take (`saves`); at `until` it is given up.
+    `counted`: what its admission has counted as found, to be taken back if it was not.
+    """
+
+    seq: Sequence
+    left: dict[bytes, int]
+    seconds: float
+    until: float
+    saves: float
+    num_pages: int
+    error: str = ""
+    counted: int | None = None
+
+    @property
+    def is_over(self) -> bool:
+        return bool(self.error) or not self.left
+
+
+@dataclass(slots=True, eq=False)
 class Sequence:
     """The progress of one request. Only the scheduler writes to it.
 
@@ -37,6 +60,7 @@ class Sequence:
     page_keys: list[bytes] = field(default_factory=list)
     num_sealed: int = 0
     num_unseen: int = 0  # head from the prefix cache that the engine has not been shown
+    restoring: Restoring | None = None  # part of that head is still being copied: it cannot run
     num_preemptions: int = 0
     cached_tokens: int = 0  # head found in the prefix cache when first admitted
     admitted_at: float | None = None  # first time

@@ -11,8 +11,10 @@ from hashlib import blake2b
 from dynamo_serve.core.batch import Batch, SequenceOutput, Work
 from dynamo_serve.core.engine import EngineSpec
 from dynamo_serve.core.request import TokenLogprob
+from dynamo_serve.core.tiers import DEVICE, DISK, HOST, Copied, Copy, Found, Place, TierSpec
 
 EMPTY = -1
+PAGE_SECONDS = 1e-6  # what a copy is said to take
 MAX_PARTS = 28  # of a step that takes time: between them it can be held
 
 
@@ -45,7 +47,7 @@ class FakeEngine:
     as it stands in the pages, so a wrong page table gives a wrong answer. Temperature, filters and
     penalties have no meaning here: the token is a function of the context alone; log-probabilities
     are invented. `step_seconds` is slept in every step, `copying` is how much of its text is
-    copied.
+    copied. Below its pages there may be tiers of so many more; a copy takes no time.
     """
 
     def __init__(
@@ -55,6 +57,8 @@ class FakeEngine:
         max_model_len: int = 256,
         page_size: int = 4,
         num_pages: int = 64,
+        host_pages: int = 0,
+        disk_pages: int = 0,
         copying: float = 0.0,
         step_seconds: float = 0.0,
         sleep: Callable[[float], None] = time.sleep,
@@ -67,8 +71,15 @@ class FakeEngine:
             facts={"architecture": "fake", "device": "none", "attention_backend": "none"},
             verifies_drafts=True,
             holds_steps=True,
+            tiers=tuple(
+                TierSpec(number, num_slots, PAGE_SECONDS)
+                for number, num_slots in ((HOST, host_pages), (DISK, disk_pages))
+                if num_slots
+            ),
         )
         self.slots = array("q")
+        self.below: dict[Place, array[int]] = {}  # pages in lower tiers
+        self._copied: list[Copied | Found] = []
         self._copying = copying
         self._step_seconds = step_seconds
         self._sleep = sleep
@@ -94,6 +105,27 @@ class FakeEngine:
 
     def drop(self, seq_ids: Iterable[str]) -> None:
         pass  # pages are the pool's business
+
+    def copy(self, copies: Sequence[Copy]) -> None:
+        for copy in copies:
+            self._put(copy.target, self._get(copy.source))
+            self._copied.append(Copied(copy.ticket, PAGE_SECONDS))
+
+    def copied(self) -> list[Copied | Found]:
+        copied, self._copied = self._copied, []
+        return copied
+
+    def _get(self, place: Place) -> array[int]:
+        start = place.index * self.spec.page_size
+        is_above = place.tier == DEVICE
+        return self.slots[start : start + self.spec.page_size] if is_above else self.below[place]
+
+    def _put(self, place: Place, tokens: array[int]) -> None:
+        start = place.index * self.spec.page_size
+        if place.tier == DEVICE:
+            self.slots[start : start + self.spec.page_size] = tokens
+        else:
+            self.below[place] = tokens
 
     def close(self) -> None:
         self.slots = array("q")

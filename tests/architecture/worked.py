@@ -34,7 +34,7 @@ class Holder:
         self.tokens = list(tokens)
         self.keys: list[bytes] = []
         pool.extend_keys(self.keys, self.tokens, "", len(tokens) - 1)
-        self.table = pool.attach(self.keys)
+        self.table, _ = pool.attach(self.keys)
         self.num_found = len(self.table)
         assert pool.grow(self.table, len(tokens))
 

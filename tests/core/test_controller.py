@@ -22,6 +22,8 @@ from dynamo_serve.core.request import Finish, Refusal, Request
 from dynamo_serve.core.scheduler import Limits
 from dynamo_serve.core.sequence import Sequence
 from dynamo_serve.core.shares import Shares
+from dynamo_serve.core.spill import Spill
+from dynamo_serve.core.step_cost import StepCost
 from dynamo_serve.core.tenant import Class, Quota, Tenancy, Tenant
 from tests.core.playing import Play, ask
 
@@ -42,6 +44,10 @@ def tenancy(name: str = "chat", **quota: int) -> Tenancy:
     web = Tenant("web", 1.0, name, Quota(**quota))
     tenants = {"web": web, "bulk": Tenant("bulk", 1.0, "batch")}
     return Tenancy(tenants, CLASSES)
+
+
+def new_life(pool: PagePool) -> Lifecycle:
+    return Lifecycle(pool, Shares(tenancy()), Journal(), Spill(pool, [], StepCost()))
 
 
 def chats(rate: float, begin: float, end: float) -> list[Request]:
@@ -252,7 +258,7 @@ def test_a_load_at_the_threshold_does_not_make_it_flap() -> None:
 
 def controller_of(**modes: Mode) -> Controller:
     pool = PagePool(100, 16)
-    controller = Controller(Lifecycle(pool, Shares(tenancy()), Journal()), Restraint())
+    controller = Controller(new_life(pool), Restraint())
     controller.steer(modes, 0.0)
     return controller
 
@@ -356,7 +362,7 @@ def test_chunks_have_a_floor() -> None:
 
 
 def test_thrashing_is_trouble_and_a_full_pool_is_not() -> None:
-    life = Lifecycle(PagePool(100, 16), Shares(tenancy()), Journal())
+    life = new_life(PagePool(100, 16))
     life.tally.by_class["chat"] = [0, 0, 0, 0]
     window, at = Window(life), 0.0
     life.pool.grow([], 99 * 16)
@@ -371,7 +377,7 @@ def test_thrashing_is_trouble_and_a_full_pool_is_not() -> None:
 
 
 def test_prompts_with_a_lower_priority_tell_nothing() -> None:
-    tally = Lifecycle(PagePool(4, 16), Shares(tenancy()), Journal()).tally
+    tally = new_life(PagePool(4, 16)).tally
     account = Shares(tenancy()).account("web")
     for priority in (0, 1):
         request = ask("x", 4, 4, 0.0, tenant="web", priority=priority)

@@ -34,7 +34,7 @@ class Harness:
     def __post_init__(self) -> None:
         spec = self.engine.start()
         pool = PagePool(spec.num_pages, spec.page_size, prefix_sharing=self.prefix_sharing)
-        self.scheduler = Scheduler(pool, self.limits, self.tenancy)
+        self.scheduler = Scheduler(pool, self.limits, self.tenancy, tiers=spec.tiers)
         self.commands: list[Command] = []
         self.arrive: Callable[[], None] = lambda: None  # adds to them what has come meanwhile
         self.took: list[float] = []  # by each step of a `TimedEngine`, in the order of their ends

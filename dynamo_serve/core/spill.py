@@ -1,0 +1,311 @@
+"""Which pages go down to the tiers below, which come back, and what became of the copies.
+
+Cold pages are copied down in the background when few pages are left that could be had without a
+loss; nothing waits for that. A head that a request needs and that lies below is *restored* where
+that is predicted to take less time than computing it: the request waits for its pages, and nobody
+else does. A page that is corrupt, gone or slow is computed like any other.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from dynamo_serve.core.page_pool import PagePool
+from dynamo_serve.core.sequence import Restoring
+from dynamo_serve.core.sequence import Sequence as Seq
+from dynamo_serve.core.step_cost import StepCost, StepShape
+from dynamo_serve.core.tiers import DEVICE, DISK, Copied, Copy, Found, Place, Tier
+
+LOW, HIGH = 0.125, 0.25  # of a tier's pages that can be had without a loss: spilling begins, ends
+MOST_DOWN = 8  # copies downwards that are under way at a time
+PATIENCE = 4.0  # times what restoring should take, before it is given up …
+MIN_PATIENCE = 0.25  # … and so many seconds at least
+GAIN = 0.2  # of a new copy in what a page is believed to take
+MOST_KEPT = 4096  # pages that are to be copied to the lowest tier, and have not been yet
+SAMPLE = 64  # pages, to tell what computing one takes
+MAX_REST = 60.0  # seconds without copies into a tier where they fail again and again
+
+
+class Flight(NamedTuple):
+    """A copy that is under way, and who waits for it; one to be kept goes on to the lowest tier."""
+
+    copy: Copy
+    restoring: Restoring | None = None
+    is_kept: bool = False
+
+
+@dataclass(slots=True)
+class Trouble:
+    """Copies into a tier that failed in a row, and until when it is left alone."""
+
+    count: int = 0
+    until: float = 0.0
+
+
+class Spill:
+    """The copies between the pool and the tiers below it; without tiers it does nothing."""
+
+    def __init__(self, pool: PagePool, tiers: Sequence[Tier], cost: StepCost) -> None:
+        self.pool = pool
+        self.tiers = list(tiers)
+        self.cost = cost
+        self.num_moved: Counter[tuple[int, int]] = Counter()  # pages, by tier from and to
+        self.num_failed: Counter[tuple[int, int]] = Counter()
+        self.num_restored = 0  # tokens
+        self.saved_seconds = 0.0
+        self.num_lost = 0  # evicted on the device, and nowhere below
+        self._levels: list[PagePool | Tier] = [pool, *self.tiers]
+        self._trouble = {tier.number: Trouble() for tier in self.tiers}
+        self._spills = [False for _ in self.tiers]  # from the level above each
+        self._flights: dict[int, Flight] = {}
+        self._new: list[Copy] = []
+        self._num_copies = self._num_down = 0
+        self._going_down: set[bytes] = set()
+        self._kept: deque[bytes] = deque(maxlen=MOST_KEPT)  # to be copied down for good
+        self._keeps = bool(tiers) and tiers[-1].number == DISK
+        self._waiting: list[Restoring] = []
+        if self.tiers:
+            pool.below = self
+
+    # ── what the pool asks ───────────────────────────────────────────────────
+
+    def __contains__(self, key: object) -> bool:
+        return any(key in tier for tier in self.tiers)
+
+    def pays(self, keys: Sequence[bytes], found: Sequence[int | None]) -> bool:
+        first, size = found.index(None), self.pool.page_size
+        lower = [key for key, page_id in zip(keys, found, strict=False) if page_id is None]
+        queue = sum(r.seconds for r in self._waiting)
+        seconds = queue + sum(self._tier_of(key).page_seconds for key in lower)
+        return seconds < self._computing((len(found) - first) * size, first * size)
+
+    def evicted(self, key: bytes, *, was_clean: bool) -> None:
+        self.num_lost += not was_clean
+
+    # ── up ───────────────────────────────────────────────────────────────────
+
+    def restore(self, seq: Seq, missing: Sequence[int], now: float) -> None:
+        """Begin to fill the pages at these places of its table; it has to wait for them."""
+        keys = [seq.page_keys[i] for i in missing]
+        begin = missing[0] * self.pool.page_size
+        seconds = sum(self._tier_of(key).page_seconds for key in keys)
+        patience = max(MIN_PATIENCE, PATIENCE * (seconds + sum(r.seconds for r in self._waiting)))
+        restoring = seq.restoring = Restoring(
+            seq,
+            dict(zip(keys, missing, strict=True)),
+            seconds,
+            now + patience,
+            saves=self._computing(seq.num_computed - begin, begin),
+            num_pages=len(missing),
+        )
+        self._waiting.append(restoring)
+        for key, i in zip(keys, missing, strict=True):
+            source = self._tier_of(key).place(key)
+            target = Place(DEVICE, seq.page_table[i])
+            self._take_off(key, source, target, restoring=restoring)
+
+    def asked(self, keys: Iterable[bytes]) -> None:
+        """Pages that were computed once and are used again: the lowest tier shall have them, for
+        after a restart, and those that have them keep them longest."""
+        for key in keys:
+            for tier in self.tiers:
+                if key in tier:
+                    tier.use(key)
+            if self._keeps and key not in self.tiers[-1]:
+                self._kept.append(key)
+
+    # ── down ─────────────────────────────────────────────────────────────────
+
+    def plan(self, now: float) -> None:
+        """Begin copies downwards, if there is a reason to."""
+        for i, tier in enumerate(self.tiers):
+            upper = self._levels[i]
+            size = upper.num_pages if isinstance(upper, PagePool) else upper.num_slots
+            if upper.num_ready < LOW * size:
+                self._spills[i] = True
+            elif upper.num_ready >= HIGH * size:
+                self._spills[i] = False
+            while self._spills[i] and self._may_go_down(tier, now):
+                key = upper.oldest_not_clean(self._going_down)
+                if key is None or tier.next_to_go in upper or not self._sink(key, i):
+                    break  # what would have to go for it is above, too: the tier is too small
+        while self._kept and self._num_down < MOST_DOWN:
+            key = self._kept.popleft()
+            level = next((i for i, tier in enumerate(self.tiers) if key not in tier), None)
+            if level is not None and self._may_go_down(self.tiers[level], now):
+                self._sink(key, level, is_kept=True)
+
+    def _may_go_down(self, tier: Tier, now: float) -> bool:
+        if self._num_down >= MOST_DOWN or now < self._trouble[tier.number].until:
+            return False
+        return SAMPLE * tier.page_seconds < self._computing(SAMPLE * self.pool.page_size, 0)
+
+    def _sink(self, key: bytes, level: int, *, is_kept: bool = False) -> bool:
+        """Copy a page from the level above into a tier; False if that is not possible now."""
+        upper, tier = self._levels[level], self.tiers[level]
+        if key in self._going_down or key not in upper:
+            return False
+        source = upper.place(key)
+        reserved = tier.reserve()
+        if reserved is None:
+            return False
+        place, gone = reserved
+        if gone is not None:
+            self._is_gone(gone)
+        self._going_down.add(key)
+        self._num_down += 1
+        self._take_off(key, source, place, is_kept=is_kept)
+        return True
+
+    # ── copies ───────────────────────────────────────────────────────────────
+
+    @property
+    def is_busy(self) -> bool:
+        return bool(self._flights)
+
+    def take(self) -> list[Copy]:
+        """Copies for the engine to begin; asking twice gives nothing."""
+        new, self._new = self._new, []
+        return new
+
+    def settle(self, ended: Iterable[Copied | Found], now: float) -> list[Restoring]:
+        """Take in what the engine says of its copies; those who have waited in vain."""
+        for result in ended:
+            if isinstance(result, Found):
+                self._adopt(result)
+                continue
+            flight = self._flights.pop(result.ticket)
+            ways = flight.copy.source.tier, flight.copy.target.tier
+            (self.num_failed if result.error else self.num_moved)[ways] += 1
+            if flight.restoring:
+                self._restored(flight.copy, flight.restoring, result)
+            else:
+                self._stored(flight, result, now)
+            for place in flight.copy.source, flight.copy.target:
+                self._let_go(place)
+        failed: list[Restoring] = []
+        for restoring in [r for r in self._waiting if r.is_over or now > r.until]:
+            self._waiting.remove(restoring)
+            seq = restoring.seq
+            if seq.restoring is not restoring:
+                continue  # cancelled or preempted meanwhile
+            if restoring.left:
+                failed.append(restoring)
+                continue
+            seq.restoring = None
+            self.num_restored += restoring.num_pages * self.pool.page_size
+            self.saved_seconds += max(0.0, restoring.saves - restoring.seconds)
+        return failed
+
+    def _restored(self, copy: Copy, restoring: Restoring, result: Copied) -> None:
+        """A copy onto the device has ended."""
+        tier = self._tier(copy.source.tier)
+        if not result.error:
+            restoring.left.pop(copy.key, None)
+            self.pool.seal(copy.target.index, copy.key)
+            tier.page_seconds += GAIN * (result.seconds - tier.page_seconds)
+            if tier is not self.tiers[0]:  # it is wanted: from now on nearer by
+                self._kept.append(copy.key)
+            return
+        restoring.error = result.error
+        if copy.key in tier and tier.place(copy.key) == copy.source:
+            tier.forget(copy.key)
+            self._is_gone(copy.key)
+
+    def _stored(self, flight: Flight, result: Copied, now: float) -> None:
+        """A copy downwards has ended."""
+        copy = flight.copy
+        tier, key, trouble = self._tier(copy.target.tier), copy.key, self._trouble[copy.target.tier]
+        self._going_down.remove(key)
+        self._num_down -= 1
+        if result.error:
+            tier.give_back(copy.target.index)
+            trouble.count += 1
+            trouble.until = now + min(MAX_REST, 2.0 ** min(trouble.count, 10) / 8)
+            return
+        trouble.count = 0
+        tier.settle(key, copy.target.index)
+        self._is_listed(key)
+        # Of a tier that was slow once nothing would be restored again: this says how it is now.
+        tier.page_seconds += GAIN * min(0.0, result.seconds - tier.page_seconds)
+        if flight.is_kept and tier is not self.tiers[-1]:
+            self._kept.append(key)
+
+    def _take_off(
+        self,
+        key: bytes,
+        source: Place,
+        target: Place,
+        *,
+        restoring: Restoring | None = None,
+        is_kept: bool = False,
+    ) -> None:
+        for place in source, target:
+            self._hold(place)
+        self._num_copies += 1
+        copy = Copy(self._num_copies, key, source, target)
+        self._flights[copy.ticket] = Flight(copy, restoring, is_kept)
+        self._new.append(copy)
+
+    def _hold(self, place: Place) -> None:
+        """A copy reads or writes there: nobody else may write. A reserved slot is safe anyway."""
+        if place.tier == DEVICE:
+            self.pool.hold(place.index)
+        else:
+            self._tier(place.tier).hold(place.index)
+
+    def _let_go(self, place: Place) -> None:
+        if place.tier == DEVICE:
+            self.pool.let_go(place.index)
+        else:
+            self._tier(place.tier).let_go(place.index)
+
+    # ── books ────────────────────────────────────────────────────────────────
+
+    def _adopt(self, found: Found) -> None:
+        tier = self._tier(found.tier)
+        tier.adopt(found.pages)
+        for key, _ in found.pages:
+            if key in tier:
+                self._is_listed(key)
+
+    def _is_listed(self, key: bytes) -> None:
+        """A tier has a page more: whoever has it above it is clean now."""
+        for level, upper in enumerate(self._levels):
+            if any(key in tier for tier in self.tiers[level:]):
+                upper.clean(key)
+
+    def _is_gone(self, key: bytes) -> None:
+        for level, upper in enumerate(self._levels):
+            if not any(key in tier for tier in self.tiers[level:]):
+                upper.soil(key)
+
+    def _tier(self, number: int) -> Tier:
+        return next(tier for tier in self.tiers if tier.number == number)
+
+    def _tier_of(self, key: bytes) -> Tier:
+        """The highest tier that has a page."""
+        return next(tier for tier in self.tiers if key in tier)
+
+    def _computing(self, tokens: int, position: int) -> float:
+        """Seconds that a prompt takes longer if so many of its tokens are computed, too."""
+        rest, size = StepShape(), self.pool.page_size
+        whole = self.cost.predict(rest.with_chunk(tokens + size, position))
+        return whole - self.cost.predict(rest.with_chunk(size, position + tokens))
+
+    @property
+    def held_pages(self) -> list[list[int]]:
+        """Pages that copies hold, as page tables."""
+        places = (p for f in self._flights.values() for p in (f.copy.source, f.copy.target))
+        return [[place.index] for place in places if place.tier == DEVICE]
+
+    def check(self) -> None:
+        """Raise AssertionError if the books of a tier do not balance."""
+        for tier in self.tiers:
+            tier.check()
+        down = [f.copy for f in self._flights.values() if f.copy.target.tier != DEVICE]
+        assert len(down) == self._num_down, f"{len(down)} copies go down, not {self._num_down}"
+        assert {copy.key for copy in down} == self._going_down
