@@ -173,6 +173,17 @@ class CacheSection:
         high=0.98,
     )
     prefix_sharing: bool = setting(True, "Reuse the pages of equal prompt heads.")
+    host_gib: float = setting(
+        0.0, "Host memory for pages that have to leave the device, in GiB; 0: none.", low=0
+    )
+    disk_gib: float = setting(
+        0.0, "Disk space for pages that have to leave host memory, in GiB; 0: none.", low=0
+    )
+    disk_path: str = setting(
+        "",
+        "Folder of the disk tier. The next server with the same model finds its prefixes there; "
+        "what people wrote is in it, so keep it as private as they would.",
+    )
 
 
 @dataclass(frozen=True, slots=True)

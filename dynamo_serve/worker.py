@@ -34,6 +34,7 @@ from dynamo_serve.core.request import TokenEvent
 from dynamo_serve.core.scheduler import Limits, Scheduler
 from dynamo_serve.core.stats import Stats
 from dynamo_serve.core.tenant import Tenancy
+from dynamo_serve.core.tiers import DISK, HOST
 from dynamo_serve.engines.fake import FakeEngine
 from dynamo_serve.errors import EngineStartError
 
@@ -41,10 +42,12 @@ Progress = Callable[[str, float], None]
 """Called with a stage ("weights", "warm-up", "graphs") and how much of it is done, 0 to 1."""
 
 RECEIVE_BYTES = 1 << 20
+FAKE_TOKEN_BYTES = 1024  # what a token of the fake engine is said to take in its tiers
 ORPHAN_SECONDS = 10.0  # what the engine gets to end by itself once the API process is gone
 
 
 def build_engine(config: Config, model_path: str, progress: Progress) -> Engine:
+    check_tiers(config.cache)
     if config.engine.kind == "fake":
         return build_fake(config, model_path)
     # torch is imported only where it is needed: this line costs seconds
@@ -62,6 +65,13 @@ def build_engine(config: Config, model_path: str, progress: Progress) -> Engine:
     return engine
 
 
+def check_tiers(cache: CacheSection) -> None:
+    if bool(cache.disk_gib) != bool(cache.disk_path):
+        raise EngineStartError("cache.disk_gib and cache.disk_path: set both, or neither")
+    if (cache.host_gib or cache.disk_gib) and not cache.prefix_sharing:
+        raise EngineStartError("cache.host_gib, cache.disk_gib: they need cache.prefix_sharing")
+
+
 def build_fake(config: Config, model_path: str) -> Engine:
     """The fake engine with the vocabulary and context of the model it stands for."""
     try:
@@ -73,11 +83,16 @@ def build_fake(config: Config, model_path: str) -> Engine:
         raise EngineStartError(f"the fake engine needs {wanted} in {model_path}/config.json")
     max_model_len = config.model.max_model_len or facts["max_position_embeddings"]
     num_pages = config.cache.num_pages or 64 * -(-max_model_len // config.cache.page_size)
+    pages_per_gib = (1 << 30) // (FAKE_TOKEN_BYTES * config.cache.page_size)
     return FakeEngine(
         vocab_size=facts["vocab_size"],
         max_model_len=max_model_len,
         page_size=config.cache.page_size,
         num_pages=num_pages,
+        below={
+            HOST: int(config.cache.host_gib * pages_per_gib),
+            DISK: int(config.cache.disk_gib * pages_per_gib),
+        },
         step_seconds=config.engine.fake_step_ms / 1000,
     )
 
@@ -107,7 +122,7 @@ def build_loop(
         hold_steps=spec.holds_steps and config.scheduler.hold_steps,
         ladder=config.scheduler.ladder == "auto",
     )
-    scheduler = Scheduler(pool, limits, tenancy)
+    scheduler = Scheduler(pool, limits, tenancy, tiers=spec.tiers)
     modes = modes_of(config.scheduler.ladder_pin, config.scheduler.ladder_forbid)
     scheduler.controller.steer(modes, time.monotonic())
     return Loop(

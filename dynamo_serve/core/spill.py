@@ -205,7 +205,7 @@ class Spill:
         tier = self._tier(copy.source.tier)
         if not result.error:
             restoring.left.pop(copy.key, None)
-            self.pool.seal(copy.target.index, copy.key)
+            self.pool.seal(copy.target.slot, copy.key)
             tier.page_seconds += GAIN * (result.seconds - tier.page_seconds)
             if tier is not self.tiers[0]:  # it is wanted: from now on nearer by
                 self._kept.append(copy.key)
@@ -222,12 +222,12 @@ class Spill:
         self._going_down.remove(key)
         self._num_down -= 1
         if result.error:
-            tier.give_back(copy.target.index)
+            tier.give_back(copy.target.slot)
             trouble.count += 1
             trouble.until = now + min(MAX_REST, 2.0 ** min(trouble.count, 10) / 8)
             return
         trouble.count = 0
-        tier.settle(key, copy.target.index)
+        tier.settle(key, copy.target.slot)
         self._is_listed(key)
         # Of a tier that was slow once nothing would be restored again: this says how it is now.
         tier.page_seconds += GAIN * min(0.0, result.seconds - tier.page_seconds)
@@ -253,15 +253,15 @@ class Spill:
     def _hold(self, place: Place) -> None:
         """A copy reads or writes there: nobody else may write. A reserved slot is safe anyway."""
         if place.tier == DEVICE:
-            self.pool.hold(place.index)
+            self.pool.hold(place.slot)
         else:
-            self._tier(place.tier).hold(place.index)
+            self._tier(place.tier).hold(place.slot)
 
     def _let_go(self, place: Place) -> None:
         if place.tier == DEVICE:
-            self.pool.let_go(place.index)
+            self.pool.let_go(place.slot)
         else:
-            self._tier(place.tier).let_go(place.index)
+            self._tier(place.tier).let_go(place.slot)
 
     # ── books ────────────────────────────────────────────────────────────────
 
@@ -300,7 +300,7 @@ class Spill:
     def held_pages(self) -> list[list[int]]:
         """Pages that copies hold, as page tables."""
         places = (p for f in self._flights.values() for p in (f.copy.source, f.copy.target))
-        return [[place.index] for place in places if place.tier == DEVICE]
+        return [[place.slot] for place in places if place.tier == DEVICE]
 
     def check(self) -> None:
         """Raise AssertionError if the books of a tier do not balance."""

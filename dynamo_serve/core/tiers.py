@@ -19,10 +19,10 @@ class TierSpec(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a page is: `index` is a page id on the device, a slot in the tiers below."""
+    """Where a page is: `slot` is a page id on the device."""
 
     tier: int
-    index: int
+    slot: int
 
 
 class Copy(NamedTuple):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import time
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import blake2b
+from types import MappingProxyType
 
 from dynamo_serve.core.batch import Batch, SequenceOutput, Work
 from dynamo_serve.core.engine import EngineSpec
 from dynamo_serve.core.request import TokenLogprob
-from dynamo_serve.core.tiers import DEVICE, DISK, HOST, Copied, Copy, Found, Place, TierSpec
+from dynamo_serve.core.tiers import DEVICE, Copied, Copy, Found, Place, TierSpec
 
 EMPTY = -1
 PAGE_SECONDS = 1e-6  # what a copy is said to take
@@ -47,7 +48,8 @@ class FakeEngine:
     as it stands in the pages, so a wrong page table gives a wrong answer. Temperature, filters and
     penalties have no meaning here: the token is a function of the context alone; log-probabilities
     are invented. `step_seconds` is slept in every step, `copying` is how much of its text is
-    copied. Below its pages there may be tiers of so many more; a copy takes no time.
+    copied. `below`: the pages of
+    each lower tier, by its number; copies take no time.
     """
 
     def __init__(
@@ -57,8 +59,7 @@ class FakeEngine:
         max_model_len: int = 256,
         page_size: int = 4,
         num_pages: int = 64,
-        host_pages: int = 0,
-        disk_pages: int = 0,
+        below: Mapping[int, int] = MappingProxyType({}),
         copying: float = 0.0,
         step_seconds: float = 0.0,
         sleep: Callable[[float], None] = time.sleep,
@@ -71,14 +72,10 @@ class FakeEngine:
             facts={"architecture": "fake", "device": "none", "attention_backend": "none"},
             verifies_drafts=True,
             holds_steps=True,
-            tiers=tuple(
-                TierSpec(number, num_slots, PAGE_SECONDS)
-                for number, num_slots in ((HOST, host_pages), (DISK, disk_pages))
-                if num_slots
-            ),
+            tiers=tuple(TierSpec(n, size, PAGE_SECONDS) for n, size in below.items() if size),
         )
         self.slots = array("q")
-        self.below: dict[Place, array[int]] = {}  # pages in lower tiers
+        self.lower: dict[Place, array[int]] = {}  # pages in lower tiers
         self._copied: list[Copied | Found] = []
         self._copying = copying
         self._step_seconds = step_seconds
@@ -116,16 +113,16 @@ class FakeEngine:
         return copied
 
     def _get(self, place: Place) -> array[int]:
-        start = place.index * self.spec.page_size
+        start = place.slot * self.spec.page_size
         is_above = place.tier == DEVICE
-        return self.slots[start : start + self.spec.page_size] if is_above else self.below[place]
+        return self.slots[start : start + self.spec.page_size] if is_above else self.lower[place]
 
     def _put(self, place: Place, tokens: array[int]) -> None:
-        start = place.index * self.spec.page_size
+        start = place.slot * self.spec.page_size
         if place.tier == DEVICE:
             self.slots[start : start + self.spec.page_size] = tokens
         else:
-            self.below[place] = tokens
+            self.lower[place] = tokens
 
     def close(self) -> None:
         self.slots = array("q")

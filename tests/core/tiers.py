@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Sequence
 
 from dynamo_serve.core.batch import Batch, SequenceOutput
-from dynamo_serve.core.tiers import DEVICE, Copied, Copy, Found, Place
+from dynamo_serve.core.tiers import DEVICE, DISK, HOST, Copied, Copy, Found, Place
 from tests.core.traffic import QuickEngine
 
 
@@ -21,31 +21,31 @@ class RoughEngine(QuickEngine):
             max_model_len=sizes["max_model_len"],
             page_size=sizes["page_size"],
             num_pages=sizes["num_pages"],
-            host_pages=sizes.get("host_pages", 0),
-            disk_pages=sizes.get("disk_pages", 0),
+            below={HOST: sizes["host_pages"], DISK: sizes["disk_pages"]},
         )
         self.rng = rng
         self.failing = failing
         self.slowest = slowest
-        self.under_way: list[list[int | Copy]] = []  # looks left, copy
+        self.under_way: dict[int, tuple[Copy, int]] = {}  # by ticket, with the looks that it takes
+        self.num_looks = 0
         self.num_failed = 0
 
     def copy(self, copies: Sequence[Copy]) -> None:
         for copy in copies:
-            busy = {other.target for _, other in self.under_way}
+            busy = {other.target for other, _ in self.under_way.values()}
             assert copy.target not in busy and copy.source not in busy, f"{copy} is too soon"
-            reading = {other.source for _, other in self.under_way}
+            reading = {other.source for other, _ in self.under_way.values()}
             assert copy.target not in reading, f"{copy} writes to what is being read"
-            self.under_way.append([self.rng.randint(0, self.slowest), copy])
+            end = self.num_looks + self.rng.randint(0, self.slowest)
+            self.under_way[copy.ticket] = copy, end
 
     def copied(self) -> list[Copied | Found]:
         ended: list[Copied | Found] = []
-        for item in list(self.under_way):
-            if item[0]:
-                item[0] -= 1
+        self.num_looks += 1
+        for copy, end in list(self.under_way.values()):
+            if end >= self.num_looks:
                 continue
-            self.under_way.remove(item)
-            copy = item[1]
+            del self.under_way[copy.ticket]
             if self.rng.random() < self.failing:
                 self.num_failed += 1
                 self._put(copy.target, array("q", [-7]) * self.spec.page_size)
@@ -56,8 +56,8 @@ class RoughEngine(QuickEngine):
         return ended
 
     def step(self, batch: Batch) -> list[SequenceOutput]:
-        targets = {copy.target for _, copy in self.under_way}
-        sources = {copy.source for _, copy in self.under_way}
+        targets = {copy.target for copy, _ in self.under_way.values()}
+        sources = {copy.source for copy, _ in self.under_way.values()}
         for work in batch.work:
             size = self.spec.page_size
             for page_id in work.page_table:

@@ -12,6 +12,7 @@ from dynamo_serve.config import CacheSection, EngineSection, ModelSection
 from dynamo_serve.core.batch import Batch, SequenceOutput, Work
 from dynamo_serve.core.engine import EngineBroken, EngineSpec
 from dynamo_serve.core.request import Finish, Sampling
+from dynamo_serve.core.tiers import Copied, Copy, Found
 from dynamo_serve.engines.local.history import Histories, History
 from dynamo_serve.engines.local.logit_edits import Row
 from dynamo_serve.engines.local.native_runner import NativeRunner
@@ -76,6 +77,15 @@ class LocalEngine:
         """See `core.engine.HoldingEngine`; only where the spec says `holds_steps`."""
         assert self._ready is not None and isinstance(self._ready.runner, NativeRunner)
         self._ready.runner.hold_for(between, every)
+
+    def copy(self, copies: Sequence[Copy]) -> None:
+        """See `core.engine.CopyingEngine`; only where the spec has tiers."""
+        assert self._ready is not None and self._ready.copier is not None
+        self._ready.copier.copy(copies)
+
+    def copied(self) -> list[Copied | Found]:
+        assert self._ready is not None and self._ready.copier is not None
+        return self._ready.copier.copied()
 
     def drop(self, seq_ids: Iterable[str]) -> None:
         """Forget what the penalties knew of these sequences; their pages are the scheduler's."""

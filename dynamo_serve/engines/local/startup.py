@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import transformers
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -25,7 +24,9 @@ from dynamo_serve.engines.local.attention import (
     PagedAttention,
 )
 from dynamo_serve.engines.local.backends import choose_backend
+from dynamo_serve.engines.local.copier import Copier
 from dynamo_serve.engines.local.discovery import LayerRecorder, architecture, discover_layers
+from dynamo_serve.engines.local.facts import model_facts, page_facts
 from dynamo_serve.engines.local.graphs import DecodeGraphs, PageGeometry, RaggedBackend
 from dynamo_serve.engines.local.kv_cache import KVCache, PoolSize, bytes_per_token, size_pool
 from dynamo_serve.engines.local.loader import (
@@ -41,6 +42,7 @@ from dynamo_serve.engines.local.native_start import NativeWish
 from dynamo_serve.engines.local.runner import ModelRunner
 from dynamo_serve.engines.local.self_check import PageCheck, Runner
 from dynamo_serve.engines.local.step import pack
+from dynamo_serve.engines.local.tiers import build_tiers, host_bytes
 from dynamo_serve.errors import EngineStartError
 
 logger = logging.getLogger(__name__)
@@ -75,6 +77,7 @@ class Ready:
     runner: Runner
     graphs: DecodeGraphs | None
     attention: str
+    copier: Copier | None
 
     def run(self, work: Sequence[Work]) -> torch.Tensor:
         """Logits [n, vocab] of the n works that sample, in their order."""
@@ -84,6 +87,8 @@ class Ready:
         return self.runner.logits(step)
 
     def close(self) -> None:
+        if self.copier:
+            self.copier.close()
         del ALL_ATTENTION_FUNCTIONS[self.attention]
 
 
@@ -132,7 +137,7 @@ def _start_up(
     size = _pool_size(wishes, needs, longest, reserved)
     max_model_len = _longest_served(longest, wishes.model.max_model_len, size)
     cache = KVCache(needs.layers, size, needs.dtype, needs.device)
-    facts = _facts(model, size)
+    facts = model_facts(model, size)
     check = PageCheck(model, [layer.window or 0 for layer in needs.layers], hook.name, size)
     packed = native.run(model, needs, cache, max_model_len, check)
     graphs = None
@@ -151,6 +156,9 @@ def _start_up(
     if needs.device.type == "cpu":
         keep_freed_memory()  # not sooner: the weights that were packed shall go back
         cache.take_memory()
+    tiers, copier = build_tiers(
+        wishes.cache, cache, page_facts(facts, wishes.model, wishes.path, size.page_size)
+    )
     progress("warm-up", 1.0)
     spec = EngineSpec(
         *(max_model_len, size.page_size, size.num_pages),
@@ -159,8 +167,9 @@ def _start_up(
         # A recorded step has one token for each sequence: a draft would be run without the graph.
         verifies_drafts=graphs is None,
         holds_steps=isinstance(runner, NativeRunner),
+        tiers=tiers,
     )
-    return Ready(spec, cache, runner, graphs, hook.name)
+    return Ready(spec, cache, runner, graphs, hook.name, copier)
 
 
 def _load(
@@ -251,6 +260,8 @@ def _pool_size(wishes: Wishes, needs: BackendNeeds, longest: int, reserved: int)
     pages = -(-longest // needs.page_size) * wishes.limits.max_decode_sequences
     token_bytes = bytes_per_token(needs.layers, needs.dtype)
     useful_tokens = pages * needs.page_size
+    if needs.device.type == "cpu":
+        reserved += host_bytes(wishes.cache)
     return size_pool(wishes.cache, token_bytes, useful_tokens, needs.device, reserved)
 
 
@@ -272,22 +283,3 @@ def _record(
         logger.warning("engine: no CUDA graphs: recording failed: %s", error)
         return None
     return graphs
-
-
-def _facts(model: PreTrainedModel, size: PoolSize) -> dict[str, str | int | float | bool]:
-    device = model.device
-    parameters = list(model.parameters())
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    return {
-        "architecture": architecture(model.config),
-        "model_type": str(model.config.model_type),
-        "device": name if device.type == "cpu" else f"{device} ({name})",
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "num_parameters": sum(p.numel() for p in parameters),
-        "weights_bytes": sum(p.numel() * p.element_size() for p in parameters),
-        "kv_bytes_per_token": size.bytes_per_token,
-        "kv_pool_bytes": size.num_bytes,
-        "torch_version": str(torch.__version__),
-        "transformers_version": str(transformers.__version__),
-        "threads": torch.get_num_threads(),
-    }

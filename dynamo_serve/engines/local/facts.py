@@ -1,0 +1,71 @@
+"""What an engine says about itself, and what tells its pages from those of another."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+from dynamo_serve.config import ModelSection
+from dynamo_serve.engines.local.discovery import architecture
+from dynamo_serve.engines.local.kv_cache import PoolSize
+
+SAMPLE_BYTES = 1 << 16  # from both ends of a file of weights, to tell it from others
+TELLING = ("architecture", "dtype")
+
+Facts = dict[str, str | int | float | bool]
+
+
+def model_facts(model: PreTrainedModel, size: PoolSize) -> Facts:
+    device = model.device
+    parameters = list(model.parameters())
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    return {
+        "architecture": architecture(model.config),
+        "model_type": str(model.config.model_type),
+        "device": name if device.type == "cpu" else f"{device} ({name})",
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "num_parameters": sum(p.numel() for p in parameters),
+        "weights_bytes": sum(p.numel() * p.element_size() for p in parameters),
+        "kv_bytes_per_token": size.bytes_per_token,
+        "kv_pool_bytes": size.num_bytes,
+        "torch_version": str(torch.__version__),
+        "transformers_version": str(transformers.__version__),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def page_facts(
+    facts: Mapping[str, object], model: ModelSection, path: str, page_size: int
+) -> dict[str, str]:
+    """What has to be the same for a page to mean the same."""
+    return {
+        **{name: str(facts[name]) for name in TELLING},
+        "model": fingerprint(path),
+        "quantization": model.quantization,
+        "page_size": str(page_size),
+    }
+
+
+def fingerprint(path: str) -> str:
+    """Tells a model from others by its settings and by both ends of each file of weights."""
+    digest = hashlib.blake2b(digest_size=16)
+    folder = Path(path)
+    if not folder.is_dir():
+        digest.update(path.encode())  # a name of the hub
+    for file in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if file.name == "config.json":
+            digest.update(file.read_bytes())
+        elif file.suffix in (".safetensors", ".bin"):
+            size = file.stat().st_size
+            digest.update(f"{file.name} {size}".encode())
+            with file.open("rb") as weights:
+                digest.update(weights.read(SAMPLE_BYTES))
+                weights.seek(-min(SAMPLE_BYTES, size), os.SEEK_END)
+                digest.update(weights.read())
+    return digest.hexdigest()
