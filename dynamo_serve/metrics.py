@@ -29,6 +29,7 @@ from dynamo_serve.metrics_declared import (
 from dynamo_serve.metrics_histogram import Histogram
 from dynamo_serve.metrics_ladder import LadderCounts
 from dynamo_serve.metrics_tenants import LEFT_OUT, Nameless, TenantCosts
+from dynamo_serve.metrics_tiers import TierCounts
 from dynamo_serve.observer import STREAMS, Vitals
 
 _KINDS: dict[str, Any] = {
@@ -52,7 +53,7 @@ class Metrics:
     def __init__(self, *, model: str, version: str, vitals: Callable[[], Vitals] = Vitals) -> None:
         self._model, self._version = model, version
         self._stats = Stats()
-        self._before_restart = dict.fromkeys(COUNTED, 0)
+        self._before_restart: dict[str, float] = dict.fromkeys(COUNTED, 0)
         self._vitals = vitals
         self._histograms: dict[str, Samples] = {
             **{key: {(): Histogram(SECONDS)} for key in ("ttft", "itl", "e2e", "queue")},
@@ -67,6 +68,7 @@ class Metrics:
         self._streams = dict.fromkeys(STREAMS, 0)
         self._costs = TenantCosts()
         self._ladder = LadderCounts()
+        self._tiers = TierCounts()
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
@@ -107,6 +109,7 @@ class Metrics:
             self._costs.restart()
         self._stats = stats
         self._ladder.take(stats)
+        self._tiers.take(stats)
         step = stats.step
         if step is not None:
             self._histograms["step"][(step.phase,)].observe(step.seconds)
@@ -151,6 +154,7 @@ class Metrics:
             **{key: {(): value} for key, value in self._vitals()._asdict().items()},
             "streams": {(what,): count for what, count in self._streams.items()},
             **self._ladder.numbers(),
+            **self._tiers.numbers(),
             "build": {(self._version, self._model): 1},
         }
 

@@ -67,6 +67,29 @@ DECLARED = {
     "draft_accepted_tokens_total": Declared(
         "counter", "dserve_draft_accepted_tokens", "Guessed tokens that were right."
     ),
+    "evicted_pages_total": Declared(
+        "counter", "dserve_evicted_pages", "Cached KV pages that had to leave the device."
+    ),
+    "lost_pages_total": Declared(
+        "counter", "dserve_lost_pages", "Of these, pages that were in no tier below."
+    ),
+    "restored_tokens_total": Declared(
+        "counter", "dserve_restored_tokens", "Tokens whose KV came back from a tier below."
+    ),
+    "saved_seconds_total": Declared(
+        "counter", "dserve_restore_saved_seconds", "What restoring saved, as predicted."
+    ),
+    "tier_pages": Declared(
+        "gauge", "dserve_tier_pages", "KV pages in a tier below the device.", ("tier",)
+    ),
+    "tier_slots": Declared("gauge", "dserve_tier_slots", "Room for pages in a tier.", ("tier",)),
+    "tier_copies": Declared(
+        "counter",
+        "dserve_tier_copies",
+        "Pages stored in a tier, restored from it, that failed to be copied, and lost: forgotten"
+        " with no tier below that has them.",
+        ("tier", "what"),
+    ),
     "finishes": Declared("counter", "dserve_finishes", "Requests by how they ended.", ("finish",)),
     "refusals": Declared(
         "counter",

@@ -29,7 +29,7 @@ from dynamo_serve.core.request import (
     TokenEvent,
     TokenLogprob,
 )
-from dynamo_serve.core.stats import Stats, StepStats
+from dynamo_serve.core.stats import Stats, StepStats, TierStats
 from dynamo_serve.core.tenant import Tenancy
 from dynamo_serve.core.tiers import TierSpec
 
@@ -113,6 +113,8 @@ def step_of(message: list[Any]) -> tuple[list[TokenEvent], Stats]:
     stats = Stats(*fields)
     if stats.step is not None:
         stats = stats._replace(step=StepStats(*stats.step))
+    if stats.tiers:
+        stats = stats._replace(tiers=tuple(TierStats(*tier) for tier in stats.tiers))
     return [event_of(e) for e in events], stats
 
 

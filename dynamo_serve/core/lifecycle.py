@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from dynamo_serve.core.batch import Phase, SequenceOutput, Work
 from dynamo_serve.core.evidence import Tally
 from dynamo_serve.core.journal import Journal, Kind, Reason
@@ -12,8 +10,6 @@ from dynamo_serve.core.request import Finish, TokenEvent, TokenLogprob
 from dynamo_serve.core.sequence import Sequence
 from dynamo_serve.core.shares import Shares
 from dynamo_serve.core.spill import Spill
-from dynamo_serve.core.stats import Stats, StepStats
-from dynamo_serve.core.tiers import Copied, Found
 from dynamo_serve.core.waiting import WaitingQueue
 
 MOST_HISTORY = 64  # decisions kept about one request
@@ -54,31 +50,6 @@ class Lifecycle:
         if sum(len(seq.page_table) for seq in own) + more <= burst:
             return True
         return len({page for seq in own for page in seq.page_table}) + more <= burst
-
-    def stats(
-        self,
-        step: StepStats | None,
-        rungs: tuple[int, ...],
-        rung_changes: tuple[tuple[int, int], ...],
-    ) -> Stats:
-        totals = self.totals
-        return Stats(
-            num_waiting=len(self.waiting),
-            num_running=len(self.running),
-            pages_used=self.pool.num_used,
-            pages_cached=self.pool.num_cached,
-            pages_free=self.pool.num_free,
-            prefix_asked_tokens_total=totals["prefix_asked"],
-            prefix_hit_tokens_total=totals["prefix_hit"],
-            preemptions_total=totals["preemptions"],
-            prompt_tokens_total=totals["prompt"],
-            output_tokens_total=totals["output"],
-            draft_tokens_total=totals["draft"],
-            draft_accepted_tokens_total=totals["draft_accepted"],
-            step=step,
-            rungs=rungs,
-            rung_changes=rung_changes,
-        )
 
     # ── waiting → running ────────────────────────────────────────────────────
 
@@ -193,22 +164,6 @@ class Lifecycle:
         self.totals["preemptions"] += 1
         del self.running[seq.id]
         self.waiting.add(seq)
-
-    def take_copies(self, ended: Iterable[Copied | Found], now: float) -> None:
-        """Take in what became of copies. Who waited for one in vain waits for its turn again, and
-        counts as if it had not been admitted."""
-        for failed in self.spill.settle(ended, now):
-            seq = failed.seq
-            if failed.counted is not None:
-                for name, tokens in (
-                    ("prefix_asked", seq.num_tokens),
-                    ("prefix_hit", failed.counted),
-                    ("prompt", seq.num_tokens),
-                ):
-                    self.totals[name] -= tokens
-                self.shares.account(seq.request.tenant).saved_tokens -= failed.counted
-                seq.admitted_at = None
-            self.preempt(seq, Reason.NOT_RESTORED, now)
 
     # ── running → finished ───────────────────────────────────────────────────
 
@@ -329,7 +284,7 @@ class Lifecycle:
     def check(self) -> None:
         """Raise AssertionError if pages, claims or phases are inconsistent."""
         tables = [seq.page_table for seq in self.running.values()]
-        self.pool.check([*tables, *self.spill.held_pages])
+        self.pool.check([*tables, *self.spill.flights.held_pages])
         self.spill.check()
         self.pool.index.check(set(self.running))
         self.waiting.check()

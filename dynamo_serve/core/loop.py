@@ -13,6 +13,7 @@ from dynamo_serve.core.flight import Doing, FlightRecorder, num_bytes
 from dynamo_serve.core.ladder import Mode
 from dynamo_serve.core.request import Request, Resumed, TokenEvent
 from dynamo_serve.core.rescue import Rescue
+from dynamo_serve.core.restoring import take_copies
 from dynamo_serve.core.scheduler import Scheduler
 from dynamo_serve.core.stats import Stats, StepStats
 from dynamo_serve.core.tenant import Tenancy
@@ -120,7 +121,7 @@ class Loop:
         events: list[TokenEvent] = []
         commands = self._commands()
         if self.copier:
-            self.scheduler.life.take_copies(self.copier.copied(), self.clock())
+            take_copies(self.scheduler.life, self.copier.copied(), self.clock())
         until = self.clock() + COMMAND_SECONDS
         for count, command in enumerate(commands, start=1):
             events += self._obey(command)
@@ -134,7 +135,7 @@ class Loop:
             self.publish(events, self.scheduler.stats())
         batch = None if self._is_stopped else self.scheduler.schedule(self.clock())
         self._forget()
-        if self.copier and (copies := self.scheduler.spill.take()):
+        if self.copier and (copies := self.scheduler.spill.flights.take()):
             self.copier.copy(copies)
         if batch:
             self._step(batch)
@@ -202,7 +203,7 @@ class Loop:
 
     def _patience(self) -> float | None:
         """How long the inbox may wait: not at all while there is something to run."""
-        is_busy = self.scheduler.spill.is_busy
+        is_busy = self.scheduler.spill.flights.is_busy
         if self.scheduler.running:
             return COPY_SECONDS if is_busy and self.scheduler.is_restoring else 0.0
         wake_at = self.scheduler.wake_at()

@@ -62,6 +62,20 @@ class Preemption:
             return False
         return self._for_share(seq, 1, policy.Room(len(self.life.running), held), busy, now)
 
+    def keep_within_burst(self, seq: Sequence, now: float) -> None:
+        """A tenant whose sequences have outgrown its quota loses the place of one of them."""
+        name = seq.request.tenant
+        burst = self.life.shares.account(name).tenant.quota.pages_burst
+        if burst is None:
+            return
+        own = [other for other in self.life.running.values() if other.request.tenant == name]
+        while len(own) > 1 and not self.life.keeps_within(burst, own, 1):
+            victim = policy.victim(own, now)
+            self.life.preempt(victim, Reason.QUOTA_PAGES, now)
+            own.remove(victim)
+            if victim is seq:
+                return
+
     def _for_share(
         self, seq: Sequence, need: int, room: policy.Room, busy: list[str], now: float
     ) -> bool:

@@ -20,6 +20,7 @@ from dynamo_serve.core.pace import Limits, Prompts
 from dynamo_serve.core.page_pool import PagePool
 from dynamo_serve.core.preemption import shape_of
 from dynamo_serve.core.quarantine import Quarantine
+from dynamo_serve.core.report import report
 from dynamo_serve.core.request import Finish, Request, Resumed, TokenEvent
 from dynamo_serve.core.sequence import Sequence
 from dynamo_serve.core.shares import Shares
@@ -205,8 +206,7 @@ class Scheduler:
         return not self.running and not self.waiting
 
     def stats(self, step: StepStats | None = None) -> Stats:
-        rungs = self.controller.levels, self.controller.changes
-        return self.life.stats(step, *rungs)
+        return report(self.life, self.controller, step)
 
     def check(self) -> None:
         """Raise AssertionError if pages, claims, queues or phases are inconsistent."""
@@ -246,26 +246,12 @@ class Scheduler:
         that room has gone."""
         for seq in self._in(Phase.DECODE):
             if self.pool.pages_for(seq.num_tokens) > len(seq.page_table):
-                self._keep_within_burst(seq, now)
+                self.intake.preemption.keep_within_burst(seq, now)
             while seq.id in self.running and not self.life.grow(seq, now):
                 self.intake.take_stock()
                 victim = self.intake.preemption.victim(seq, now)
                 self.life.preempt(victim, Reason.OUT_OF_PAGES, now)
         return self._in(Phase.DECODE)
-
-    def _keep_within_burst(self, seq: Sequence, now: float) -> None:
-        """A tenant whose sequences have outgrown its quota loses the place of one of them."""
-        name = seq.request.tenant
-        burst = self.shares.account(name).tenant.quota.pages_burst
-        if burst is None:
-            return
-        own = [other for other in self.running.values() if other.request.tenant == name]
-        while len(own) > 1 and not self.life.keeps_within(burst, own, 1):
-            victim = policy.victim(own, now)
-            self.life.preempt(victim, Reason.QUOTA_PAGES, now)
-            own.remove(victim)
-            if victim is seq:
-                return
 
     def _chunks(self, decoding: list[Sequence], base: StepShape, now: float) -> Prompts:
         """Prompts for this step. None go ahead twice in a row."""

@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
+from dynamo_serve.core.flights import Flight, Flights
 from dynamo_serve.core.page_pool import PagePool
 from dynamo_serve.core.sequence import Restoring
 from dynamo_serve.core.sequence import Sequence as Seq
+from dynamo_serve.core.stats import TierStats
 from dynamo_serve.core.step_cost import StepCost, StepShape
 from dynamo_serve.core.tiers import DEVICE, DISK, Copied, Copy, Found, Place, Tier
 
@@ -27,14 +28,6 @@ GAIN = 0.2  # of a new copy in what a page is believed to take
 MOST_KEPT = 4096  # pages that are to be copied to the lowest tier, and have not been yet
 SAMPLE = 64  # pages, to tell what computing one takes
 MAX_REST = 60.0  # seconds without copies into a tier where they fail again and again
-
-
-class Flight(NamedTuple):
-    """A copy that is under way, and who waits for it; one to be kept goes on to the lowest tier."""
-
-    copy: Copy
-    restoring: Restoring | None = None
-    is_kept: bool = False
 
 
 @dataclass(slots=True)
@@ -52,18 +45,15 @@ class Spill:
         self.pool = pool
         self.tiers = list(tiers)
         self.cost = cost
-        self.num_moved: Counter[tuple[int, int]] = Counter()  # pages, by tier from and to
-        self.num_failed: Counter[tuple[int, int]] = Counter()
+        self.num_copied: Counter[tuple[int, int]] = Counter()  # by tier from and to
+        self.num_failed: Counter[int] = Counter()  # by the lower tier of the two
         self.num_restored = 0  # tokens
         self.saved_seconds = 0.0
         self.num_lost = 0  # evicted on the device, and nowhere below
         self._levels: list[PagePool | Tier] = [pool, *self.tiers]
         self._trouble = {tier.number: Trouble() for tier in self.tiers}
         self._spills = [False for _ in self.tiers]  # from the level above each
-        self._flights: dict[int, Flight] = {}
-        self._new: list[Copy] = []
-        self._num_copies = self._num_down = 0
-        self._going_down: set[bytes] = set()
+        self.flights = Flights(pool, self.tiers)
         self._kept: deque[bytes] = deque(maxlen=MOST_KEPT)  # to be copied down for good
         self._keeps = bool(tiers) and tiers[-1].number == DISK
         self._waiting: list[Restoring] = []
@@ -105,7 +95,7 @@ class Spill:
         for key, i in zip(keys, missing, strict=True):
             source = self._tier_of(key).place(key)
             target = Place(DEVICE, seq.page_table[i])
-            self._take_off(key, source, target, restoring=restoring)
+            self.flights.take_off(key, source, target, restoring=restoring)
 
     def asked(self, keys: Iterable[bytes]) -> None:
         """Pages that were computed once and are used again: the lowest tier shall have them, for
@@ -129,24 +119,24 @@ class Spill:
             elif upper.num_ready >= HIGH * size:
                 self._spills[i] = False
             while self._spills[i] and self._may_go_down(tier, now):
-                key = upper.oldest_not_clean(self._going_down)
+                key = upper.oldest_not_clean(self.flights.going_down)
                 if key is None or tier.next_to_go in upper or not self._sink(key, i):
                     break  # what would have to go for it is above, too: the tier is too small
-        while self._kept and self._num_down < MOST_DOWN:
+        while self._kept and len(self.flights.going_down) < MOST_DOWN:
             key = self._kept.popleft()
             level = next((i for i, tier in enumerate(self.tiers) if key not in tier), None)
             if level is not None and self._may_go_down(self.tiers[level], now):
                 self._sink(key, level, is_kept=True)
 
     def _may_go_down(self, tier: Tier, now: float) -> bool:
-        if self._num_down >= MOST_DOWN or now < self._trouble[tier.number].until:
+        if len(self.flights.going_down) >= MOST_DOWN or now < self._trouble[tier.number].until:
             return False
         return SAMPLE * tier.page_seconds < self._computing(SAMPLE * self.pool.page_size, 0)
 
     def _sink(self, key: bytes, level: int, *, is_kept: bool = False) -> bool:
         """Copy a page from the level above into a tier; False if that is not possible now."""
         upper, tier = self._levels[level], self.tiers[level]
-        if key in self._going_down or key not in upper:
+        if key in self.flights.going_down or key not in upper:
             return False
         source = upper.place(key)
         reserved = tier.reserve()
@@ -155,21 +145,10 @@ class Spill:
         place, gone = reserved
         if gone is not None:
             self._is_gone(gone)
-        self._going_down.add(key)
-        self._num_down += 1
-        self._take_off(key, source, place, is_kept=is_kept)
+        self.flights.take_off(key, source, place, is_kept=is_kept)
         return True
 
     # ── copies ───────────────────────────────────────────────────────────────
-
-    @property
-    def is_busy(self) -> bool:
-        return bool(self._flights)
-
-    def take(self) -> list[Copy]:
-        """Copies for the engine to begin; asking twice gives nothing."""
-        new, self._new = self._new, []
-        return new
 
     def settle(self, ended: Iterable[Copied | Found], now: float) -> list[Restoring]:
         """Take in what the engine says of its copies; those who have waited in vain."""
@@ -177,15 +156,15 @@ class Spill:
             if isinstance(result, Found):
                 self._adopt(result)
                 continue
-            flight = self._flights.pop(result.ticket)
+            flight = self.flights.land(result.ticket)
             ways = flight.copy.source.tier, flight.copy.target.tier
-            (self.num_failed if result.error else self.num_moved)[ways] += 1
+            self.num_copied[ways] += not result.error
+            self.num_failed[max(ways)] += bool(result.error)
             if flight.restoring:
                 self._restored(flight.copy, flight.restoring, result)
             else:
                 self._stored(flight, result, now)
-            for place in flight.copy.source, flight.copy.target:
-                self._let_go(place)
+            self.flights.let_go(flight.copy)
         failed: list[Restoring] = []
         for restoring in [r for r in self._waiting if r.is_over or now > r.until]:
             self._waiting.remove(restoring)
@@ -219,8 +198,6 @@ class Spill:
         """A copy downwards has ended."""
         copy = flight.copy
         tier, key, trouble = self._tier(copy.target.tier), copy.key, self._trouble[copy.target.tier]
-        self._going_down.remove(key)
-        self._num_down -= 1
         if result.error:
             tier.give_back(copy.target.slot)
             trouble.count += 1
@@ -234,34 +211,18 @@ class Spill:
         if flight.is_kept and tier is not self.tiers[-1]:
             self._kept.append(key)
 
-    def _take_off(
-        self,
-        key: bytes,
-        source: Place,
-        target: Place,
-        *,
-        restoring: Restoring | None = None,
-        is_kept: bool = False,
-    ) -> None:
-        for place in source, target:
-            self._hold(place)
-        self._num_copies += 1
-        copy = Copy(self._num_copies, key, source, target)
-        self._flights[copy.ticket] = Flight(copy, restoring, is_kept)
-        self._new.append(copy)
-
-    def _hold(self, place: Place) -> None:
-        """A copy reads or writes there: nobody else may write. A reserved slot is safe anyway."""
-        if place.tier == DEVICE:
-            self.pool.hold(place.slot)
-        else:
-            self._tier(place.tier).hold(place.slot)
-
-    def _let_go(self, place: Place) -> None:
-        if place.tier == DEVICE:
-            self.pool.let_go(place.slot)
-        else:
-            self._tier(place.tier).let_go(place.slot)
+    def stats(self) -> tuple[TierStats, ...]:
+        copied = self.num_copied.items()
+        return tuple(
+            TierStats(
+                *(tier.name, len(tier), tier.num_slots),
+                stored=sum(n for (_, to), n in copied if to == tier.number),
+                restored=self.num_copied[tier.number, DEVICE],
+                failed=self.num_failed[tier.number],
+                lost=tier.num_lost,
+            )
+            for tier in self.tiers
+        )
 
     # ── books ────────────────────────────────────────────────────────────────
 
@@ -296,16 +257,8 @@ class Spill:
         whole = self.cost.predict(rest.with_chunk(tokens + size, position))
         return whole - self.cost.predict(rest.with_chunk(size, position + tokens))
 
-    @property
-    def held_pages(self) -> list[list[int]]:
-        """Pages that copies hold, as page tables."""
-        places = (p for f in self._flights.values() for p in (f.copy.source, f.copy.target))
-        return [[place.slot] for place in places if place.tier == DEVICE]
-
     def check(self) -> None:
         """Raise AssertionError if the books of a tier do not balance."""
+        self.flights.check()
         for tier in self.tiers:
             tier.check()
-        down = [f.copy for f in self._flights.values() if f.copy.target.tier != DEVICE]
-        assert len(down) == self._num_down, f"{len(down)} copies go down, not {self._num_down}"
-        assert {copy.key for copy in down} == self._going_down

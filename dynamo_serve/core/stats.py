@@ -15,6 +15,19 @@ class StepStats(NamedTuple):
     predicted_seconds: float | None = None  # what the cost model said before
 
 
+class TierStats(NamedTuple):
+    """One tier below the device: pages in it, room for pages, and pages that were copied into it,
+    restored from it, could not be copied, and had to go with no tier below that has them."""
+
+    name: str
+    num_pages: int
+    num_slots: int
+    stored: int
+    restored: int
+    failed: int
+    lost: int
+
+
 class Stats(NamedTuple):
     """Gauges as of now, and counters since the engine started (names ending in `_total`)."""
 
@@ -30,6 +43,11 @@ class Stats(NamedTuple):
     output_tokens_total: int = 0
     draft_tokens_total: int = 0
     draft_accepted_tokens_total: int = 0
+    evicted_pages_total: int = 0  # of the device
+    lost_pages_total: int = 0  # of these, nowhere below
+    restored_tokens_total: int = 0
+    saved_seconds_total: float = 0.0  # by restoring, as predicted
     step: StepStats | None = None
     rungs: tuple[int, ...] = ()  # the level of each, in the order of `ladder.RUNGS`
     rung_changes: tuple[tuple[int, int], ...] = ()  # how often it was taken and undone
+    tiers: tuple[TierStats, ...] = ()

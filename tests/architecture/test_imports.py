@@ -46,11 +46,12 @@ LAW: dict[str, tuple[str, ...]] = {
     ),
     "dynamo_serve.metrics": (
         *("core.", "metrics_declared", "metrics_histogram", "metrics_ladder", "metrics_tenants"),
-        *("observer", "prometheus_client."),
+        *("metrics_tiers", "observer", "prometheus_client."),
     ),
     "dynamo_serve.metrics_declared": ("core.",),
     "dynamo_serve.metrics_histogram": (),
     "dynamo_serve.metrics_ladder": ("core.",),
+    "dynamo_serve.metrics_tiers": ("core.",),
     "dynamo_serve.metrics_tenants": ("prometheus_client.",),
     "dynamo_serve.api.gate": ("errors",),
     "dynamo_serve.api.protocol": ("api.", "config", "errors", "httptools.", "uvicorn."),

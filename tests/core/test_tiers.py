@@ -38,7 +38,7 @@ def check_seed(seed: int) -> RoughEngine:
     cancelled = {r.id for r in requests if rng.random() < 0.2}
     play(harness, rng, requests, cancelled)
     for _ in range(20_000):
-        if not harness.scheduler.spill.is_busy:
+        if not harness.scheduler.spill.flights.is_busy:
             break
         harness.turn()
     judge(harness, requests, cancelled)

@@ -1,0 +1,33 @@
+"""What the scheduler says about itself after every step."""
+
+from __future__ import annotations
+
+from dynamo_serve.core.controller import Controller
+from dynamo_serve.core.lifecycle import Lifecycle
+from dynamo_serve.core.stats import Stats, StepStats
+
+
+def report(life: Lifecycle, controller: Controller, step: StepStats | None) -> Stats:
+    totals, pool, spill = life.totals, life.pool, life.spill
+    return Stats(
+        num_waiting=len(life.waiting),
+        num_running=len(life.running),
+        pages_used=pool.num_used,
+        pages_cached=pool.num_cached,
+        pages_free=pool.num_free,
+        prefix_asked_tokens_total=totals["prefix_asked"],
+        prefix_hit_tokens_total=totals["prefix_hit"],
+        preemptions_total=totals["preemptions"],
+        prompt_tokens_total=totals["prompt"],
+        output_tokens_total=totals["output"],
+        draft_tokens_total=totals["draft"],
+        draft_accepted_tokens_total=totals["draft_accepted"],
+        evicted_pages_total=pool.num_evicted,
+        lost_pages_total=spill.num_lost,
+        restored_tokens_total=spill.num_restored,
+        saved_seconds_total=spill.saved_seconds,
+        step=step,
+        rungs=controller.levels,
+        rung_changes=controller.changes,
+        tiers=spill.stats(),
+    )

@@ -1,0 +1,23 @@
+"""What becomes of sequences that wait for pages from a tier below."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from dynamo_serve.core.journal import Reason
+from dynamo_serve.core.lifecycle import Lifecycle
+from dynamo_serve.core.tiers import Copied, Found
+
+
+def take_copies(life: Lifecycle, ended: Iterable[Copied | Found], now: float) -> None:
+    """Take in what became of copies. Who waited for one in vain waits for its turn again, and
+    counts as if it had not been admitted."""
+    for failed in life.spill.settle(ended, now):
+        seq = failed.seq
+        if failed.counted is not None:
+            life.totals["prefix_asked"] -= seq.num_tokens
+            life.totals["prefix_hit"] -= failed.counted
+            life.totals["prompt"] -= seq.num_tokens
+            life.shares.account(seq.request.tenant).saved_tokens -= failed.counted
+            seq.admitted_at = None
+        life.preempt(seq, Reason.NOT_RESTORED, now)

@@ -1,0 +1,38 @@
+"""The tiers below the device: how full, and what was copied."""
+
+from __future__ import annotations
+
+from dynamo_serve.core.stats import Stats, TierStats
+
+COUNTS = ("stored", "restored", "failed", "lost")
+
+
+class TierCounts:
+    """Totals go on when an engine begins to count anew."""
+
+    def __init__(self) -> None:
+        self._tiers: tuple[TierStats, ...] = ()
+        self._last: dict[tuple[str, ...], int] = {}
+        self._copies: dict[tuple[str, ...], float] = {}
+
+    def take(self, stats: Stats) -> None:
+        """The engine's newest report; without an engine there is no tier."""
+        if stats.tiers == self._tiers:
+            return
+        self._tiers = stats.tiers
+        for tier in stats.tiers:
+            for what in COUNTS:
+                key, now = (tier.name, what), getattr(tier, what)
+                before = self._last.get(key, 0)
+                self._copies[key] = (
+                    self._copies.get(key, 0) + now - (before if now >= before else 0)
+                )
+                self._last[key] = now
+
+    def numbers(self) -> dict[str, dict[tuple[str, ...], float]]:
+        """Metric → label values → value."""
+        return {
+            "tier_pages": {(tier.name,): tier.num_pages for tier in self._tiers},
+            "tier_slots": {(tier.name,): tier.num_slots for tier in self._tiers},
+            "tier_copies": self._copies,
+        }
