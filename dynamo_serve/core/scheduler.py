@@ -133,7 +133,7 @@ class Scheduler:
         self.bill.begin(now)
         self.controller.look(now)
         batch = self._plan(now)
-        self.spill.plan(now)
+        self.spill.plan(now, is_idle=self.is_idle)
         return batch
 
     def _plan(self, now: float) -> Batch | None:

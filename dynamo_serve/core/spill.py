@@ -18,9 +18,9 @@ from dynamo_serve.core.sequence import Restoring
 from dynamo_serve.core.sequence import Sequence as Seq
 from dynamo_serve.core.stats import TierStats
 from dynamo_serve.core.step_cost import StepCost, StepShape
-from dynamo_serve.core.tiers import DEVICE, DISK, Copied, Copy, Found, Place, Tier
+from dynamo_serve.core.tiers import DEVICE, DISK, HOST, Copied, Copy, Found, Place, Tier
 
-LOW, HIGH = 0.125, 0.25  # of a tier's pages that can be had without a loss: spilling begins, ends
+LOW, HIGH = 0.25, 0.5  # of a tier's pages that can be had without a loss: spilling begins, ends
 MOST_DOWN = 8  # copies downwards that are under way at a time
 PATIENCE = 4.0  # times what restoring should take, before it is given up …
 MIN_PATIENCE = 0.25  # … and so many seconds at least
@@ -109,12 +109,13 @@ class Spill:
 
     # ── down ─────────────────────────────────────────────────────────────────
 
-    def plan(self, now: float) -> None:
-        """Begin copies downwards, if there is a reason to."""
+    def plan(self, now: float, *, is_idle: bool) -> None:
+        """Begin copies downwards, if there is a reason to: few pages are left, or nothing else is
+        to be done and it costs nobody anything."""
         for i, tier in enumerate(self.tiers):
             upper = self._levels[i]
             size = upper.num_pages if isinstance(upper, PagePool) else upper.num_slots
-            if upper.num_ready < LOW * size:
+            if upper.num_ready < LOW * size or (is_idle and tier.number == HOST):
                 self._spills[i] = True
             elif upper.num_ready >= HIGH * size:
                 self._spills[i] = False
@@ -122,8 +123,13 @@ class Spill:
                 key = upper.oldest_not_clean(self.flights.going_down)
                 if key is None or tier.next_to_go in upper or not self._sink(key, i):
                     break  # what would have to go for it is above, too: the tier is too small
-        while self._kept and len(self.flights.going_down) < MOST_DOWN:
+        for _ in range(len(self._kept)):
+            if len(self.flights.going_down) >= MOST_DOWN:
+                break
             key = self._kept.popleft()
+            if key in self.flights.going_down:
+                self._kept.append(key)
+                continue
             level = next((i for i, tier in enumerate(self.tiers) if key not in tier), None)
             if level is not None and self._may_go_down(self.tiers[level], now):
                 self._sink(key, level, is_kept=True)

@@ -12,6 +12,7 @@ from dynamo_serve.core.request import Sampling
 from dynamo_serve.engines.local import LocalEngine
 
 GREEDY = Sampling(temperature=0.0)
+CACHE = ("page_size", "num_pages", "host_gib", "disk_gib", "disk_path")
 
 
 def make_engine(path: str, **wishes: Any) -> LocalEngine:
@@ -29,6 +30,9 @@ def make_engine(path: str, **wishes: Any) -> LocalEngine:
         "max_decode_sequences": 16,
         "max_prefill_tokens": 64,
         "progress": lambda stage, fraction: None,
+        "host_gib": 0.0,
+        "disk_gib": 0.0,
+        "disk_path": "",
     }
     assert set(wishes) <= set(known), wishes
     w = known | wishes
@@ -43,7 +47,7 @@ def make_engine(path: str, **wishes: Any) -> LocalEngine:
             cuda_graphs=w["cuda_graphs"],
             threads=2,
         ),
-        CacheSection(page_size=w["page_size"], num_pages=w["num_pages"]),
+        CacheSection(**{name: w[name] for name in CACHE}),
         max_decode_sequences=w["max_decode_sequences"],
         max_prefill_tokens=w["max_prefill_tokens"],
         path=path,

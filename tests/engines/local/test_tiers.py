@@ -1,0 +1,196 @@
+"""Pages of a real model on their way through host memory and disk: the same tokens as ever."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from dynamo_serve.core.loop import Command, Loop, Submit
+from dynamo_serve.core.page_pool import PagePool
+from dynamo_serve.core.request import Request, TokenEvent
+from dynamo_serve.core.scheduler import Limits, Scheduler
+from dynamo_serve.core.stats import Stats
+from dynamo_serve.core.step_cost import StepCost, StepShape
+from dynamo_serve.core.tiers import DISK, HOST
+from dynamo_serve.engines.local import LocalEngine
+from dynamo_serve.engines.local.tier_stores import SECTOR
+from dynamo_serve.errors import EngineStartError
+from tests.engines.local.driver import GREEDY, make_engine
+from tests.engines.local.zoo import checkpoint, expected_tokens
+
+COUNT = 8
+MAX_TURNS = 5000
+NUM_PAGES = 24
+MIB = 1 / 1024  # in GiB
+MODEL = "qwen3"
+PROMPT = tuple(random.Random(5).randrange(128) for _ in range(41))  # ten full pages
+
+
+class Dear(StepCost):
+    """Prompt tokens cost so much that everything that can be restored is."""
+
+    def predict(self, shape: StepShape) -> float:
+        return float(shape.tokens)
+
+
+class Served:
+    """An engine behind the production loop, turned by hand."""
+
+    def __init__(self, engine: LocalEngine) -> None:
+        spec = engine.start()
+        pool = PagePool(spec.num_pages, spec.page_size)
+        self.scheduler = Scheduler(pool, Limits(), cost=Dear(), tiers=spec.tiers)
+        self.spill = self.scheduler.spill
+        self.commands: list[Command] = []
+        self.events: list[TokenEvent] = []
+        self.loop = Loop(
+            self.scheduler,
+            engine,
+            inbox=self._inbox,
+            publish=self._publish,
+            clock=time.monotonic,
+        )
+
+    def _inbox(self, patience: float | None) -> list[Command]:
+        commands, self.commands = self.commands, []
+        return commands
+
+    def _publish(self, events: list[TokenEvent], stats: Stats) -> None:
+        self.events += events
+
+    def ask(self, prompt: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
+        """The answer, and how many tokens of the prompt were cached."""
+        self.events = []
+        now = time.monotonic()
+        self.commands.append(Submit(Request(f"r{now}", prompt, COUNT, GREEDY, arrival=now)))
+        self.until(lambda: any(event.finish for event in self.events))
+        cached = next(e.cached_tokens for e in self.events if e.cached_tokens is not None)
+        return tuple(t for event in self.events for t in event.token_ids), cached
+
+    def until(self, done: object) -> None:
+        assert callable(done)
+        end = time.monotonic() + 60
+        while not done():
+            assert time.monotonic() < end, "it never came to that"
+            self.loop.turn()
+            self.scheduler.check()
+
+    def flush(self) -> None:
+        """Have the pool taken by others, so that only a tier can have what was in it."""
+        rng = random.Random(len(self.spill.tiers))
+        self.loop.turn()
+        self.until(lambda: not self.spill.flights.is_busy)
+        while any(key in self.scheduler.pool for key in self.keys(PROMPT)):
+            self.ask(tuple(rng.randrange(128) for _ in range(61)))
+            self.until(lambda: not self.spill.flights.is_busy)
+
+    def keys(self, prompt: tuple[int, ...]) -> list[bytes]:
+        keys: list[bytes] = []
+        self.scheduler.pool.extend_keys(keys, prompt, "", len(prompt) - 1)
+        return keys
+
+
+@contextmanager
+def served(**cache: object) -> Iterator[Served]:
+    engine = make_engine(checkpoint(MODEL), num_pages=NUM_PAGES, **cache)
+    try:
+        yield Served(engine)
+    finally:
+        engine.close()
+
+
+def expected() -> tuple[int, ...]:
+    return expected_tokens(MODEL, PROMPT, COUNT)
+
+
+def test_a_prefix_goes_to_host_memory_and_comes_back() -> None:
+    with served(host_gib=4 * MIB) as server:
+        assert server.ask(PROMPT) == (expected(), 0)
+        server.flush()
+        assert all(key in server.spill.tiers[0] for key in server.keys(PROMPT))
+        assert server.ask(PROMPT) == (expected(), 40)
+        assert server.spill.num_copied[HOST, 0] == 10
+        assert server.scheduler.stats().restored_tokens_total == 40
+
+
+def test_a_page_that_changed_in_host_memory_is_computed_again() -> None:
+    with served(host_gib=4 * MIB) as server:
+        server.ask(PROMPT)
+        server.flush()
+        third = server.spill.tiers[0].place(server.keys(PROMPT)[3])
+        server.loop.engine._ready.copier._stores[HOST]._rows[third.slot][7] ^= 1  # type: ignore[attr-defined]
+        assert server.ask(PROMPT) == (expected(), 12)
+        assert server.spill.num_failed[HOST] == 1
+        assert server.ask(PROMPT) == (expected(), 40)
+
+
+def test_the_next_server_finds_what_was_used_twice(tmp_path: Path) -> None:
+    cache = {"disk_gib": 4 * MIB, "disk_path": str(tmp_path / "pages"), "host_gib": MIB}
+    with served(**cache) as first:
+        first.ask(PROMPT)
+        assert first.ask(PROMPT) == (expected(), 40)
+        first.until(lambda: all(key in first.spill.tiers[1] for key in first.keys(PROMPT)))
+    with served(**cache) as second:
+        second.until(lambda: all(key in second.spill for key in second.keys(PROMPT)))
+        assert second.ask(PROMPT) == (expected(), 40)
+        assert second.spill.num_copied[DISK, 0] == 10
+
+
+def test_a_page_that_changed_on_disk_is_computed_again(tmp_path: Path) -> None:
+    cache = {"disk_gib": 4 * MIB, "disk_path": str(tmp_path)}
+    with served(**cache) as first:
+        first.ask(PROMPT)
+        first.ask(PROMPT)
+        first.until(lambda: all(key in first.spill for key in first.keys(PROMPT)))
+        fifth = first.spill.tiers[0].place(first.keys(PROMPT)[5]).slot
+        stride = first.loop.engine._ready.copier._stores[DISK]._stride  # type: ignore[attr-defined]
+    with (tmp_path / "pages").open("r+b") as file:
+        file.seek(fifth * stride + SECTOR + 3)
+        file.write(b"\xff\x00\xff")
+    with served(**cache) as second:
+        second.until(lambda: all(key in second.spill for key in second.keys(PROMPT)))
+        assert second.ask(PROMPT) == (expected(), 20)
+        assert second.spill.num_failed[DISK] == 1
+
+
+def test_a_folder_with_pages_of_another_model_is_refused_by_name(tmp_path: Path) -> None:
+    cache = {"disk_gib": 4 * MIB, "disk_path": str(tmp_path)}
+    with served(**cache) as first:
+        first.until(lambda: (tmp_path / "model.json").exists())
+    other = make_engine(checkpoint("llama"), num_pages=NUM_PAGES, **cache)
+    with pytest.raises(EngineStartError, match=r"(?s)cache.disk_path.*choose another folder"):
+        other.start()
+    pages = make_engine(checkpoint(MODEL), num_pages=NUM_PAGES, page_size=8, **cache)
+    with pytest.raises(EngineStartError, match="page_bytes"):
+        pages.start()
+
+
+def test_a_folder_in_use_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cache = {"disk_gib": 4 * MIB, "disk_path": str(tmp_path)}
+    caplog.set_level(logging.WARNING)
+    with served(**cache) as first:
+        first.ask(PROMPT)
+        first.ask(PROMPT)
+        first.until(lambda: all(key in first.spill for key in first.keys(PROMPT)))
+        with served(**cache) as second:
+            second.until(lambda: "used by another process" in caplog.text)
+            assert second.ask(PROMPT) == (expected(), 0)
+            first.loop.engine.close()
+            second.until(lambda: len(second.spill.tiers[0]) >= 10)
+
+
+def test_tiers_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    for cache, message in (
+        ({"host_gib": 1e6}, "do not fit"),
+        ({"host_gib": 1e-7}, "a page takes"),
+        ({"disk_gib": MIB, "disk_path": "/proc/none"}, "cache.disk_path"),
+    ):
+        engine = make_engine(checkpoint(MODEL), num_pages=NUM_PAGES, **cache)
+        with pytest.raises(EngineStartError, match=message):
+            engine.start()
