@@ -146,7 +146,8 @@ class _Play:
 
     def _missing(self, seq: Sequence) -> int:
         """Prompt tokens that are not cached."""
-        return seq.num_pending - self.life.found_tokens(seq)
+        cached = len(self.life.pool.match(self.life.reusable_keys(seq)))
+        return seq.num_pending - cached * self.life.pool.page_size
 
     def _take_place(self, name: str) -> bool:
         """Preempt somebody over his share for somebody who stays within his."""

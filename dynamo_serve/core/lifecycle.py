@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
+
 from dynamo_serve.core.batch import Phase, SequenceOutput, Work
 from dynamo_serve.core.evidence import Tally
 from dynamo_serve.core.journal import Journal, Kind, Reason
@@ -87,11 +89,10 @@ class Lifecycle:
         # The last token is always run: its logits pick the next one.
         end = seq.num_tokens - 1
         self.pool.extend_keys(seq.page_keys, seq.tokens, seq.request.salt, end)
-        return seq.page_keys[: end // self.pool.page_size]
-
-    def found_tokens(self, seq: Sequence) -> int:
-        """Tokens of the head that it would not have to compute."""
-        return len(self.pool.match(self.reusable_keys(seq))) * self.pool.page_size
+        keys = seq.page_keys[: end // self.pool.page_size]
+        if seq.is_suspect or not seq.may_restore:  # nothing that takes time, or may go wrong again
+            return list(takewhile(self.pool.__contains__, keys))
+        return keys
 
     def admit(self, seq: Sequence, now: float) -> None:
         """waiting → running, with pages for all its tokens; there must be room."""

@@ -20,4 +20,5 @@ def take_copies(life: Lifecycle, ended: Iterable[Copied | Found], now: float) ->
             life.totals["prompt"] -= seq.num_tokens
             life.shares.account(seq.request.tenant).saved_tokens -= failed.counted
             seq.admitted_at = None
+        seq.may_restore = False
         life.preempt(seq, Reason.NOT_RESTORED, now)

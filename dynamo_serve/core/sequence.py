@@ -60,6 +60,7 @@ class Sequence:
     page_keys: list[bytes] = field(default_factory=list)
     num_sealed: int = 0
     num_unseen: int = 0  # head from the prefix cache that the engine has not been shown
+    may_restore: bool = True  # from tiers below: until that has failed once
     restoring: Restoring | None = None  # part of that head is still being copied: it cannot run
     num_preemptions: int = 0
     cached_tokens: int = 0  # head found in the prefix cache when first admitted

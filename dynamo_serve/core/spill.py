@@ -179,6 +179,8 @@ class Spill:
                 continue  # cancelled or preempted meanwhile
             if restoring.left:
                 failed.append(restoring)
+                if not restoring.error:
+                    self._slow_down(restoring)
                 continue
             seq.restoring = None
             self.num_restored += restoring.num_pages * self.pool.page_size
@@ -199,6 +201,11 @@ class Spill:
         if copy.key in tier and tier.place(copy.key) == copy.source:
             tier.forget(copy.key)
             self._is_gone(copy.key)
+
+    def _slow_down(self, restoring: Restoring) -> None:
+        """What did not come in time would not come in time for the next one either."""
+        for tier in {self._tier_of(key) for key in restoring.left if key in self}:
+            tier.page_seconds *= PATIENCE * restoring.num_pages
 
     def _stored(self, flight: Flight, result: Copied, now: float) -> None:
         """A copy downwards has ended."""

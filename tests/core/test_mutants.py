@@ -18,8 +18,9 @@ PROMISES = ("test_hard_cases.py", "test_promises.py", "test_tenant_traffic.py")
 DRAFTS = ("test_lookup.py", "test_speculation.py")
 HURRY = ("test_cut_in.py", "test_tenant_traffic.py")
 SURVIVAL = ("test_resume.py",)
+TIERS = ("test_tiers.py",)
 LADDER = ("test_controller.py",)
-HELPERS = ("traffic.py", "playing.py")
+HELPERS = ("traffic.py", "playing.py", "tiers.py")
 
 BROKEN_BOOKS = {
     "reuse every token, leaving none to run": (
@@ -67,13 +68,13 @@ BROKEN_BOOKS = {
     "hash without the salt": ("prefix_index.py", "blake2b(salt.encode()", 'blake2b(b""'),
     "share a page without counting": (
         "page_pool.py",
-        "            self._cached.pop(page_id, None)\n            self._ref_counts[page_id] += 1",
-        "            self._cached.pop(page_id, None)",
+        "        self._clean.pop(page_id, None)\n        self._ref_counts[page_id] += 1",
+        "        self._clean.pop(page_id, None)",
     ),
     "share a page that may still be evicted": (
         "page_pool.py",
-        "            self._cached.pop(page_id, None)\n",
-        "",
+        "        self._cached.pop(page_id, None)\n        self._clean",
+        "        self._clean",
     ),
     "evict and stay listed": ("page_pool.py", "        del self.index.pages[key]\n", ""),
     "evict the head of a chain first": ("page_pool.py", "in reversed(page_table)", "in page_table"),
@@ -388,6 +389,57 @@ BROKEN_LADDER = {
     ),
 }
 
+BROKEN_TIERS = {
+    "run before the pages are there": (
+        "intake.py",
+        "seq.phase is Phase.PREFILL and seq.restoring is None",
+        "seq.phase is Phase.PREFILL",
+    ),
+    "let go of a page that is still being copied": (
+        "flights.py",
+        "            self._books(place).hold(place.slot)\n",
+        "            self._books(place)\n",
+    ),
+    "publish what could not be copied": ("spill.py", "        if not result.error:\n", ""),
+    "list what could not be copied": (
+        "spill.py",
+        "            tier.give_back(copy.target.slot)\n",
+        "            tier.settle(key, copy.target.slot)\n",
+    ),
+    "believe a page below that is gone": (
+        "spill.py",
+        "        if gone is not None:\n            self._is_gone(gone)\n",
+        "",
+    ),
+    "use a slot again while it is read": ("tiers.py", "if slot not in self._holders:", "if True:"),
+    "forget a slot that nobody can read": (
+        "tiers.py",
+        "        self._free.append(slot)\n\n    def adopt",
+        "\n    def adopt",
+    ),
+    "keep a claim on what was not restored": (
+        "lifecycle.py",
+        "begin = 0 if seq.restoring else seq.num_sealed",
+        "begin = seq.num_sealed",
+    ),
+    "wait for a slow page for ever": ("spill.py", " or now > r.until", ""),
+    "count a head that did not come": (
+        "restoring.py",
+        'life.totals["prefix_hit"] -= failed.counted',
+        "pass",
+    ),
+    "restore what is sooner computed": (
+        "spill.py",
+        "return seconds < self._computing",
+        "return 0.0 < self._computing",
+    ),
+    "spill though there is room": (
+        "spill.py",
+        "if upper.num_ready < LOW * size or (is_idle and tier.number == HOST):",
+        "if True:",
+    ),
+}
+
 
 MUTANTS = {
     **{name: (BOOKS, mutant) for name, mutant in BROKEN_BOOKS.items()},
@@ -396,6 +448,7 @@ MUTANTS = {
     **{name: (HURRY, mutant) for name, mutant in BROKEN_HURRY.items()},
     **{name: (SURVIVAL, mutant) for name, mutant in BROKEN_SURVIVAL.items()},
     **{name: (LADDER, mutant) for name, mutant in BROKEN_LADDER.items()},
+    **{name: (TIERS, mutant) for name, mutant in BROKEN_TIERS.items()},
 }
 
 
@@ -417,7 +470,7 @@ def copied(folder: Path) -> Path:
     suite.mkdir(parents=True)
     for file in (package, package / "engines", suite.parent, suite):
         (file / "__init__.py").touch()
-    for name in {*BOOKS, *PROMISES, *DRAFTS, *HURRY, *SURVIVAL, *LADDER, *HELPERS}:
+    for name in {*BOOKS, *PROMISES, *DRAFTS, *HURRY, *SURVIVAL, *LADDER, *TIERS, *HELPERS}:
         shutil.copy(ROOT / "tests" / "core" / name, suite)
     return folder
 

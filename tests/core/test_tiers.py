@@ -6,9 +6,12 @@ import random
 
 import pytest
 
+from dynamo_serve.core.loop import Cancel, Submit
+from dynamo_serve.core.request import Request
 from dynamo_serve.core.scheduler import Limits
+from dynamo_serve.core.tiers import DISK, HOST, Found, Place, Tier, TierSpec
 from tests.core.tiers import RoughEngine
-from tests.core.traffic import VOCAB_SIZE, Harness, judge, play, random_requests
+from tests.core.traffic import VOCAB_SIZE, Harness, judge, play, random_requests, reference
 
 
 def check_seed(seed: int) -> RoughEngine:
@@ -51,3 +54,208 @@ def test_random_traffic_over_tiers_ends_exactly(first: int) -> None:
     ends = [check_seed(seed) for seed in range(first, first + 20)]
     assert sum(e.harness.scheduler.spill.num_restored for e in ends) > 0, "nothing came back"
     assert sum(e.num_failed for e in ends) > 0, "nothing failed"
+
+
+# ── one thing at a time ──────────────────────────────────────────────────────
+
+LONGEST = 64
+PROMPT = tuple(range(3, 20))  # four full pages and a token
+FLOOD = 12  # requests that between them take every page
+
+
+def serve(*, pages: int = 20, host: int = 64, disk: int = 0, slowest: int = 0) -> Harness:
+    engine = RoughEngine(
+        random.Random(1),
+        failing=0.0,
+        slowest=slowest,
+        vocab_size=VOCAB_SIZE,
+        max_model_len=LONGEST,
+        page_size=4,
+        num_pages=pages,
+        host_pages=host,
+        disk_pages=disk,
+    )
+    engine.harness = harness = Harness(engine, Limits(mix_phases=True))
+    return harness
+
+
+def rough(harness: Harness) -> RoughEngine:
+    assert isinstance(harness.engine, RoughEngine)
+    return harness.engine
+
+
+def ask(harness: Harness, name: str, prompt: tuple[int, ...] = PROMPT) -> int:
+    """Run one request to its right end; how many of its tokens were cached."""
+    request = Request(name, prompt, 2, arrival=harness.now)
+    assert harness.generate(request)[name] == reference(request)[0]
+    return next(e.cached_tokens for e in harness.events if e.cached_tokens is not None)
+
+
+def settle(harness: Harness) -> None:
+    """Turn until no copy is under way."""
+    for _ in range(2000):
+        harness.turn()
+        if not harness.scheduler.spill.flights.is_busy:
+            return
+    raise AssertionError("copies never end")
+
+
+def flood(harness: Harness) -> None:
+    """Others take every page there is."""
+    settle(harness)
+    for i in range(FLOOD):
+        ask(harness, f"flood{harness.now}", tuple((i + j * 7) % VOCAB_SIZE for j in range(21)))
+        settle(harness)
+
+
+def test_a_head_that_was_evicted_comes_back() -> None:
+    harness = serve()
+    assert ask(harness, "a") == 0
+    flood(harness)
+    assert ask(harness, "b") == 16
+    stats = harness.scheduler.stats()
+    assert stats.restored_tokens_total == 16
+    assert stats.lost_pages_total == 0 < stats.evicted_pages_total
+    assert stats.saved_seconds_total > 0
+    history = harness.scheduler.journal.gone["b"]
+    (entry,) = [entry for entry in history if entry.kind.value == "restore"]
+    assert (
+        entry.numbers["pages"] == 4 and entry.numbers["predicted_s"] < entry.numbers["computing_s"]
+    )
+
+
+def test_what_is_sooner_computed_is_not_restored() -> None:
+    harness = serve()
+    ask(harness, "a")
+    flood(harness)
+    harness.scheduler.spill.tiers[0].page_seconds = 10.0
+    assert ask(harness, "b") == 0
+    assert harness.scheduler.stats().restored_tokens_total == 0
+
+
+def test_a_copy_that_never_ends_holds_nobody_up() -> None:
+    harness = serve()
+    ask(harness, "a")
+    flood(harness)
+    rough(harness).slowest = 10**9
+    began = harness.now
+    assert ask(harness, "b") == 0
+    assert harness.now - began < 1.0
+    assert harness.scheduler.stats().prefix_hit_tokens_total == 0
+    assert harness.scheduler.journal.counts["preempt", "not_restored"] == 1
+    assert ask(harness, "c") == 16, "what was computed is not found again"
+
+
+def test_others_run_while_one_waits_for_its_pages() -> None:
+    harness = serve(pages=30)
+    ask(harness, "a")
+    flood(harness)
+    flood(harness)
+    rough(harness).slowest = 100
+    waits = Request("waits", PROMPT, 2, arrival=harness.now)
+    runs = Request("runs", (1, 2, 3), 2, arrival=harness.now)
+    harness.generate(waits, runs)
+    order = [event.request_id for event in harness.events if event.finish]
+    assert order == ["runs", "waits"]
+
+
+def test_two_that_need_the_same_head_restore_it_once() -> None:
+    harness = serve()
+    ask(harness, "a")
+    flood(harness)
+    before = harness.scheduler.spill.num_copied[HOST, 0]
+    twins = [Request(f"t{i}", (*PROMPT, i), 2, arrival=harness.now) for i in range(2)]
+    harness.generate(*twins)
+    assert harness.scheduler.spill.num_copied[HOST, 0] == before + 4
+    told = [e.cached_tokens for e in harness.events if e.cached_tokens is not None]
+    assert told == [16, 16]
+
+
+def test_a_cancelled_request_leaves_its_copies_nothing_to_spoil() -> None:
+    harness = serve()
+    ask(harness, "a")
+    flood(harness)
+    rough(harness).slowest = 50
+    harness.commands.append(Submit(Request("b", PROMPT, 2, arrival=harness.now)))
+    for _ in range(20):
+        harness.turn()
+        if harness.scheduler.running:
+            break
+    assert harness.scheduler.running["b"].restoring
+    harness.commands.append(Cancel("b"))
+    harness.turn()
+    assert not harness.scheduler.running and harness.scheduler.pool.num_used
+    settle(harness)
+    assert not harness.scheduler.pool.num_used
+    assert ask(harness, "c") == 16
+
+
+def test_nothing_goes_down_while_there_is_room_and_something_to_do() -> None:
+    harness = serve(pages=200)
+    requests = [Request(f"r{i}", (*PROMPT, i), 20, arrival=0.0) for i in range(3)]
+    harness.commands += [Submit(request) for request in requests]
+    for _ in range(200):
+        harness.turn()
+        if harness.scheduler.is_idle:
+            break
+        assert not harness.scheduler.spill.num_copied
+    assert harness.scheduler.is_idle
+
+
+def test_what_is_used_twice_goes_to_the_lowest_tier() -> None:
+    harness = serve(pages=200, disk=64)
+    ask(harness, "a")
+    settle(harness)
+    assert len(harness.scheduler.spill.tiers[1]) == 0, "once is not enough"
+    ask(harness, "b")
+    settle(harness)
+    assert len(harness.scheduler.spill.tiers[1]) == 4
+
+
+def test_pages_from_an_earlier_engine_are_listed_once() -> None:
+    tier = Tier(TierSpec(DISK, 4, 0.001))
+    place, _ = tier.reserve() or (Place(DISK, -1), None)
+    tier.settle(b"new", place.slot)
+    tier.adopt([(b"old", 3), (b"new", 2), (b"late", place.slot)])
+    tier.check()
+    assert tier.place(b"old") == (DISK, 3) and tier.place(b"new") == place
+    assert b"late" not in tier, "its slot has been written since"
+
+
+def test_a_tier_where_copies_fail_is_left_alone_for_a_while() -> None:
+    harness = serve()
+    rough(harness).failing = 1.0
+    ask(harness, "a")
+    for _ in range(1000):
+        harness.turn()
+    assert rough(harness).num_failed < 100
+    rough(harness).failing = 0.0
+    harness.now += 100.0
+    flood(harness)
+    assert ask(harness, "b") == 16
+
+
+def test_found_pages_are_clean_where_they_are_above() -> None:
+    harness = serve(host=0, disk=16)
+    ask(harness, "a")
+    settle(harness)
+    keys: list[bytes] = []
+    pool = harness.scheduler.pool
+    pool.extend_keys(keys, PROMPT, "", len(PROMPT))
+    assert pool.num_ready == pool.num_free
+    found = Found(DISK, tuple((key, slot) for slot, key in enumerate(keys)))
+    assert harness.scheduler.spill.settle([found], harness.now) == []
+    assert pool.num_ready == pool.num_free + len(keys)
+    harness.scheduler.check()
+
+
+def test_prices_of_restoring_are_learned() -> None:
+    harness = serve()
+    (tier,) = harness.scheduler.spill.tiers
+    tier.page_seconds = believed = 1e-4
+    ask(harness, "a")
+    flood(harness)
+    assert tier.page_seconds < believed, "copies downwards tell that a tier is not slow any more"
+    believed = tier.page_seconds
+    ask(harness, "b")
+    assert tier.page_seconds < believed

@@ -162,7 +162,7 @@ def test_a_page_that_changed_on_disk_is_computed_again(tmp_path: Path) -> None:
 def test_a_folder_with_pages_of_another_model_is_refused_by_name(tmp_path: Path) -> None:
     cache = {"disk_gib": 4 * MIB, "disk_path": str(tmp_path)}
     with served(**cache) as first:
-        first.until(lambda: (tmp_path / "model.json").exists())
+        first.until((tmp_path / "model.json").exists)
     other = make_engine(checkpoint("llama"), num_pages=NUM_PAGES, **cache)
     with pytest.raises(EngineStartError, match=r"(?s)cache.disk_path.*choose another folder"):
         other.start()
