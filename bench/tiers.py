@@ -1,0 +1,230 @@
+"""What the tiers of KV pages are worth: prefixes that are reused, restored, found after a restart.
+
+    python -m bench.tiers MODEL [--only reuse restore restart preempt overhead] [--repeat 3]
+
+reuse: 1,024 shared and 64 own tokens, 8 at a time, with prefix sharing and without; restore: the
+time to a first token of prompts whose head was computed, is still on the device, or lies in host
+memory, by length, beside what was predicted; restart: the same after a restart with a disk tier;
+preempt: more sequences than pages, with host memory below and without; overhead: traffic that
+never hits, without tiers, with idle ones, and with one that is written to all the time. Settings of
+one scene alternate. A table for people, one JSON line last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from bench.server import Server, free_port, our_command, running, settle
+from bench.sse_client import Stream, drive, post
+
+SHARED, OWN, OUTPUT, TOGETHER = 1024, 64, 16, 8
+LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096)
+PAGE = 16
+FIRST_ID, LAST_ID = 1000, 30_000
+Rows = list[dict[str, Any]]
+
+
+@dataclass
+class Client:
+    """Asks one server."""
+
+    server: Server
+    port: int
+    model: str
+    rng: random.Random
+
+    def tokens(self, count: int) -> list[int]:
+        return [self.rng.randrange(FIRST_ID, LAST_ID) for _ in range(count)]
+
+    def body(self, prompt: list[int], output: int) -> bytes:
+        fields = {"model": self.model, "prompt": prompt, "max_tokens": output, "temperature": 0,
+                  "ignore_eos": True, "stream": True, "stream_options": {"include_usage": True}}  # fmt: skip
+        return post("/v1/completions", fields)
+
+    def ask(self, prompts: Sequence[list[int]], output: int, width: int) -> list[Stream]:
+        return drive(self.port, [self.body(prompt, output) for prompt in prompts], width)
+
+    def ttft(self, prompt: list[int]) -> tuple[float, int]:
+        """Seconds to the first token, and how many tokens were cached."""
+        (stream,) = self.ask([prompt], 1, 1)
+        return stream.ttft - stream.sent, cached(stream)
+
+    def metric(self, name: str) -> float:
+        text = httpx.get(self.server.url + "/metrics", timeout=10).text
+        return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name))
+
+    def wait(self, done: Callable[[], bool]) -> None:
+        end = time.monotonic() + 120
+        while not done():
+            if time.monotonic() > end:
+                raise RuntimeError("the tiers never got there")
+            time.sleep(0.1)
+
+    def flush(self, num_tokens: int) -> None:
+        """Take every page of a pool of so many tokens, a kilotoken at a time."""
+        for _ in range(-(-num_tokens // 1000) + 1):
+            self.ttft(self.tokens(1000))
+            self.quiet()
+
+    def quiet(self) -> None:
+        """Wait until nothing is copied any more."""
+        before = -1.0
+        while (now := self.metric("dserve_tier_copies_total")) != before:
+            before = now
+            time.sleep(0.3)
+
+
+def cached(stream: Stream) -> int:
+    usage = next(event["usage"] for event in stream.events() if event.get("usage"))
+    details = usage.get("prompt_tokens_details") or {}
+    return int(details.get("cached_tokens", 0))
+
+
+@contextmanager
+def serve(args: argparse.Namespace, folder: Path, *settings: str) -> Iterator[Client]:
+    port = free_port()
+    command = our_command(args.model, port, [*settings, *args.set])
+    with running(command, port, folder / "server.log") as server:
+        settle()
+        client = Client(server, port, str(args.model), random.Random(args.seed))
+        client.ask([client.tokens(300) for _ in range(12)], 8, 4)  # step times are learned
+        yield client
+
+
+def reuse(args: argparse.Namespace, folder: Path) -> Rows:
+    rows: Rows = []
+    for _ in range(args.repeat):
+        for sharing in ("true", "false"):
+            with serve(args, folder, f"cache.prefix_sharing={sharing}") as client:
+                hit = client.metric("dserve_prefix_hit_tokens_total")
+                shared = client.tokens(SHARED)
+                prompts = [shared + client.tokens(OWN) for _ in range(args.requests)]
+                began = time.perf_counter()
+                streams = client.ask(prompts, OUTPUT, TOGETHER)
+                seconds = time.perf_counter() - began
+                found = [cached(stream) for stream in streams]
+                rows.append({
+                    "sharing": sharing,
+                    "requests_per_s": len(prompts) / seconds,
+                    "ttft_p50_s": statistics.median(s.ttft - s.sent for s in streams),
+                    "computed_once": sorted(found)[1:] == [SHARED] * (len(found) - 1),
+                    "hit_tokens": client.metric("dserve_prefix_hit_tokens_total") - hit,
+                })  # fmt: skip
+    return rows
+
+
+def restore(args: argparse.Namespace, folder: Path) -> Rows:
+    rows: Rows = []
+    pages = 2 * max(LENGTHS) // PAGE
+    with serve(args, folder, f"cache.num_pages={pages}", "cache.host_gib=4") as client:
+        for length in LENGTHS:
+            for _ in range(args.repeat):
+                prompt = client.tokens(length)
+                cold, none = client.ttft(prompt)
+                warm, device = client.ttft(prompt)
+                client.quiet()
+                client.flush(pages * PAGE)
+                restored, host = client.ttft(prompt)
+                rows.append({"tokens": length, "computed_s": cold, "device_s": warm,
+                             "restored_s": restored, "cached": [none, device, host]})  # fmt: skip
+    return rows
+
+
+def restart(args: argparse.Namespace, folder: Path) -> Rows:
+    rows: Rows = []
+    for _ in range(args.repeat):
+        with tempfile.TemporaryDirectory() as disk:
+            settings = ("cache.disk_gib=2", f"cache.disk_path={disk}")
+            with serve(args, folder, *settings) as client:
+                prompt = client.tokens(SHARED) + client.tokens(OWN)
+                cold, _ = client.ttft(prompt)
+                client.ttft(prompt)
+                client.wait(lambda: client.metric("dserve_tier_pages") >= SHARED // PAGE)
+            with serve(args, folder, *settings) as client:
+                client.wait(lambda: client.metric("dserve_tier_pages") >= SHARED // PAGE)
+                warm, found = client.ttft(prompt)
+                rows.append({"cold_s": cold, "after_restart_s": warm, "cached": found})
+    return rows
+
+
+def preempt(args: argparse.Namespace, folder: Path) -> Rows:
+    """Twelve sequences that grow to 1,200 tokens each, and pages for half of them."""
+    rows: Rows = []
+    pages = 12 * 1200 // PAGE // 2
+    for _ in range(args.repeat):
+        for host in ("0", "2"):
+            settings = (f"cache.num_pages={pages}", f"cache.host_gib={host}")
+            with serve(args, folder, *settings) as client:
+                prompts = [client.tokens(800) for _ in range(12)]
+                began = time.perf_counter()
+                client.ask(prompts, 400, 12)
+                rows.append({
+                    "host_gib": host,
+                    "seconds": time.perf_counter() - began,
+                    "preemptions": client.metric("dserve_preemptions_total"),
+                    "restored_tokens": client.metric("dserve_restored_tokens_total"),
+                })  # fmt: skip
+    return rows
+
+
+def overhead(args: argparse.Namespace, folder: Path) -> Rows:
+    rows: Rows = []
+    roomy, tight = "cache.num_pages=4000", "cache.num_pages=1000"
+    kinds = {
+        "no sharing": (roomy, "cache.prefix_sharing=false"),
+        "sharing": (roomy,),
+        "idle tier": (roomy, "cache.host_gib=2"),
+        "tight": (tight,),
+        "tight, spilling": (tight, "cache.host_gib=2"),
+    }
+    for _ in range(args.repeat):
+        for kind, settings in kinds.items():
+            with serve(args, folder, *settings) as client:
+                prompts = [client.tokens(500) for _ in range(args.requests)]
+                began = time.perf_counter()
+                client.ask(prompts, 32, TOGETHER)
+                rows.append({"kind": kind, "seconds": time.perf_counter() - began,
+                             "copies": client.metric("dserve_tier_copies_total")})  # fmt: skip
+    return rows
+
+
+SCENES = {f.__name__: f for f in (reuse, restore, restart, preempt, overhead)}
+
+
+def shown(value: object) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--only", nargs="+", choices=SCENES, default=list(SCENES))
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--requests", type=int, default=32)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--set", action="append", default=[])
+    args = parser.parse_args()
+    results: dict[str, Rows] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in args.only:
+            rows = results[name] = SCENES[name](args, Path(folder))
+            print(f"\n{name}")
+            for row in rows:
+                print("   ", "  ".join(f"{key} {shown(value)}" for key, value in row.items()))
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
