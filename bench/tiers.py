@@ -50,7 +50,8 @@ class Client:
 
     def body(self, prompt: list[int], output: int) -> bytes:
         fields = {"model": self.model, "prompt": prompt, "max_tokens": output, "temperature": 0,
-                  "ignore_eos": True, "stream": True, "stream_options": {"include_usage": True}}  # fmt: skip
+                  "ignore_eos": True, "stream": True}  # fmt: skip
+        fields["stream_options"] = {"include_usage": True}
         return post("/v1/completions", fields)
 
     def ask(self, prompts: Sequence[list[int]], output: int, width: int) -> list[Stream]:
