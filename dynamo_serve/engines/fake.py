@@ -48,8 +48,7 @@ class FakeEngine:
     as it stands in the pages, so a wrong page table gives a wrong answer. Temperature, filters and
     penalties have no meaning here: the token is a function of the context alone; log-probabilities
     are invented. `step_seconds` is slept in every step, `copying` is how much of its text is
-    copied. `below`: the pages of
-    each lower tier, by its number; copies take no time.
+    copied. `below`: the pages of each lower tier, by its number; copies take no time.
     """
 
     def __init__(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -16,7 +15,7 @@ from dynamo_serve.engines.local.discovery import architecture
 from dynamo_serve.engines.local.kv_cache import PoolSize
 
 SAMPLE_BYTES = 1 << 16  # from both ends of a file of weights, to tell it from others
-TELLING = ("architecture", "dtype")
+TELLING = ("architecture", "dtype", "page_size")
 
 Facts = dict[str, str | int | float | bool]
 
@@ -32,6 +31,7 @@ def model_facts(model: PreTrainedModel, size: PoolSize) -> Facts:
         "dtype": str(model.dtype).removeprefix("torch."),
         "num_parameters": sum(p.numel() for p in parameters),
         "weights_bytes": sum(p.numel() * p.element_size() for p in parameters),
+        "page_size": size.page_size,
         "kv_bytes_per_token": size.bytes_per_token,
         "kv_pool_bytes": size.num_bytes,
         "torch_version": str(torch.__version__),
@@ -40,16 +40,10 @@ def model_facts(model: PreTrainedModel, size: PoolSize) -> Facts:
     }
 
 
-def page_facts(
-    facts: Mapping[str, object], model: ModelSection, path: str, page_size: int
-) -> dict[str, str]:
+def page_facts(facts: Facts, model: ModelSection, path: str) -> dict[str, str]:
     """What has to be the same for a page to mean the same."""
-    return {
-        **{name: str(facts[name]) for name in TELLING},
-        "model": fingerprint(path),
-        "quantization": model.quantization,
-        "page_size": str(page_size),
-    }
+    same = {name: str(facts[name]) for name in TELLING}
+    return {**same, "quantization": model.quantization, "model": fingerprint(path)}
 
 
 def fingerprint(path: str) -> str:

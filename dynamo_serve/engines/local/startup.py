@@ -156,9 +156,8 @@ def _start_up(
     if needs.device.type == "cpu":
         keep_freed_memory()  # not sooner: the weights that were packed shall go back
         cache.take_memory()
-    tiers, copier = build_tiers(
-        wishes.cache, cache, page_facts(facts, wishes.model, wishes.path, size.page_size)
-    )
+    told = page_facts(facts, wishes.model, wishes.path)
+    tiers, copier = build_tiers(wishes.cache, cache, told)
     progress("warm-up", 1.0)
     spec = EngineSpec(
         *(max_model_len, size.page_size, size.num_pages),

@@ -76,7 +76,7 @@ class DiskStore:
         self._num_slots = num_slots
         self._page_bytes = page_bytes
         self._stride = SECTOR + -(-page_bytes // SECTOR) * SECTOR
-        self._facts = {"format": str(FORMAT), "page_bytes": str(page_bytes), **facts}
+        self._facts = {"format": str(FORMAT), **facts, "page_bytes": str(page_bytes)}
         self._order = 0
         self._fd = self._lock = -1
         try:

@@ -167,7 +167,7 @@ def test_a_folder_with_pages_of_another_model_is_refused_by_name(tmp_path: Path)
     with pytest.raises(EngineStartError, match=r"(?s)cache.disk_path.*choose another folder"):
         other.start()
     pages = make_engine(checkpoint(MODEL), num_pages=NUM_PAGES, page_size=8, **cache)
-    with pytest.raises(EngineStartError, match="page_bytes"):
+    with pytest.raises(EngineStartError, match="page_size 4, and here it is 8"):
         pages.start()
 
 
