@@ -15,6 +15,8 @@ from dynamo_serve.core.spill import Spill
 from dynamo_serve.core.waiting import WaitingQueue
 
 MOST_HISTORY = 64  # decisions kept about one request
+COUNTED = ("prefix_asked", "prefix_hit", "preemptions", "prompt", "output")
+COUNTED_DRAFTS = ("draft", "draft_accepted")
 
 
 class Lifecycle:
@@ -32,13 +34,7 @@ class Lifecycle:
         # While a step is held: seconds that it still takes, and tokens that it runs of a sequence.
         self.flight_seconds = 0.0
         self.flight_tokens: dict[str, int] = {}
-        self.totals = dict.fromkeys(
-            (
-                *("prefix_asked", "prefix_hit", "preemptions", "prompt", "output"),
-                *("draft", "draft_accepted"),
-            ),
-            0,
-        )
+        self.totals = dict.fromkeys(COUNTED + COUNTED_DRAFTS, 0)
 
     @property
     def busy(self) -> list[str]:
@@ -97,17 +93,9 @@ class Lifecycle:
     def admit(self, seq: Sequence, now: float) -> None:
         """waiting → running, with pages for all its tokens; there must be room."""
         keys = self.reusable_keys(seq)
-        seq.page_table, missing = self.pool.attach(keys)
-        seq.page_part = self.pool.part_of(seq.page_table)
-        seq.num_sealed = len(seq.page_table)
-        seq.num_computed = seq.num_unseen = seq.num_sealed * self.pool.page_size
-        if missing:
-            self.spill.restore(seq, missing, now)
+        self._attach(seq, keys, now)
         has_grown = self.grow(seq, now)
         assert has_grown, "has_room promised it"
-        self.pool.index.claim(keys[seq.num_sealed :], seq.id)
-        self.pool.index.claim([keys[i] for i in missing], seq.id)
-        self.spill.asked(keys[: seq.num_sealed])
         if seq.admitted_at is None:  # counted once: a preempted sequence finds its own pages
             seq.admitted_at = now
             seq.cached_tokens = seq.num_computed
@@ -134,10 +122,21 @@ class Lifecycle:
         if seq.restoring:
             self.note(
                 *(seq, now, Kind.RESTORE, Reason.SOONER.value),
-                pages=len(missing),
+                pages=seq.restoring.num_pages,
                 predicted_s=seq.restoring.seconds,
                 computing_s=seq.restoring.saves,
             )
+
+    def _attach(self, seq: Sequence, keys: list[bytes], now: float) -> None:
+        """Take the head that somebody has, and begin to restore what of it lies below."""
+        seq.page_table, missing = self.pool.attach(keys)
+        seq.page_part = self.pool.part_of(seq.page_table)
+        seq.num_sealed = len(seq.page_table)
+        seq.num_computed = seq.num_unseen = seq.num_sealed * self.pool.page_size
+        if missing:
+            self.spill.restore(seq, missing, now)
+        self.pool.index.claim([keys[i] for i in missing] + keys[seq.num_sealed :], seq.id)
+        self.spill.asked(keys[: seq.num_sealed])
 
     def grow(self, seq: Sequence, now: float, more: int = 0) -> bool:
         """Pages for all its tokens and so many more; False, and nothing done, without room."""
