@@ -72,7 +72,9 @@ class Visitor(Client):
 
 
 async def probe(client: Visitor, workers: int) -> float:
-    """Batch requests that the server answers in a second, if it has nothing else to do."""
+    """Batch requests that the server answers in a second, if it has nothing else to do. A first
+    wave is not counted: it finds cold memory, and a server that knows no step times yet."""
+    await asyncio.gather(*(client.send("batch", BATCH) for _ in range(workers)))
     began, done = time.monotonic(), 0
     stop = began + PROBE_S
 

@@ -23,6 +23,7 @@ from bench.plot import Bars, Lines, svg
 LIMIT_MIB_H = 4.0  # 1 KiB for every one of 4,096 requests an hour
 ENGINE_LIMIT_MIB_H = 40.0  # over ten minutes of one engine no more can be told from noise
 DIFFERENCE_MIB = 8.0  # between quarters, and between engines of one age
+LEAST_S = 450.0  # what is shorter is still warming up, or tells nothing against noise
 BLOCKS, STUDENT_T = 10, 2.306  # 95 %, two-sided, 8 degrees of freedom
 WARM_SHARE, WARM_S = 0.2, 300.0
 AGES_S = (30, 60, 120, 300, 600)
@@ -62,8 +63,9 @@ def slope(points: Points) -> Slope | None:
 def flat(what: str, points: Points, limit: float) -> Line:
     """Fails if it surely grows and may do so by more than the limit."""
     found = slope(points)
-    if found is None:
-        return Line(what, None, f"{len(points)} samples are too few")
+    seconds = points[-1][0] - points[0][0] if points else 0.0
+    if found is None or seconds < LEAST_S:
+        return Line(what, None, f"{len(points)} samples in {seconds:.0f} s are too few")
     told = f"{found.mib_h:+.2f} ± {found.margin:.2f} MiB/h (limit {limit:g})"
     if found.mib_h + found.margin <= limit:
         return Line(what, True, told)
@@ -72,8 +74,9 @@ def flat(what: str, points: Points, limit: float) -> Line:
 
 def quarters(what: str, points: Points) -> Line:
     size = len(points) // 4
-    if not size:
-        return Line(what, None, f"{len(points)} samples are too few")
+    seconds = points[-1][0] - points[0][0] if points else 0.0
+    if not size or seconds < LEAST_S:
+        return Line(what, None, f"{len(points)} samples in {seconds:.0f} s are too few")
     first = statistics.median(value for _, value in points[:size])
     last = statistics.median(value for _, value in points[-size:])
     told = f"{first:.1f} → {last:.1f} MiB (limit {DIFFERENCE_MIB:+g})"

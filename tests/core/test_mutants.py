@@ -372,6 +372,16 @@ BROKEN_LADDER = {
         "(Reason.PREFIX, Reason.WIDEN_WINDOW, Reason.CAP_BATCH)",
         "(Reason.PREFIX,)",
     ),
+    "let a backlog hide who is behind it": (
+        "intake.py",
+        "life.waiting.scan(name, SCAN_LIMIT)",
+        "life.waiting.first(name, SCAN_LIMIT)",
+    ),
+    "overlook who waits behind a backlog": (
+        "evidence.py",
+        "waiting.scan(name, HEADS)",
+        "waiting.first(name, HEADS)",
+    ),
     "make up for what was missed": (
         "shares.py",
         "max(account.virtual_time, min(others, default=-inf))",
