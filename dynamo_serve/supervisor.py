@@ -97,6 +97,7 @@ class Supervisor:
         self._num_sent = self._num_taken = 0  # commands
         self._asked_at = 0.0  # since when some of them are not taken
         self._awake_since = 0.0
+        self._still_since: float | None = None
 
     async def start(self) -> None:
         """Start an engine and wait until it is ready. Raises `EngineStartError`."""
@@ -159,8 +160,11 @@ class Supervisor:
 
     def stall(self, now: float) -> Stall | None:
         """What the engine has been at, with nothing to show for it yet. Asks it nothing."""
-        if not self.is_up or self._link is None:
+        if self._link is None:
             return None
+        if not self.is_up:
+            since = self._still_since
+            return None if since is None else Stall("starting, stopped", now - since, 0.0)
         look = self._link.flight.read()
         if look.num_taken != self._num_taken:
             self._num_taken, self._asked_at = look.num_taken, now
@@ -185,6 +189,7 @@ class Supervisor:
             if now - seen > WATCH_SECONDS + LAPSE_SECONDS:
                 self._awake_since = now
             seen = now
+            self._still_since = self._standing_still(now)
             stall = self.stall(now)
             if not (stall and stall.is_lost(self._config.engine.stall_timeout_s)):
                 continue
@@ -192,6 +197,12 @@ class Supervisor:
                 ended = self._link
                 can_end = ended.kill(str(stall))
                 log.error("%s; %s", stall, "it is ended" if can_end else "a thread cannot be ended")
+
+    def _standing_still(self, now: float) -> float | None:
+        """Since when an engine that is starting stands still for a signal."""
+        if self.is_up or self._link is None or not self._link.is_stopped:
+            return None
+        return now if self._still_since is None else self._still_since
 
     def trouble(self) -> str | None:
         """Why requests had better go elsewhere for now; None if all is well."""

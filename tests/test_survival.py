@@ -171,6 +171,21 @@ def test_an_engine_that_hangs_while_it_starts_again_is_ended(
     run(main)
 
 
+def test_an_engine_that_is_stopped_while_it_starts_again_is_ended_sooner(folder: str) -> None:
+    async def main() -> None:
+        config = engine_of(config_of(True), stall_timeout_s=0.3)
+        async with running(config, folder) as service:
+            old = pid_of(service)
+            kill_engine(service)
+            await until(lambda: service.state is State.RESTARTING)
+            await until(lambda: pid_of(service) != old)
+            os.kill(pid_of(service), signal.SIGSTOP)
+            request = Request("a", (1, 2), 4)
+            assert await collect(service, request) == reference(request)[0]
+
+    run(main)
+
+
 def test_a_deadline_is_not_forgotten_by_who_comes_back_without_an_engine(folder: str) -> None:
     async def main() -> None:
         async with running(config_of(True), folder) as service:
