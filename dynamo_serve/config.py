@@ -225,6 +225,12 @@ class SchedulerSection:
         "Take and undo the rungs of the healing ladder when targets are missed; off leaves them to "
         "operators.",
     )
+    ladder_max_tokens: int = setting(
+        512,
+        "While the rung cap_batch is taken: tokens for the answer to a batch-class request whose "
+        "client did not state max_tokens.",
+        low=1,
+    )
     ladder_pin: tuple[str, ...] = setting((), "Rungs that are taken from the start.", pattern=RUNG)
     ladder_forbid: tuple[str, ...] = setting(
         (), "Rungs that are never taken, also if they are pinned.", pattern=RUNG

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from dynamo_serve.core.request import (
     Finish,
@@ -99,6 +100,9 @@ class Delivery:
                 self.first_token_at = now
             self.previous = now
             self.is_suspect, self.doubts, self.blind = False, 0, 0
+            if event.max_tokens is not None:  # for every engine after this one
+                most = event.max_tokens
+                self.request = replace(self.request, max_tokens=most, is_open_ended=False)
             if event.cached_tokens is not None:
                 self.cached_tokens = event.cached_tokens
         if event.finish or event.refusal:

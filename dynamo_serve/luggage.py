@@ -12,7 +12,7 @@ from dynamo_serve.api.job import Job
 from dynamo_serve.core.request import Summary, TokenLogprob
 from dynamo_serve.delivery import Delivery, nobody
 
-FORMAT = 1  # of what is packed here; a server takes only its own
+FORMAT = 2  # of what is packed here; a server takes only its own
 # Of a delivery, what is packed as it is; times are of the monotonic clock of this machine.
 PLAIN = (
     *("cached_tokens", "first_token_at", "previous", "has_begun", "is_suspect", "since"),
@@ -33,7 +33,8 @@ class Luggage:
 def pack(luggage: Luggage) -> tuple[Any, ...]:
     """For msgpack."""
     job = {field.name: getattr(luggage.job, field.name) for field in fields(Job)}
-    job["requests"] = [wire.request_fields(request) for request in luggage.job.requests]
+    # Those of the deliveries: of an answer that a rung has cut they say how long it may get.
+    job["requests"] = [wire.request_fields(d.request) for d in luggage.deliveries]
     return (luggage.tenant, luggage.seconds, job, [_fields(d) for d in luggage.deliveries])
 
 

@@ -145,6 +145,7 @@ def request_fields(request: Request) -> tuple[Any, ...]:
         request.priority,
         request.num_choices,
         request.call_tokens,
+        request.is_open_ended,
     )
 
 
@@ -164,7 +165,7 @@ def request_of(
 
 
 def event_fields(event: TokenEvent) -> tuple[Any, ...]:
-    if event.finish is None and event.refusal is None:
+    if event.finish is None and event.refusal is None and event.max_tokens is None:
         is_plain = event.cached_tokens is None and not event.logprobs
         return event[: PLAIN_FIELDS if is_plain else OPEN_FIELDS]
     return (*event[:4], event.finish and event.finish.value, *event[5:])

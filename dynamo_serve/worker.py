@@ -121,6 +121,7 @@ def build_loop(
         max_draft_tokens=config.scheduler.max_draft_tokens if drafts else 0,
         hold_steps=spec.holds_steps and config.scheduler.hold_steps,
         ladder=config.scheduler.ladder == "auto",
+        ladder_max_tokens=config.scheduler.ladder_max_tokens,
     )
     scheduler = Scheduler(pool, limits, tenancy, tiers=spec.tiers)
     modes = modes_of(config.scheduler.ladder_pin, config.scheduler.ladder_forbid)

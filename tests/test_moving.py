@@ -102,6 +102,16 @@ def test_luggage_survives_the_way() -> None:
         assert after.done() == before.done()
 
 
+def test_how_long_a_cut_answer_may_get_moves_with_it() -> None:
+    request = Request("job-0", (1,), 900, is_open_ended=True)
+    cut = Delivery(request, 15.0, nobody)
+    cut.take(TokenEvent("job-0", (7,), cached_tokens=0, max_tokens=512), 5.0)
+    packed = pack(Luggage(TENANT, job_of(request), 3.5, [cut]))
+    [arrived] = unpack(msgpack.unpackb(msgpack.packb(packed), use_list=False)).deliveries
+    assert (arrived.request.max_tokens, arrived.request.is_open_ended) == (512, False)
+    assert replace(arrived.request, max_tokens=900, is_open_ended=True) == request
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_a_stream_moves_between_any_two_tokens(folder: str, seed: int) -> None:
     rng = random.Random(seed)

@@ -23,6 +23,8 @@ COMMANDS: list[Command] = [
             tenant="acme",
             salt="pepper",
             arrival=12.5,
+            call_tokens=7,
+            is_open_ended=True,
         )
     ),
     Cancel("a"),
@@ -32,6 +34,7 @@ COMMANDS: list[Command] = [
 EVENTS = [
     TokenEvent("a", (1,)),
     TokenEvent("a", (1,), cached_tokens=16),
+    TokenEvent("a", (1,), cached_tokens=16, max_tokens=512),
     TokenEvent("a", (1, 2), (TokenLogprob(1, -0.5, ((1, -0.5), (2, -1.0))), TokenLogprob(2, -2.0))),
     TokenEvent("a", (9,), finish=Finish.STOP, stop_id=9, summary=Summary(0.1, 0.2, 0.3, 16, 1)),
     TokenEvent("b", finish=Finish.ERROR, error="broken", artifact=b"PNG"),

@@ -143,6 +143,7 @@ def _choices(first: Request, prompts: list[list[int]], body: Body, bounds: Bound
             call_tokens=0 if at or choice else tokens,
             prompt_ids=tuple(ids),
             max_tokens=_max_tokens(body, len(ids), bounds.spec.max_model_len),
+            is_open_ended=_asked_tokens(body) is None,
             sampling=replace(first.sampling, seed=choice_seed(seed, choice)),
         )
         for at, ids in enumerate(prompts)
@@ -181,9 +182,7 @@ def _check(body: Body, num_prompts: int, bounds: Bounds) -> None:
 
 def _max_tokens(body: Body, num_prompt: int, limit: int) -> int:
     """How many tokens may be generated. Raises `ContextTooLong` if there is no room for them."""
-    asked = body.max_tokens
-    if isinstance(body, ChatRequest):
-        asked = body.max_completion_tokens or body.max_tokens
+    asked = _asked_tokens(body)
     num_tokens = limit - num_prompt if asked is None else asked
     if num_tokens < 1 or num_prompt + num_tokens > limit:
         wanted = "" if asked is None else f" and max_tokens is {asked}"
@@ -198,6 +197,13 @@ def _max_tokens(body: Body, num_prompt: int, limit: int) -> int:
             param="min_tokens",
         )
     return num_tokens
+
+
+def _asked_tokens(body: Body) -> int | None:
+    """How long the answer may get, if the client says so."""
+    if isinstance(body, ChatRequest):
+        return body.max_completion_tokens or body.max_tokens
+    return body.max_tokens
 
 
 def _sampling(body: Body, seed: int) -> Sampling:

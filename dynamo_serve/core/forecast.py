@@ -83,6 +83,9 @@ class _Play:
         if self.seq.id not in waiting:
             own = [*queues.get(self.seq.request.tenant, ()), self.seq]
             queues[self.seq.request.tenant] = deque(sorted(own, key=place))
+        for queue in queues.values():
+            for seq in queue:  # as it would be if they were admitted now
+                self.intake.brake.bound(seq)
         self.behind = max(0, waiting.ahead_of(self.seq) - MOST_ADMISSIONS)
         return queues
 

@@ -30,7 +30,7 @@ class Intake:
     ) -> None:
         self.life = life
         self.limits = limits
-        self.brake = Brake(life, restraint, limits.max_decode_sequences)
+        self.brake = Brake(life, restraint, limits.max_decode_sequences, limits.ladder_max_tokens)
         self.pace = Pace(life, limits, cost, restraint)
         self.preemption = Preemption(life, cost)
 
@@ -146,7 +146,12 @@ class Intake:
         return True
 
     def _take_in(self, seq: Sequence, account: Account, now: float) -> None:
+        is_new = seq.admitted_at is None
+        self.brake.bound(seq)
         self.life.admit(seq, now)
+        if is_new and seq.cut_to is not None:
+            cut = Reason.CAP_BATCH.value
+            self.life.note(seq, now, Kind.DEGRADE, cut, max_tokens=seq.max_tokens)
         self.brake.pass_through(seq, now)
         account.live += 1
         account.pages += seq.page_part
@@ -218,4 +223,4 @@ class Intake:
         return self.life.pool.has_room(self.life.reusable_keys(seq), seq.num_tokens, reserve)
 
     def _most_pages(self, seq: Sequence) -> int:
-        return self.life.pool.pages_for(seq.prompt_len + seq.request.max_tokens)
+        return self.life.pool.pages_for(seq.prompt_len + seq.max_tokens)

@@ -107,9 +107,9 @@ RUNGS = (
         Reason.CAP_BATCH,
         frozenset({"itl", "ttft", "queue", "pages"}),
         _cap_batch,
-        "batch-class sequences take at most a quarter of the places, at level 2 a sixteenth; what"
-        " runs, stays",
-        "they take every place that fair share gives them",
+        "batch-class sequences take at most a quarter of the places, at level 2 a sixteenth, and"
+        " get scheduler.ladder_max_tokens if nobody stated a length; what runs, stays as it is",
+        "they take every place that fair share gives them, and all the room there is",
         levels=2,
     ),
     Rung(
@@ -132,10 +132,13 @@ class Brake:
     """Keeps waiting batch-class requests back, as far as the rungs say. Nothing waits for ever: it
     is open whenever nothing runs, and every `batch_window` seconds."""
 
-    def __init__(self, life: Lifecycle, restraint: Restraint, places: int) -> None:
+    def __init__(
+        self, life: Lifecycle, restraint: Restraint, places: int, most_tokens: int
+    ) -> None:
         self.life = life
         self.restraint = restraint
         self._places = places
+        self._most_tokens = most_tokens
         self._group_at = -inf  # when the last group was admitted
         self._left = 0
         self._is_shut = False
@@ -145,6 +148,15 @@ class Brake:
     def cap(self) -> int:
         """Places for batch-class sequences."""
         return max(1, int(self.restraint.batch_part * self._places))
+
+    def bound(self, seq: Sequence) -> None:
+        """Say how long the answer may get of one that has not been admitted yet: less than there is
+        room for only where nobody stated a length, for no answer is cut that was asked for."""
+        if seq.admitted_at is None:
+            request, is_capped = seq.request, self.restraint.batch_part < 1.0
+            seq.max_tokens = request.max_tokens
+            if is_capped and request.is_open_ended and seq.promise.is_batch:
+                seq.max_tokens = min(seq.max_tokens, max(self._most_tokens, request.min_tokens))
 
     def begin(self, now: float) -> None:
         """A step is being planned."""

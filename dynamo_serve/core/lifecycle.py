@@ -111,13 +111,12 @@ class Lifecycle:
             seq.preempted_at = None
         self.waiting.remove(seq)
         self.running[seq.id] = seq
-        waited = now - seq.request.arrival
         seq.wait_for(Reason.TURN.value, now)
         self.note(
             *(seq, now, Kind.ADMIT, Reason.TURN.value),
             cached_tokens=seq.num_computed,
             pages=len(seq.page_table),
-            waited_s=waited,
+            waited_s=now - seq.request.arrival,
         )
         if seq.restoring:
             self.note(
@@ -176,11 +175,11 @@ class Lifecycle:
         tokens, finish, stop_id = self._append(seq, out)
         if work.samples:
             self._count(seq, work.draft_len, len(tokens))
-        cached_tokens = None
+        cached_tokens = cut = None
         if tokens:
             self.tally.token(seq, self.shares.account(seq.request.tenant), now)
             if seq.first_token_at is None:
-                seq.first_token_at, cached_tokens = now, seq.cached_tokens
+                seq.first_token_at, cached_tokens, cut = now, seq.cached_tokens, seq.cut_to
             seq.last_token_at = now
             seq.is_suspect = False
         # The newest token is always pending: its KV is written by the next step.
@@ -192,7 +191,8 @@ class Lifecycle:
         if finish:
             last = self.finish(seq, finish, now, out._replace(token_ids=tokens), stop_id)
             return last._replace(cached_tokens=cached_tokens)
-        return TokenEvent(seq.id, tokens, out.logprobs, cached_tokens) if tokens else None
+        event = TokenEvent(seq.id, tokens, out.logprobs, cached_tokens, max_tokens=cut)
+        return event if tokens else None
 
     def _append(
         self, seq: Sequence, out: SequenceOutput
@@ -207,7 +207,7 @@ class Lifecycle:
             account.tokens.level -= 1
             if token in request.stop_ids and seq.num_outputs > request.min_tokens:
                 return out.token_ids[:i], Finish.STOP, token
-            if seq.num_outputs >= request.max_tokens:
+            if seq.num_outputs >= seq.max_tokens:
                 return out.token_ids[:i], Finish.LENGTH, None
         return out.token_ids, out.finish, None
 
@@ -256,7 +256,7 @@ class Lifecycle:
             if seq.preempted_at is not None:
                 seq.stall_seconds += now - seq.preempted_at
         self._leave(seq)
-        if finish in (Finish.STOP, Finish.LENGTH):
+        if finish is Finish.STOP or (finish is Finish.LENGTH and seq.cut_to is None):
             self.shares.learn_length(seq, finish is Finish.LENGTH)
         if seq.request.tenant not in self.busy:
             self.shares.rest(seq.request.tenant)

@@ -30,7 +30,8 @@ class Limits:
     chunk follows from the ITL targets of whoever is decoding; without, only from the caps.
     `max_draft_tokens` of one sequence are verified in a step; 0 is for engines that cannot. With
     `hold_steps` a step is held between two layers for prompts that cannot wait for its end. With
-    `ladder` the server takes rungs by itself when promises are missed.
+    `ladder` the server takes rungs by itself when promises are missed; `ladder_max_tokens` are left
+    to answers whose length nobody stated while batch-class work is capped.
     """
 
     max_prefill_tokens: int = 512
@@ -43,6 +44,7 @@ class Limits:
     fit_chunks: bool = True
     hold_steps: bool = False
     ladder: bool = False
+    ladder_max_tokens: int = 512
 
 
 class Budget(NamedTuple):

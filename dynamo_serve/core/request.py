@@ -58,6 +58,9 @@ class Request:
     one puts the request behind those of the same tenant. Of several choices of one call the first
     has their number in `num_choices` and answers to the quotas for all; the others have 0. Where
     their prompts differ, it has the sum of their tokens in `call_tokens`.
+
+    `is_open_ended`: the client did not say how long the answer may get, `max_tokens` is all the
+    room that there is; a rung of the ladder may then give less.
     """
 
     id: str
@@ -74,6 +77,7 @@ class Request:
     priority: int = 0
     num_choices: int = 1
     call_tokens: int = 0
+    is_open_ended: bool = False
 
 
 class Resumed(NamedTuple):
@@ -137,7 +141,8 @@ class TokenEvent(NamedTuple):
     `token_ids` includes the stop token when one ended the request; `stop_id` then names it.
     `logprobs` is empty or as long as `token_ids`. `cached_tokens` comes with the first token: how
     much of the prompt was found in the prefix cache. `summary` and `error` come with `finish`.
-    `refusal` comes alone, instead of everything else.
+    `refusal` comes alone, instead of everything else. `max_tokens` comes with the first token, if
+    a rung of the ladder has made it less than the request's.
     """
 
     request_id: str
@@ -150,3 +155,4 @@ class TokenEvent(NamedTuple):
     error: str | None = None
     artifact: bytes | None = None
     refusal: Refusal | None = None
+    max_tokens: int | None = None

@@ -85,6 +85,7 @@ class Scheduler:
         assert self.pool.pages_for(longest) <= self.pool.num_pages, f"{request.id} can never fit"
         seq = self._sequence(request)
         self.life.tally.arrive(seq)
+        self.intake.brake.bound(seq)
         refusal = self.admission.refuse(seq, now)
         if refusal is not None:
             return [TokenEvent(request.id, refusal=refusal)]

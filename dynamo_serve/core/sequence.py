@@ -79,13 +79,15 @@ class Sequence:
     draft_tokens: int = 0
     draft_accepted: int = 0
     history: list[Entry] = field(default_factory=list)  # the latest decisions about it
+    max_tokens: int = 0  # the request's, or less if a rung has cut what was left open
     is_suspect: bool = False  # an engine died of it, perhaps: it runs alone until it has a token
 
     @classmethod
     def of(cls, request: Request, promise: Class, ordinal: int = 0) -> Sequence:
         seconds = min(promise.ttft, AGING_SECONDS) + request.priority * PRIORITY_SECONDS
         due = request.arrival + seconds
-        return cls(request, list(request.prompt_ids), promise, ordinal, due)
+        tokens = list(request.prompt_ids)
+        return cls(request, tokens, promise, ordinal, due, max_tokens=request.max_tokens)
 
     def resume(self, done: Resumed, now: float) -> None:
         """Take over how far it had got; what it has lost by it counts as a stall."""
@@ -104,6 +106,11 @@ class Sequence:
     @property
     def prompt_len(self) -> int:
         return len(self.request.prompt_ids)
+
+    @property
+    def cut_to(self) -> int | None:
+        """Tokens of output that a rung has left it; None if it may have all it asked for."""
+        return self.max_tokens if self.max_tokens < self.request.max_tokens else None
 
     @property
     def num_tokens(self) -> int:

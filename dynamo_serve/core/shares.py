@@ -142,7 +142,7 @@ class Shares:
 
     def outputs(self, seq: Sequence) -> float:
         """Tokens that a sequence will probably still produce."""
-        account, most = self.account(seq.request.tenant), seq.request.max_tokens
+        account, most = self.account(seq.request.tenant), seq.max_tokens
         usual = min(max(account.usual_outputs, seq.num_outputs), most)
         return max(
             1.0, account.runs_full * most + (1 - account.runs_full) * usual - seq.num_outputs
@@ -197,7 +197,8 @@ class Shares:
         account.virtual_time += cost / account.tenant.weight
 
     def learn_length(self, seq: Sequence, ran_full: bool) -> None:
-        """How long an answer was that ended by itself or by `max_tokens`."""
+        """How long an answer was that ended by itself or by the `max_tokens` of its request; one
+        that a rung has cut tells nothing."""
         account = self.accounts[seq.request.tenant]
         account.num_finished += 1
         gain = max(1 - MEMORY, 1 / account.num_finished)

@@ -105,14 +105,14 @@ class Speculation:
                 continue
             if seq.drafter is None:
                 common = self.rates.setdefault(seq.request.tenant, list(FIRST_GUESS))
-                seq.drafter = Drafter(seq.prompt_len + seq.request.max_tokens, common)
+                seq.drafter = Drafter(seq.prompt_len + seq.max_tokens, common)
             budget -= seq.drafter.catch_up(seq.tokens, seq.prompt_len, budget)
 
     def _most(self, seq: Sequence) -> int:
         """The longest draft that makes sense: one token is picked after it, and all of a work's
         picks have the same banned ids."""
         request, num_outputs = seq.request, seq.num_outputs
-        most = min(self.pace.limits.max_draft_tokens, request.max_tokens - num_outputs - 1)
+        most = min(self.pace.limits.max_draft_tokens, seq.max_tokens - num_outputs - 1)
         if num_outputs < request.min_tokens:
             most = min(most, request.min_tokens - num_outputs - 1)
         return most

@@ -75,7 +75,7 @@ def _live(scheduler: Scheduler, seq: Sequence, now: float) -> dict[str, Any]:
         "prompt_tokens": seq.prompt_len,
         "computed_tokens": seq.num_computed,
         "output_tokens": seq.num_outputs,
-        "max_tokens": request.max_tokens,
+        "max_tokens": seq.max_tokens,
         "pages": len(seq.page_table),
         "waits": _waits(scheduler, seq, now),
         **summary._asdict(),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from dataclasses import replace
 from typing import get_args
 
 import httpx
 import pytest
 
 from dynamo_serve.api.schema import SteerRequest
-from dynamo_serve.config import RUNG
+from dynamo_serve.config import RUNG, SchedulerSection
 from dynamo_serve.core.ladder import NAMES
 from dynamo_serve.metrics import Metrics
 from dynamo_serve.service import Service
@@ -21,7 +22,10 @@ ADMIN = {"Authorization": "Bearer admin-key-with-enough-characters"}
 
 @pytest.fixture
 def base(model_folder: str, tokenizer: Tokenizer) -> Generator[str]:
-    settings = config(admin_keys=("admin-key-with-enough-characters",))
+    settings = replace(
+        config(admin_keys=("admin-key-with-enough-characters",)),
+        scheduler=SchedulerSection(ladder_max_tokens=5),
+    )
     metrics = Metrics(model="tiny", version="1")
     service = Service(settings, model_path=model_folder, observer=metrics)
     with serving(service, tokenizer, settings, metrics) as url:
@@ -48,6 +52,23 @@ def test_operators_pin_and_release_a_rung(base: str) -> None:
     assert 'dserve_ladder_changes_total{direction="up",rung="cap_batch"} 2.0' in page
     steer(base, rung="cap_batch", mode="forbid")
     assert level(base, "cap_batch") == ("forbid", 0)
+
+
+def test_an_answer_without_a_stated_length_is_cut_while_the_rung_is_taken(base: str) -> None:
+    free = {"class": "batch", "ignore_eos": True}
+
+    def chat(**asked: int) -> tuple[int, str]:
+        body = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
+        answer = httpx.post(f"{base}/v1/chat/completions", json={**body, **free, **asked})
+        told = answer.json()
+        return told["usage"]["completion_tokens"], told["choices"][0]["finish_reason"]
+
+    steer(base, rung="cap_batch", mode="pin")
+    assert chat() == (5, "length")
+    assert chat(max_tokens=9) == (9, "length")
+    assert chat(max_completion_tokens=8) == (8, "length")
+    steer(base, rung="cap_batch", mode="forbid")
+    assert chat()[0] > 100
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ DRAFTS = ("test_lookup.py", "test_speculation.py")
 HURRY = ("test_cut_in.py", "test_tenant_traffic.py")
 SURVIVAL = ("test_resume.py",)
 TIERS = ("test_tiers.py",)
-LADDER = ("test_controller.py",)
+LADDER = ("test_controller.py", "test_rungs.py")
 HELPERS = ("traffic.py", "playing.py", "tiers.py")
 
 BROKEN_BOOKS = {
@@ -47,8 +47,8 @@ BROKEN_BOOKS = {
     "never withdraw a claim": ("lifecycle.py", "self.pool.index.unclaim(", "tuple(("),
     "finish one token late": (
         "lifecycle.py",
-        "seq.num_outputs >= request.max_tokens",
-        "seq.num_outputs > request.max_tokens",
+        "seq.num_outputs >= seq.max_tokens",
+        "seq.num_outputs > seq.max_tokens",
     ),
     "count the prefix again after a preemption": (
         "lifecycle.py",
@@ -159,8 +159,8 @@ BROKEN_DRAFTS = {
     ),
     "draft beyond the last token": (
         "speculation.py",
-        "request.max_tokens - num_outputs - 1",
-        "request.max_tokens",
+        "seq.max_tokens - num_outputs - 1",
+        "seq.max_tokens",
     ),
     "draft beyond min_tokens": (
         "speculation.py",
@@ -391,6 +391,28 @@ BROKEN_LADDER = {
         "admission.py",
         "if not restraint.sheds_batch or not seq.promise.is_batch:",
         "if not restraint.sheds_batch:",
+    ),
+    "cut what somebody asked for": (
+        "ladder.py",
+        "if is_capped and request.is_open_ended and seq.promise.is_batch:",
+        "if is_capped and seq.promise.is_batch:",
+    ),
+    "cut whoever comes": (
+        "ladder.py",
+        "if is_capped and request.is_open_ended and seq.promise.is_batch:",
+        "if is_capped and request.is_open_ended:",
+    ),
+    "cut what has begun": ("ladder.py", "if seq.admitted_at is None:", "if True:"),
+    "tell nobody of a cut": ("lifecycle.py", "cached_tokens, max_tokens=cut)", "cached_tokens)"),
+    "take a cut for a length": (
+        "lifecycle.py",
+        "finish is Finish.LENGTH and seq.cut_to is None",
+        "finish is Finish.LENGTH",
+    ),
+    "forecast all the room there is": (
+        "forecast.py",
+        "self.intake.brake.bound(seq)",
+        "pass",
     ),
     "tell everybody to come again at once": (
         "admission.py",
