@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from dynamo_serve import cli, process, template, worker
+from dynamo_serve import building, cli, process, template, worker
 from dynamo_serve.core.batch import Batch, SequenceOutput
 
 RATE = float(os.environ.get("FAULTY_STEPS", "0.05"))
@@ -47,8 +47,8 @@ class Faulty:
 
 
 def work(main: Callable[..., int]) -> int:
-    build = worker.build_engine
-    worker.build_engine = lambda *args: Faulty(build(*args))
+    build = building.build_engine
+    building.build_engine = lambda *args: Faulty(build(*args))
     return main(*map(int, sys.argv[2:]))
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-RUNG = "shrink_chunks|widen_window|cap_batch|shed_batch"  # as in `core.ladder`
+# The rungs, as in `core.ladder`; the last one has no undo, so nobody can want it to stay.
+PINNED = "shrink_chunks|widen_window|cap_batch|shed_batch|lighter_weights"
+RUNG = f"{PINNED}|restart_engine"
 
 
 def setting(
@@ -123,6 +125,11 @@ class ModelSection:
     quantization: Literal["none", "int8"] = setting(
         "none", "int8 keeps the weights in 8 bits, with the native CPU kernels only."
     )
+    lighter: Literal["", "int8"] = setting(
+        "",
+        "As model.quantization: weights that the rung lighter_weights of the ladder may switch to, "
+        "with other answers from then on; empty: it never does.",
+    )
     max_model_len: int = setting(
         0, "Longest prompt + output in tokens; 0 takes the model's own limit.", low=0
     )
@@ -231,7 +238,9 @@ class SchedulerSection:
         "client did not state max_tokens.",
         low=1,
     )
-    ladder_pin: tuple[str, ...] = setting((), "Rungs that are taken from the start.", pattern=RUNG)
+    ladder_pin: tuple[str, ...] = setting(
+        (), "Rungs that are taken from the start.", pattern=PINNED
+    )
     ladder_forbid: tuple[str, ...] = setting(
         (), "Rungs that are never taken, also if they are pinned.", pattern=RUNG
     )

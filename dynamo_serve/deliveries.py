@@ -249,7 +249,7 @@ class Deliveries:
         for delivery in self.all():
             if not delivery.is_submitted:
                 continue
-            if delivery.lose(now, loss.seq_ids, loss.is_own):
+            if delivery.lose(now, loss.seq_ids, loss.is_own, loss.is_planned):
                 failed.append(delivery.request.id)
                 self.end(delivery, Finish.ERROR, EngineFailure(delivery.blamed(loss.reason)))
             elif delivery.is_cancelled:

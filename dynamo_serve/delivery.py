@@ -124,12 +124,16 @@ class Delivery:
             return event
         return event._replace(summary=together(self.earlier, event.summary))
 
-    def lose(self, now: float, seq_ids: tuple[str, ...], is_own: bool) -> bool:
+    def lose(
+        self, now: float, seq_ids: tuple[str, ...], is_own: bool, is_planned: bool = False
+    ) -> bool:
         """Its engine is gone. Whether it is not tried again: several died that ran nothing else, or
         between two steps."""
         self.is_submitted = False
+        self.since, self.reason = now, "engine_changed" if is_planned else "engine_lost"
+        if is_planned:
+            return False
         self.engines += 1
-        self.since, self.reason = now, "engine_lost"
         if seq_ids or not is_own:
             self.is_suspect = self.request.id in seq_ids
         else:  # it died between two steps, of anybody

@@ -5,20 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import queue
 import signal
-import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, Protocol
 
 from dynamo_serve import wire
+from dynamo_serve.building import Progress
 from dynamo_serve.config import Config
 from dynamo_serve.core.engine import EngineSpec
 from dynamo_serve.core.flight import FlightRecorder, num_bytes
 from dynamo_serve.core.loop import Command, Stop
 from dynamo_serve.core.request import TokenEvent
-from dynamo_serve.core.stats import Stats
+from dynamo_serve.core.stats import Standing, Stats
 from dynamo_serve.core.tenant import Tenancy
 from dynamo_serve.errors import EngineStartError
 from dynamo_serve.process import (
@@ -28,21 +27,23 @@ from dynamo_serve.process import (
     is_stopped,
 )
 from dynamo_serve.start import Template, start_engine
-from dynamo_serve.worker import Progress, build_engine, build_loop
 
 log = logging.getLogger(__name__)
 
 RECEIVE_BYTES = 1 << 20
 ENGINE_SECTIONS = ("model", "engine", "cache", "scheduler", "log")
+AFRESH = Standing()  # no rung was taken before
 
 
 class Loss(NamedTuple):
     """The end of an engine. `seq_ids` were in its last step; `is_own`: it crashed or hung in that
-    step, and was not ended from outside as far as one can tell."""
+    step, and was not ended from outside as far as one can tell. `is_planned`: it was ended in
+    order, for another one, and nobody is to blame."""
 
     reason: str
     seq_ids: tuple[str, ...] = ()
     is_own: bool = True
+    is_planned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,7 @@ class ProcessLink:
         model_path: str,
         hooks: Hooks,
         tenancy: Tenancy,
+        standing: Standing = AFRESH,
         template: Template | None = None,
     ) -> None:
         self._config = config
@@ -98,6 +100,7 @@ class ProcessLink:
         self._hooks = hooks
         self._tenancy = tenancy
         self._template = template
+        self._standing = standing
         self._is_closing = False
         self._is_up = False
         self._failure: str | None = None
@@ -115,8 +118,8 @@ class ProcessLink:
         try:
             reader, self._writer = await asyncio.open_connection(sock=ours)
             sections = {name: asdict(getattr(self._config, name)) for name in ENGINE_SECTIONS}
-            tenancy = asdict(self._tenancy)
-            self._writer.write(wire.pack("configure", sections, self._model_path, tenancy))
+            facts = self._model_path, asdict(self._tenancy), self._standing
+            self._writer.write(wire.pack("configure", sections, *facts))
             self._reading = asyncio.create_task(self._read(reader, self.process))
             spec = await self._ready
             self._is_up = True
@@ -144,14 +147,14 @@ class ProcessLink:
     async def close(self) -> None:
         self._is_closing = True
         self.send(Stop())
-        if self._writer:
-            self._writer.close()
         if self.process:
             if not self._is_up:  # still loading: nothing is in flight
                 self.process.kill()
             await exit_code(self.process)
-        if self._reading:
+        if self._reading:  # what the step in flight has brought
             await asyncio.wait([self._reading])
+        if self._writer:
+            self._writer.close()
 
     @property
     def _record_bytes(self) -> int:
@@ -199,93 +202,3 @@ class ProcessLink:
                     self._ready.set_result(wire.spec_of(message))
             case "failed":
                 self._failure, self._is_own = message[2], True
-
-
-class ThreadLink:
-    """The engine in a thread of this process: for tests and notebooks."""
-
-    def __init__(self, config: Config, model_path: str, hooks: Hooks, tenancy: Tenancy) -> None:
-        self._config = config
-        self._model_path = model_path
-        self._hooks = hooks
-        self._tenancy = tenancy
-        self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
-        self._is_closing = False
-        size = num_bytes(config.scheduler.max_decode_sequences)
-        self.flight = FlightRecorder(bytearray(size))
-
-    async def start(self) -> EngineSpec:
-        self._loop = asyncio.get_running_loop()
-        self._ready: asyncio.Future[EngineSpec] = self._loop.create_future()
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._thread.start()
-        return await self._ready
-
-    def send(self, command: Command) -> None:
-        self._commands.put(command)
-
-    is_stopped = False
-
-    def kill(self, reason: str) -> bool:
-        return False  # a thread cannot be ended from outside
-
-    async def close(self) -> None:
-        self._is_closing = True
-        self.send(Stop())
-        await asyncio.to_thread(self._thread.join)
-
-    def _run(self) -> None:
-        def progress(stage: str, fraction: float) -> None:
-            self._call(self._hooks.progress, stage, fraction)
-
-        def publish(events: list[TokenEvent], stats: Stats) -> None:
-            self._call(self._hooks.on_step, events, stats)
-
-        def reply(ticket: int, answer: object) -> None:
-            self._call(self._hooks.on_answer, ticket, answer)
-
-        try:
-            engine = build_engine(self._config, self._model_path, progress)
-            try:
-                spec = engine.start()
-                self._call(self._succeed, spec)
-                build_loop(
-                    self._config,
-                    engine,
-                    spec,
-                    self._tenancy,
-                    inbox=self._receive,
-                    publish=publish,
-                    reply=reply,
-                    flight=self.flight,
-                ).run()
-            finally:
-                engine.close()
-        except Exception as error:
-            self._call(self._fail, error)
-
-    def _call(self, function: Callable[..., object], *arguments: object) -> None:
-        """Run `function` on the event loop, if that still runs."""
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(function, *arguments)
-
-    def _succeed(self, spec: EngineSpec) -> None:
-        if not self._ready.done():  # cancelled while it was loading
-            self._ready.set_result(spec)
-
-    def _fail(self, error: Exception) -> None:
-        if not self._ready.done():
-            self._ready.set_exception(error)
-        elif not (self._is_closing or self._ready.cancelled()):
-            reason = f"{type(error).__name__}: {error}"
-            self._hooks.on_lost(Loss(reason, self.flight.read().seq_ids))
-
-    def _receive(self, patience: float | None) -> list[Command]:
-        commands: list[Command] = []
-        try:
-            if patience != 0.0:
-                commands.append(self._commands.get(timeout=patience))
-            while True:
-                commands.append(self._commands.get_nowait())
-        except queue.Empty:
-            return commands

@@ -149,7 +149,11 @@ DECLARED = {
         "Rungs taken (up) and undone (down), level by level.",
         ("rung", "direction"),
     ),
-    "restarts": Declared("counter", "dserve_engine_restarts", "Starts of another engine."),
+    "restarts": Declared(
+        "counter",
+        "dserve_engine_restarts",
+        "Starts of another engine, after a loss or for the ladder.",
+    ),
     "build": Declared("gauge", "dserve_build_info", "Always 1.", ("version", "model")),
 }
 

@@ -10,7 +10,7 @@ UNCHANGED = tuple((0, 0) for _ in NAMES)
 
 
 class LadderCounts:
-    """Totals go on when an engine begins to count anew."""
+    """Totals go on also where an engine begins to count anew: it was lost before it told any."""
 
     def __init__(self) -> None:
         self._levels: tuple[int, ...] = (0,) * len(NAMES)
@@ -22,12 +22,14 @@ class LadderCounts:
     def take(self, stats: Stats) -> None:
         """The engine's newest report; without an engine no rung is taken."""
         self._levels = stats.rungs or (0,) * len(NAMES)
-        counts = stats.rung_changes or UNCHANGED
+        counts = stats.rung_changes or self._last  # the next engine goes on where this one was
         if counts == self._last:
             return
-        for name, new, old in zip(NAMES, counts, self._last, strict=True):
+        pairs = list(zip(NAMES, counts, self._last, strict=True))
+        is_anew = any(new[0] < old[0] or new[1] < old[1] for _, new, old in pairs)
+        for name, new, old in pairs:
             for way, now, before in zip(DIRECTIONS, new, old, strict=True):
-                self._changes[name, way] += now - before if now >= before else now
+                self._changes[name, way] += now if is_anew else now - before
         self._last = counts
 
     def numbers(self) -> dict[str, dict[tuple[str, ...], float]]:

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Callable
 from enum import Enum
 from typing import Any
 
+from dynamo_serve.building import Progress
 from dynamo_serve.config import Config
 from dynamo_serve.core.engine import EngineSpec
 from dynamo_serve.core.request import Finish, Request, TokenEvent
@@ -22,7 +23,6 @@ from dynamo_serve.link import Loss
 from dynamo_serve.observer import NoObserver, Observer, Vitals
 from dynamo_serve.questions import Questions
 from dynamo_serve.supervisor import Supervisor, Watcher
-from dynamo_serve.worker import Progress
 
 log = logging.getLogger(__name__)
 
@@ -181,7 +181,8 @@ class Service:
             self._check_guarantees()
 
     def steer(self, rung: str, mode: str) -> None:
-        """Pin, forbid or release a rung of the ladder, for this engine and those after it."""
+        """Pin, forbid or release a rung of the ladder, for this engine and those after it. Raises
+        `InvalidRequest`."""
         self.engine.steer(rung, mode)
 
     async def inspect(self, what: str, id: str = "", timeout: float = INSPECT_SECONDS) -> Any:
@@ -246,14 +247,15 @@ class Service:
         self.deliveries.on_events(events, time.monotonic())
 
     def _on_lost(self, loss: Loss) -> None:
-        self._questions.fail(f"the engine was lost ({loss.reason})")
+        self._questions.fail(f"the engine is gone ({loss.reason})")
         failed = self.deliveries.on_lost(loss, time.monotonic())
         if failed:
             log.error("failed, for engines die with them: %s", ", ".join(failed))
             self.engine.incidents[-1]["failed"] = failed
         log.warning("%d requests wait for the next engine", self.num_live)
         if self._giving_up is None:
-            self._wait_on()
+            # Nobody is failed for a change that was planned, as long as it may take.
+            self._wait_on(self.engine.start_limit if loss.is_planned else 0.0)
         self._tell(Stats())
 
     def _on_up(self) -> None:

@@ -78,9 +78,22 @@ def load(
             sources[item.key] = item.source
         except BadValue as bad:
             faults.append(f"{item.key}{bad} (from {item.source})")
+    faults += [f"{fault} (from {sources[key]})" for key, fault in _contradictions(values)]
     if faults:
         raise ConfigError("\n".join(faults))
     return Loaded(_build(values), sources)
+
+
+def _contradictions(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Values that are allowed, but not together: the key of one, and what to do."""
+    key, lighter = "model.lighter", values["model.lighter"]
+    if lighter and lighter == values["model.quantization"]:
+        fault = "model.quantization is that already, so there is nothing lighter to switch to"
+        remedy = f"leave {key} empty, or set model.quantization to 'none'"
+        yield key, f"{key} = {lighter!r}: {fault}; {remedy}"
+    key = "scheduler.ladder_pin"
+    if "lighter_weights" in values[key] and not lighter:
+        yield key, f"{key}: lighter_weights needs weights to switch to; set model.lighter"
 
 
 def _build(values: Mapping[str, Any]) -> Config:

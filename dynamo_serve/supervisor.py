@@ -9,19 +9,22 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
+from dynamo_serve.building import Progress
 from dynamo_serve.config import Config
 from dynamo_serve.core.engine import EngineSpec
 from dynamo_serve.core.flight import Activity
 from dynamo_serve.core.loop import Command, Configure, Steer
 from dynamo_serve.core.request import TokenEvent
-from dynamo_serve.core.stats import Stats
+from dynamo_serve.core.stats import Standing, Stats
 from dynamo_serve.core.tenant import Tenancy
 from dynamo_serve.errors import EngineStartError
-from dynamo_serve.link import Hooks, Link, Loss, ProcessLink, ThreadLink
+from dynamo_serve.ladder import Ladder
+from dynamo_serve.link import Hooks, Link, Loss, ProcessLink
+from dynamo_serve.stall import Stall
 from dynamo_serve.start import Template
-from dynamo_serve.worker import Progress
+from dynamo_serve.thread_link import ThreadLink
 
 log = logging.getLogger(__name__)
 
@@ -29,9 +32,6 @@ MAX_BACKOFF_SECONDS = 30.0
 STABLE_SECONDS = 60.0  # an engine that lived so long, or brought tokens, is restarted at once
 WATCH_SECONDS = 0.25
 LAPSE_SECONDS = 1.0  # a watcher that comes so late stood still itself: nobody is to blame for that
-RED_SECONDS = 3.0  # a step may take so long whatever was predicted, before the server is unready
-RED_FACTOR = 10.0  # … or so many times what was predicted
-LOST_FACTOR = 30.0  # and so many times, at least, before the engine is given up
 HOPELESS_DEATHS = 5  # quick ones in a row: then the server calls itself unhealthy
 MOST_INCIDENTS = 100
 MIN_START_SECONDS = 60.0  # that another start may take …
@@ -49,25 +49,6 @@ class Watcher:
     progress: Progress
 
 
-class Stall(NamedTuple):
-    """Something takes `seconds`, of which `predicted` were foreseen."""
-
-    what: str
-    seconds: float
-    predicted: float
-
-    @property
-    def is_red(self) -> bool:
-        return self.seconds > max(RED_SECONDS, RED_FACTOR * self.predicted)
-
-    def is_lost(self, timeout: float) -> bool:
-        return timeout > 0 and self.seconds > max(timeout, LOST_FACTOR * self.predicted)
-
-    def __str__(self) -> str:
-        foreseen = f", {self.predicted:.2f} s foreseen" if self.predicted else ""
-        return f"the engine makes no progress: {self.what} for {self.seconds:.1f} s{foreseen}"
-
-
 class Supervisor:
     """One engine after the other. `is_up`: there is one, and it takes commands."""
 
@@ -78,7 +59,7 @@ class Supervisor:
         self.start_seconds = 1.0
         self.incidents: deque[dict[str, Any]] = deque(maxlen=MOST_INCIDENTS)
         self.tenancy = Tenancy()
-        self._rung_modes: dict[str, str] = {}  # that operators have set
+        self._ladder = Ladder(config)
         self._config = config
         self._model_path = model_path
         self._watcher = watcher
@@ -102,8 +83,9 @@ class Supervisor:
     async def start(self) -> None:
         """Start an engine and wait until it is ready. Raises `EngineStartError`."""
         began, num_losses = time.monotonic(), self._num_losses
-        tenancy = self.tenancy
-        self._link = self._new_link()
+        config, standing = self._ladder.next_engine()
+        tenancy, modes = self.tenancy, self._ladder.modes
+        self._link = self._new_link(config, standing)
         self._num_sent = self._num_taken = 0
         self._is_productive = False
         self.spec: EngineSpec = await self._link.start()
@@ -112,18 +94,18 @@ class Supervisor:
         self.is_up = True
         if self.tenancy is not tenancy:  # reloaded while the engine was starting
             self.send(Configure(self.tenancy))
-        if self._rung_modes:
-            self.send(Steer(self._rung_modes))
+        if self._ladder.modes is not modes:
+            self.send(Steer(self._ladder.modes))
         self._started_at = time.monotonic()
         self.start_seconds = self._started_at - began
         if self._watching is None:
             self._watching = asyncio.create_task(self._watch())
 
-    def _new_link(self) -> Link:
-        wishes = (self._config, self._model_path, self._hooks, self.tenancy)
-        if not self._config.engine.process:
-            return ThreadLink(*wishes)
-        return ProcessLink(*wishes, self._template)
+    def _new_link(self, config: Config, standing: Standing) -> Link:
+        wishes = (config, self._model_path, self._hooks, self.tenancy, standing)
+        return (
+            ProcessLink(*wishes, self._template) if config.engine.process else ThreadLink(*wishes)
+        )
 
     def send(self, command: Command) -> None:
         """Raises what sending raises; of an engine that is not there, AssertionError."""
@@ -140,8 +122,9 @@ class Supervisor:
         self.tenancy = tenancy  # last: what cannot be sent must not stop the next engine
 
     def steer(self, rung: str, mode: str) -> None:
-        """Pin, forbid or release a rung of the ladder, for this engine and those after it."""
-        self._rung_modes = {**self._rung_modes, rung: mode}
+        """Pin, forbid or release a rung of the ladder, for this engine and those after it. Raises
+        `InvalidRequest`."""
+        self._ladder.steer(rung, mode)
         if self.is_up:
             self.send(Steer({rung: mode}))
 
@@ -219,6 +202,11 @@ class Supervisor:
     # ── restarts ─────────────────────────────────────────────────────────────
 
     @property
+    def start_limit(self) -> float:
+        """Seconds that another start may take."""
+        return max(MIN_START_SECONDS, START_FACTOR * self.start_seconds)
+
+    @property
     def restart_seconds(self) -> float:
         """How long it takes until there is an engine again, as far as one can tell."""
         return math.ceil(self._backoff() + self.start_seconds)
@@ -226,6 +214,25 @@ class Supervisor:
     def _on_step(self, events: list[TokenEvent], stats: Stats) -> None:
         self._is_productive = self._is_productive or bool(events)
         self._watcher.on_step(events, stats)
+        if stats.ladder is not None:
+            self._ladder.take(stats.ladder)
+            self._follow()
+
+    def _follow(self) -> None:
+        """Start another engine if the ladder wants one."""
+        if self.is_up and (wish := self._ladder.wish):
+            self.is_up = False  # at once: what comes from now on is for the next engine
+            self._restarting = asyncio.create_task(self._change(wish))
+
+    async def _change(self, why: str) -> None:
+        """End an engine of which nothing is wrong, with all that it has still to tell, and start
+        the next. That is no loss, nor an incident."""
+        assert self._link, "there is no engine"
+        log.warning("the engine is ended: %s", why)
+        self.lost_reason, since = why, time.monotonic()
+        await self._link.close()
+        self._watcher.on_lost(Loss(why, is_own=False, is_planned=True))
+        await self._restart(since)
 
     def _on_lost(self, loss: Loss) -> None:
         log.error("engine lost: %s", loss.reason)
@@ -234,6 +241,8 @@ class Supervisor:
         lived = time.monotonic() - self._started_at
         was_good = self._is_productive or lived > STABLE_SECONDS
         self._num_quick_deaths = 0 if was_good else self._num_quick_deaths + 1
+        if loss.is_own and not was_good:
+            self._ladder.doubt(loss.reason)
         was_up, self.is_up = self.is_up, False
         self.incidents.append(
             {
@@ -247,15 +256,16 @@ class Supervisor:
             }
         )
         if was_up:  # otherwise whoever is starting it deals with the loss
-            self._restarting = asyncio.create_task(self._restart(time.monotonic()))
+            incident = self.incidents[-1]
+            self._restarting = asyncio.create_task(self._restart(time.monotonic(), incident))
             self._watcher.on_lost(loss)
 
-    async def _restart(self, since: float) -> None:
+    async def _restart(self, since: float, incident: dict[str, Any] | None = None) -> None:
         """Start the engine again, with growing pauses, until it lives or the server closes."""
         await asyncio.sleep(self._backoff())
         while not (self._is_closed or self.is_up):
             try:
-                limit = max(MIN_START_SECONDS, START_FACTOR * self.start_seconds)
+                limit = self.start_limit
                 async with asyncio.timeout(limit):
                     await self.start()
             except TimeoutError:
@@ -265,14 +275,18 @@ class Supervisor:
             if not self.is_up:
                 await asyncio.sleep(self._backoff())
         self.num_restarts += 1
-        self.incidents[-1]["down_s"] = round(time.monotonic() - since, 3)
-        log.warning("engine restarted in %.1f s", self.start_seconds)
+        down = time.monotonic() - since
+        if incident:
+            incident["down_s"] = round(down, 3)
+        log.warning("engine restarted after %.1f s", down)
         self._watcher.on_up()
+        self._follow()  # what was said while it was starting
 
     def _failed_start(self, reason: str) -> None:
         self._num_quick_deaths += 1
         self.lost_reason = reason
         log.error("the engine does not start: %s", reason)
+        self._ladder.doubt(reason)
 
     def _backoff(self) -> float:
         """Seconds to pause before the next start: none after the first engine in a row that died

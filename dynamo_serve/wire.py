@@ -1,6 +1,6 @@
 """Messages between the API process and the engine process: msgpack arrays, framed.
 
-To the engine     ["configure", sections, model path, tenancy], once and first
+To the engine     ["configure", sections, model path, tenancy, ladder], once and first
                   · ["submit", request, how far it had got or nil] · ["cancel", id]
                   · ["tenancy", tenancy] · ["steer", modes] · ["inspect", ticket, what, id]
                   · ["stop"]
@@ -29,7 +29,7 @@ from dynamo_serve.core.request import (
     TokenEvent,
     TokenLogprob,
 )
-from dynamo_serve.core.stats import Stats, StepStats, TierStats
+from dynamo_serve.core.stats import Standing, Stats, StepStats, TierStats
 from dynamo_serve.core.tenant import Tenancy
 from dynamo_serve.core.tiers import TierSpec
 
@@ -115,6 +115,8 @@ def step_of(message: list[Any]) -> tuple[list[TokenEvent], Stats]:
         stats = stats._replace(step=StepStats(*stats.step))
     if stats.tiers:
         stats = stats._replace(tiers=tuple(TierStats(*tier) for tier in stats.tiers))
+    if stats.ladder is not None:
+        stats = stats._replace(ladder=Standing(*stats.ladder))
     return [event_of(e) for e in events], stats
 
 

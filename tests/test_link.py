@@ -27,23 +27,23 @@ from tests.test_service import run
 CONFIG = Config(engine=EngineSection(kind="fake"), cache=CacheSection(page_size=4, num_pages=64))
 TALKS = """
 import sys
-from dynamo_serve import worker
+from dynamo_serve import building, worker
 from dynamo_serve.core import rescue
-from dynamo_serve.worker import FakeEngine
+from dynamo_serve.building import FakeEngine
 def start(self, start=FakeEngine.start):
     self.tell("weights", 0.5)
     return start(self)
-def build(config, path, progress, build=worker.build_engine):
+def build(config, path, progress, build=building.build_engine):
     FakeEngine.tell = staticmethod(progress)
     return build(config, path, progress)
-FakeEngine.start, worker.build_engine = start, build
+FakeEngine.start, building.build_engine = start, build
 sys.exit(worker.main(*map(int, sys.argv[1:])))
 """
 LINGERS = """
 import sys, threading
-from dynamo_serve import worker
+from dynamo_serve import building, worker
 from dynamo_serve.core import rescue
-from dynamo_serve.worker import FakeEngine
+from dynamo_serve.building import FakeEngine
 def step(self, batch):
     raise MemoryError("no more")
 FakeEngine.step, rescue.MAX_FAILED_STEPS = step, 1

@@ -154,6 +154,7 @@ def test_the_next_engine_is_told_what_operators_want_of_the_ladder(folder: str) 
             before = await modes(service)
             assert before["widen_window"] == ("forbid", 0)
             assert (before["cap_batch"], before["shed_batch"]) == (("pin", 2), ("auto", 1))
+            await until(lambda: sum(service.stats.rungs) == 3)  # it is told of changes only
             kill_engine(service)
             await until(lambda: service.engine.num_restarts == 1)
             assert await modes(service) == before
@@ -186,7 +187,7 @@ def test_an_observer_that_fails_takes_nobody_down(
 class LostAtOnce:
     """A link whose engine is gone before anybody knows that it was ready."""
 
-    def __init__(self, config: Config, model_path: str, hooks: Hooks, tenancy: Tenancy) -> None:
+    def __init__(self, config: Config, model_path: str, hooks: Hooks, *rest: object) -> None:
         self.hooks = hooks
 
     async def start(self) -> EngineSpec:
@@ -246,7 +247,7 @@ class Broken(FakeEngine):
 
 
 def test_a_failed_step_is_an_engine_failure(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dynamo_serve.worker.FakeEngine", Broken)
+    monkeypatch.setattr("dynamo_serve.building.FakeEngine", Broken)
 
     async def main() -> None:
         async with running(config_of(False), folder) as service:
@@ -291,7 +292,7 @@ class Held(FakeEngine):
 @pytest.fixture
 def held(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """The gate of every engine in a thread."""
-    monkeypatch.setattr("dynamo_serve.worker.FakeEngine", Held)
+    monkeypatch.setattr("dynamo_serve.building.FakeEngine", Held)
     monkeypatch.setattr(Held, "gate", gate := threading.Event(), raising=False)
     return gate
 
@@ -464,7 +465,7 @@ def test_a_refusal_ends_the_request_with_its_numbers(
     folder: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("dynamo_serve.worker.Scheduler", Telling)
+    monkeypatch.setattr("dynamo_serve.building.Scheduler", Telling)
     monkeypatch.setattr(Telling, "is_own", is_own)
 
     async def main() -> None:
@@ -493,7 +494,7 @@ def test_a_refusal_ends_the_request_with_its_numbers(
 def test_the_tenants_reach_the_engine_at_start_while_it_runs_and_after_a_loss(
     folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dynamo_serve.worker.Scheduler", Telling)
+    monkeypatch.setattr("dynamo_serve.building.Scheduler", Telling)
 
     def tenancy(*names: str) -> Tenancy:
         return Tenancy({name: Tenant(name) for name in names})
@@ -525,8 +526,8 @@ def test_a_reload_while_the_engine_starts_is_not_lost(
             gate.wait(TIMEOUT)
             return super().start()
 
-    monkeypatch.setattr("dynamo_serve.worker.Scheduler", Telling)
-    monkeypatch.setattr("dynamo_serve.worker.FakeEngine", Slow)
+    monkeypatch.setattr("dynamo_serve.building.Scheduler", Telling)
+    monkeypatch.setattr("dynamo_serve.building.FakeEngine", Slow)
 
     async def main() -> None:
         service = Service(config_of(False), model_path=folder)

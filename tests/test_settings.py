@@ -88,6 +88,21 @@ def test_a_wrong_assignment_says_what_is_allowed(assignment: str, message: str) 
     assert message in fault(None, None, assignment)
 
 
+@pytest.mark.parametrize(
+    ("assignments", "message"),
+    [
+        (("model.lighter=int8", "model.quantization=int8"), "nothing lighter to switch to"),
+        (("scheduler.ladder_pin=lighter_weights",), "set model.lighter"),
+        (("scheduler.ladder_pin=restart_engine",), "not allowed"),
+        (("model.lighter=none",), "allowed: "),
+    ],
+)
+def test_what_the_ladder_cannot_do_is_refused(assignments: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        load(flags=[from_set(assignment) for assignment in assignments])
+    assert f"flag --set {assignments[0].partition('=')[0]}" in str(caught.value)
+
+
 def test_all_faults_are_told_at_once() -> None:
     told = fault(None, None, "server.port=x", "engine.kind=y", "log.levle=info")
     assert [line.split()[0].rstrip(":") for line in told.splitlines()] == [

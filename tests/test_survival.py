@@ -118,7 +118,7 @@ def test_commands_that_nobody_takes_make_the_server_unready(
     folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An idle engine that was stopped has no step in flight to be late with."""
-    monkeypatch.setattr("dynamo_serve.supervisor.RED_SECONDS", 0.1)
+    monkeypatch.setattr("dynamo_serve.stall.RED_SECONDS", 0.1)
 
     async def main() -> None:
         config = engine_of(config_of(True), stall_timeout_s=0)
@@ -215,9 +215,9 @@ class Poisoned(FakeEngine):
 
 WORKER = """
 import os, signal, sys
-from dynamo_serve import worker
+from dynamo_serve import building, worker
 from tests.test_survival import Poisoned
-worker.FakeEngine = Poisoned
+building.FakeEngine = Poisoned
 sys.exit(worker.main(*map(int, sys.argv[1:])))
 """
 
@@ -266,7 +266,7 @@ class Flaky(FakeEngine):
 def test_steps_that_raise_fail_nobody_but_the_culprit(
     folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dynamo_serve.worker.FakeEngine", Flaky)
+    monkeypatch.setattr("dynamo_serve.building.FakeEngine", Flaky)
 
     async def main() -> None:
         async with running(config_of(False), folder) as service:
@@ -301,7 +301,7 @@ class Moody(FakeEngine):
 def test_restarts_go_on_whatever_a_start_raises(
     folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dynamo_serve.worker.FakeEngine", Moody)
+    monkeypatch.setattr("dynamo_serve.building.FakeEngine", Moody)
     monkeypatch.setattr("dynamo_serve.supervisor.MAX_BACKOFF_SECONDS", 0.0)
     monkeypatch.setattr(Moody, "num_starts", 0)
 
@@ -337,7 +337,7 @@ class Shrinking(FakeEngine):
 def test_what_does_not_fit_the_next_engine_is_failed_and_the_rest_goes_on(
     folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dynamo_serve.worker.FakeEngine", Shrinking)
+    monkeypatch.setattr("dynamo_serve.building.FakeEngine", Shrinking)
     monkeypatch.setattr(Shrinking, "num_starts", 0)
 
     async def main() -> None:
@@ -438,7 +438,7 @@ class Absurd(Scheduler):
 def test_a_request_of_which_the_scheduler_dies_does_not_do_so_for_ever(
     folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dynamo_serve.worker.Scheduler", Absurd)
+    monkeypatch.setattr("dynamo_serve.building.Scheduler", Absurd)
     monkeypatch.setattr("dynamo_serve.supervisor.MAX_BACKOFF_SECONDS", 0.0)
 
     async def main() -> None:

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="no Linux"
 PATIENCE = 30.0
 LIGHT = """
 import os, sys, threading
-from dynamo_serve import template, worker
+from dynamo_serve import building, template, worker
 def load():
     {load}
 template.load = load
@@ -135,7 +135,7 @@ def test_the_end_of_a_forked_engine_is_known(number: int, reason: str, folder: s
 def test_an_exit_code_of_a_forked_engine_is_known(
     folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    exits = "worker.FakeEngine.step = lambda self, batch: os._exit(7)"
+    exits = "building.FakeEngine.step = lambda self, batch: os._exit(7)"
     monkeypatch.setattr(process, "TEMPLATE", light(more=exits))
 
     async def main() -> None:

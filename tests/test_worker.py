@@ -15,12 +15,14 @@ from pathlib import Path
 import pytest
 
 from dynamo_serve import wire
+from dynamo_serve.building import build_fake
 from dynamo_serve.config import CacheSection, Config, EngineSection
 from dynamo_serve.core.loop import Command, Stop, Submit
 from dynamo_serve.core.request import Request
+from dynamo_serve.core.stats import Standing
 from dynamo_serve.core.tenant import Tenancy
 from dynamo_serve.link import ENGINE_SECTIONS
-from dynamo_serve.worker import Channel, build_fake, settings_of
+from dynamo_serve.worker import Channel, settings_of
 from tests.core.traffic import VOCAB_SIZE
 
 CONFIG = Config(engine=EngineSection(kind="fake"), cache=CacheSection(page_size=4, num_pages=64))
@@ -29,12 +31,12 @@ PATIENCE = 30.0
 HIGH = 1100  # above what select() takes
 HANGS = """
 import sys, threading
-from dynamo_serve import worker
+from dynamo_serve import building, worker
 def hang(self, *arguments):
     worker.end_with.__globals__["ORPHAN_SECONDS"] = 0.1
     print("hanging", flush=True)
     threading.Event().wait()
-worker.FakeEngine.{method} = hang
+building.FakeEngine.{method} = hang
 sys.exit(worker.main(int(sys.argv[1])))
 """
 
@@ -49,14 +51,14 @@ def folder(tmp_path: Path) -> str:
 def test_the_fake_engine_sleeps_as_long_as_it_is_told(
     folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dynamo_serve.worker.FakeEngine", lambda **arguments: arguments)
+    monkeypatch.setattr("dynamo_serve.building.FakeEngine", lambda **arguments: arguments)
     config = Config(engine=EngineSection(kind="fake", fake_step_ms=5))
     assert build_fake(config, folder)["step_seconds"] == 0.005  # type: ignore[index]
 
 
 def configure(folder: str) -> bytes:
     sections = {name: asdict(getattr(CONFIG, name)) for name in ENGINE_SECTIONS}
-    return wire.pack("configure", sections, folder, asdict(Tenancy()))
+    return wire.pack("configure", sections, folder, asdict(Tenancy()), Standing())
 
 
 @contextlib.contextmanager
@@ -129,6 +131,6 @@ def test_what_comes_with_the_settings_is_not_lost() -> None:
         commands: list[Command] = [Submit(Request("a", (1, 2), 4)), Stop()]
         ours.sendall(configure("here") + b"".join(map(wire.pack_command, commands)))
         channel = Channel(theirs)
-        assert settings_of(channel.receive_message())[1:] == ("here", Tenancy())
+        assert settings_of(channel.receive_message())[1:] == ("here", Tenancy(), Standing())
         assert channel.receive(PATIENCE) == commands
         assert channel.receive(0.0) == []

@@ -233,9 +233,14 @@ class DetokenizeRequest(Model):
 
 
 class SteerRequest(Model):
-    rung: Literal["shrink_chunks", "widen_window", "cap_batch", "shed_batch"] = Field(
-        description="One of the ladder's."
-    )
+    rung: Literal[
+        "shrink_chunks",
+        "widen_window",
+        "cap_batch",
+        "shed_batch",
+        "lighter_weights",
+        "restart_engine",
+    ] = Field(description="One of the ladder's.")
     mode: Literal["auto", "pin", "forbid"] = Field(
         description="pin: taken, and stays so. forbid: never taken. auto: as the evidence says."
     )

@@ -11,6 +11,7 @@ from dynamo_serve.core.lifecycle import Lifecycle
 from dynamo_serve.core.request import Finish
 from dynamo_serve.core.sequence import Sequence
 from dynamo_serve.core.step_cost import Item, StepCost, StepShape
+from dynamo_serve.core.wear import Wear
 
 DIVIDE_SECONDS = 0.1  # between two looks at who shares pages with whom
 
@@ -48,6 +49,7 @@ class Bill:
     def __init__(self, life: Lifecycle, cost: StepCost) -> None:
         self.life = life
         self.cost = cost
+        self.wear = Wear()
         self.step: Step | None = None
         self.held: Held | None = None
         self.is_smooth = True  # the step in flight ran at the first try
@@ -109,6 +111,7 @@ class Bill:
             return
         if self.is_smooth and not any(out.finish is Finish.ERROR for out in produced.values()):
             self.cost.observe(step.shape, seconds)
+            self.wear.observe(step.shape, seconds, now)
         self.is_smooth = True
         parts = self.cost.shares([item for _, item in step.items])
         shares.charge_step(step.items, parts, seconds)

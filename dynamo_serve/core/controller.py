@@ -12,30 +12,35 @@ import logging
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import dropwhile
 from typing import NamedTuple
 
 from dynamo_serve.core.evidence import Evidence, Window
 from dynamo_serve.core.journal import Kind, Reason
-from dynamo_serve.core.ladder import RUNGS, Mode, Restraint, Rung
+from dynamo_serve.core.ladder import ENGINE_SECONDS, RUNGS, SETTLE_SECONDS, Mode, Restraint, Rung
 from dynamo_serve.core.lifecycle import Lifecycle
+from dynamo_serve.core.pace import Limits
+from dynamo_serve.core.stats import Standing
+from dynamo_serve.core.wear import Wear
 
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.25
-SETTLE_SECONDS = 3.0  # what a rung gets to show an effect
 GAIN = 0.05  # of a score: less is no improvement
-CALM_SECONDS = 10.0  # good evidence before a rung is undone
-MOST_CALM_SECONDS = 120.0
+MOST_CALM = 12.0  # times what a rung has to begin with
+RESTART_SECONDS = 3600.0  # between two rungs that have no undo
 RELAPSE_SECONDS = 300.0  # a rung taken again within that was undone too soon
 HISTORY = 100  # changes that are kept
 OPERATOR = "operator"  # the trigger of a change that somebody asked for
 
 
-@dataclass(slots=True)
+@dataclass
 class State:
     """How one rung stands. `after` is the evidence since it was taken, up to the next change."""
 
     rung: Rung
+    calm: float
+    is_possible: bool = True  # there is something for it to act on
     mode: Mode = Mode.AUTO
     level: int = 0
     since: float | None = None
@@ -45,7 +50,6 @@ class State:
     undone_at: float | None = None
     undone_for: str = ""
     left_at: float | None = None  # the same, until it is taken again
-    calm: float = CALM_SECONDS
     num_taken: int = 0
     num_undone: int = 0
 
@@ -71,21 +75,23 @@ class Change(NamedTuple):
 class Controller:
     """Decides which rungs are taken. `now` is an argument of everything that depends on time."""
 
-    def __init__(self, life: Lifecycle, restraint: Restraint, *, is_on: bool = True) -> None:
-        self.is_on = is_on
+    def __init__(self, life: Lifecycle, restraint: Restraint, wear: Wear, limits: Limits) -> None:
+        self.is_on = limits.ladder
         self.life = life
         self.restraint = restraint
-        self.states = {rung.name: State(rung) for rung in RUNGS}
+        self.states = {rung.name: State(rung, rung.calm) for rung in RUNGS}
+        self.states[Reason.LIGHTER_WEIGHTS.value].is_possible = limits.lighter
         self.history: deque[Change] = deque(maxlen=HISTORY)
         self.evidence = Evidence()
         self.good_since: float | None = None
-        self._window = Window(life)
+        self._window = Window(life, wear)
+        self._began = 0.0  # this engine
         self._taken: list[State] = []  # in this order; one with two levels may be in it twice
         self._changed_at = 0.0
         self._next_look = 0.0
         self._reading: tuple[str, float] | None = None  # a trouble, and its score at the last rung
         self._settled_at = 0.0
-        self._has_news = False
+        self.has_news = False  # a rung was taken or undone since `take_news`
 
     def look(self, now: float) -> None:
         """Look at the evidence, if it is time to, and take or undo at most one rung."""
@@ -93,10 +99,10 @@ class Controller:
             return
         self._next_look = now + LOOK_SECONDS
         seen = self.evidence = self._window.look(now)
-        if self._taken and now - self._changed_at >= SETTLE_SECONDS and self.history:
-            last = self.history[-1]
-            if last.direction == "up":
-                self.states[last.rung].after = seen
+        if self._taken and self.history and self.history[-1].direction == "up":
+            last = self.states[self.history[-1].rung]
+            if now - self._changed_at >= last.rung.settle:
+                last.after = seen
         if not seen.is_good:
             self.good_since = None
         elif self.good_since is None:
@@ -107,8 +113,9 @@ class Controller:
             self._reading = None
             self._descend(seen, now)
         good = now if self.good_since is None else self.good_since
-        shed = self.states[Reason.SHED_BATCH.value]
-        self.restraint.sheds_until = max(good, self._changed_at) + shed.calm
+        # What was taken later is undone sooner.
+        later = dropwhile(lambda state: state.rung.reason is not Reason.SHED_BATCH, self._taken)
+        self.restraint.sheds_until = max(good, self._changed_at) + sum(s.calm for s in later)
 
     def _climb(self, seen: Evidence, now: float) -> None:
         if now < self._settled_at:
@@ -118,21 +125,30 @@ class Controller:
         if self._reading and self._reading[0] == trouble and score > self._reading[1] + GAIN:
             self._reading, self._settled_at = (trouble, score), now + SETTLE_SECONDS
             return  # it gets better: no more is needed yet
-        able = (s for s in self.states.values() if s.mode is Mode.AUTO and s.rung.fits(seen))
+        able = (state for state in self.states.values() if self._is_able(state, seen, now))
         state = next((state for state in able if state.level < state.rung.levels), None)
         if state is None:
             return
         if state.left_at is not None and now - state.left_at < RELAPSE_SECONDS:
-            state.calm = min(2 * state.calm, MOST_CALM_SECONDS)
+            state.calm = min(2 * state.calm, MOST_CALM * state.rung.calm)
         elif not state.level:
-            state.calm = CALM_SECONDS
+            state.calm = state.rung.calm
         state.left_at = None
         self._take(state, trouble, now)
-        self._reading, self._settled_at = (trouble, score), now + SETTLE_SECONDS
+        self._reading, self._settled_at = (trouble, score), now + state.rung.settle
         self._window.forget()  # what comes from now on is its doing
 
+    def _is_able(self, state: State, seen: Evidence, now: float) -> bool:
+        """Whether a rung may be taken, and could help."""
+        rung = state.rung
+        is_soon = rung.settle == ENGINE_SECONDS and now - self._began < ENGINE_SECONDS
+        if not rung.has_undo and state.left_at is not None:
+            is_soon = is_soon or now - state.left_at < RESTART_SECONDS
+        return state.mode is Mode.AUTO and state.is_possible and rung.fits(seen) and not is_soon
+
     def _descend(self, seen: Evidence, now: float) -> None:
-        state = next((s for s in reversed(self._taken) if s.mode is Mode.AUTO), None)
+        able = (s for s in reversed(self._taken) if s.mode is Mode.AUTO and s.rung.has_undo)
+        state = next(able, None)
         if state is None or self.good_since is None:
             return
         if now - max(self.good_since, self._changed_at) >= state.calm:
@@ -160,7 +176,7 @@ class Controller:
         rung, seen = state.rung, self.evidence
         state.level = level
         rung.apply(self.restraint, level)
-        self._changed_at, self._has_news = now, True
+        self._changed_at, self.has_news = now, True
         self.history.append(Change(now, rung.name, direction, level, trigger, seen))
         kind = Kind.TAKE_RUNG if direction == "up" else Kind.UNDO_RUNG
         self.life.journal.note(now, kind, rung.name, "", "", level=level, **seen.numbers)
@@ -183,6 +199,32 @@ class Controller:
             while mode is Mode.FORBID and state.level:
                 self._undo(state, OPERATOR, now)
 
+    # ── from engine to engine ────────────────────────────────────────────────
+
+    @property
+    def standing(self) -> Standing:
+        states = {name: {**vars(s), "rung": "", "mode": ""} for name, s in self.states.items()}
+        taken, history = tuple(s.rung.name for s in self._taken), tuple(self.history)
+        return Standing({}, taken, self._changed_at, states, history)
+
+    def recall(self, standing: Standing, now: float) -> None:
+        """Go on where the ladder stood in the engine before, with its restraints in force. What has
+        no undo is over with that engine."""
+        for name, kept in standing.states.items():
+            state = self.states[name]
+            seen = {key: kept[key] and Evidence(*kept[key]) for key in ("before", "after")}
+            own = {"rung": state.rung, "mode": state.mode, "is_possible": state.is_possible}
+            vars(state).update({**kept, **seen, **own})
+            if state.level and not state.rung.has_undo:
+                state.level, state.since, state.left_at = 0, None, state.since
+            state.rung.apply(self.restraint, state.level)
+        taken = (self.states[name] for name in standing.taken)
+        self._taken = [state for state in taken if state.level]
+        self._began, self._settled_at = now, now + SETTLE_SECONDS
+        self._changed_at = standing.changed_at
+        self.history.extend(Change(*(*told, Evidence(*seen))) for *told, seen in standing.history)
+        self.has_news = bool(standing.states)
+
     # ── what others need to know ─────────────────────────────────────────────
 
     def wake_at(self) -> float | None:
@@ -190,10 +232,10 @@ class Controller:
         is_waiting = self.is_on and any(state.mode is Mode.AUTO for state in self._taken)
         return self._next_look if is_waiting else None
 
-    def take_news(self) -> bool:
-        """Whether a rung was taken or undone since this was asked last."""
-        has_news, self._has_news = self._has_news, False
-        return has_news
+    def take_news(self) -> Standing | None:
+        """How the ladder stands, if a rung was taken or undone since this was asked last."""
+        has_news, self.has_news = self.has_news, False
+        return self.standing if has_news else None
 
     @property
     def levels(self) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from dynamo_serve.core.journal import Kind, Reason
 from dynamo_serve.core.sequence import Sequence
 from dynamo_serve.core.shares import Account
+from dynamo_serve.core.wear import Wear
 
 if TYPE_CHECKING:
     from dynamo_serve.core.lifecycle import Lifecycle
@@ -74,7 +75,8 @@ class Evidence(NamedTuple):
     """What a window comes to. `ttft` and `itl`: the share of targets kept, of the class that fares
     worst; None if too little has happened. `longest_wait`: of those that wait for a first token, in
     TTFT targets. `pages`: the largest share of the pool in use; `preemptions` for want of pages, a
-    second. `troubles` are what lasts and is worse than it may be, the worst first."""
+    second. `slowdown`: how many times as long as before steps take, if that is known. `troubles`
+    are what lasts and is worse than it may be, the worst first."""
 
     ttft: float | None = None
     itl: float | None = None
@@ -84,6 +86,7 @@ class Evidence(NamedTuple):
     has_batch: bool = False
     troubles: tuple[str, ...] = ()
     is_good: bool = True
+    slowdown: float | None = None
 
     def score(self, trouble: str) -> float:
         """0 to 1: how far from a trouble; to see whether it gets better."""
@@ -99,9 +102,9 @@ class Evidence(NamedTuple):
     @property
     def numbers(self) -> dict[str, float]:
         """For the journal and the log."""
-        shares = {"ttft_kept": self.ttft, "itl_kept": self.itl}
+        perhaps = {"ttft_kept": self.ttft, "itl_kept": self.itl, "slowdown": self.slowdown}
         return {
-            **{name: share for name, share in shares.items() if share is not None},
+            **{name: number for name, number in perhaps.items() if number is not None},
             "longest_wait": self.longest_wait,
             "pages_used": self.pages,
             "preemptions_per_s": self.preemptions,
@@ -125,8 +128,9 @@ NOTHING = [0, 0, 0, 0]
 class Window:
     """The last seconds, as snapshots: the first is what the others are compared with."""
 
-    def __init__(self, life: Lifecycle) -> None:
+    def __init__(self, life: Lifecycle, wear: Wear) -> None:
         self.life = life
+        self.wear = wear
         self._shots: deque[Snapshot] = deque()
         self._num_batch = 0
 
@@ -153,6 +157,7 @@ class Window:
             pages=max(shot.pages for shot in shots),
             preemptions=(last.preemptions - first.preemptions) / seconds,
             has_batch=any(shot.has_batch for shot in shots),
+            slowdown=self.wear.factor(now),
         )
         found = [
             *(["itl"] if self._is_missed(itl, LEAST_GAPS, ITL_LATE) else ()),

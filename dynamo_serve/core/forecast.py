@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from heapq import heapify, heappop, heappush
+from itertools import chain
 from typing import NamedTuple
 
 from dynamo_serve.core import policy
@@ -83,9 +84,8 @@ class _Play:
         if self.seq.id not in waiting:
             own = [*queues.get(self.seq.request.tenant, ()), self.seq]
             queues[self.seq.request.tenant] = deque(sorted(own, key=place))
-        for queue in queues.values():
-            for seq in queue:  # as it would be if they were admitted now
-                self.intake.brake.bound(seq)
+        for seq in chain(*queues.values()):  # as it would be if they were admitted now
+            self.intake.brake.bound(seq)
         self.behind = max(0, waiting.ahead_of(self.seq) - MOST_ADMISSIONS)
         return queues
 

@@ -71,6 +71,8 @@ class Reason(Enum):
     WIDEN_WINDOW = "widen_window"
     CAP_BATCH = "cap_batch"
     SHED_BATCH = "shed_batch"
+    LIGHTER_WEIGHTS = "lighter_weights"
+    RESTART_ENGINE = "restart_engine"
     # finish: the values of request.Finish
 
 

@@ -1,11 +1,12 @@
 """The rungs: small steps by which a server in trouble helps itself, mildest first.
 
 A rung changes a `Restraint`, which says how far work that was promised nothing is held back; level
-0 is its undo. Whether a rung is taken is decided in `controller`.
+0 is its undo. Whether a rung is taken is decided in `controller`. The last two ask for another
+engine, which only whoever watches this one from outside can start: they have no effect in here,
+but are told (`standing`), and the next engine goes on with the ladder where this one was.
 
-Two more belong here once there is something for them to act on: `spill`, to a lower tier of KV
-pages, before `shed_batch`, and `lighter_weights`, another variant of the model, after it. Starting
-the engine again is for whoever watches it from outside: it cannot be decided in here.
+One more belongs here once there is something for it to act on: `spill`, to a lower tier of KV
+pages, before `shed_batch`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,10 @@ from dynamo_serve.core.sequence import Sequence
 
 CHUNK_FLOOR = 32  # prompt tokens beside decoding, however far they are cut: one tile
 BATCH_WINDOW = 2.0  # seconds between two groups of batch-class prompts
+SLOW = 2.0  # times what steps took before: the process itself has become slow
+SETTLE_SECONDS = 3.0  # what a rung gets to show an effect
+CALM_SECONDS = 10.0  # good evidence before a rung is undone
+ENGINE_SECONDS = 60.0  # both, and what an engine runs at least, where it takes another engine
 BATCH_PARTS = (1.0, 0.25, 0.0625)  # of max_decode_sequences, for batch-class sequences, by level
 
 
@@ -58,6 +63,9 @@ class Rung(NamedTuple):
     undo: str
     levels: int = 1
     needs_batch: bool = True  # it holds back batch-class work: without any it would be idle
+    settle: float = SETTLE_SECONDS
+    calm: float = CALM_SECONDS
+    has_undo: bool = True  # without, it is for an engine that has become slow
 
     @property
     def name(self) -> str:
@@ -66,6 +74,7 @@ class Rung(NamedTuple):
     def fits(self, seen: Evidence) -> bool:
         """Whether it could help."""
         is_idle = self.needs_batch and not seen.has_batch
+        is_idle = is_idle or not (self.has_undo or (seen.slowdown or 0.0) >= SLOW)
         return not is_idle and not self.answers.isdisjoint(seen.troubles)
 
 
@@ -83,6 +92,10 @@ def _cap_batch(restraint: Restraint, level: int) -> None:
 
 def _shed_batch(restraint: Restraint, level: int) -> None:
     restraint.sheds_batch = bool(level)
+
+
+def _ask(restraint: Restraint, level: int) -> None:
+    """For another engine: it is told, not done."""
 
 
 RUNGS = (
@@ -119,6 +132,26 @@ RUNGS = (
         "new batch-class requests are refused with a Retry-After; what has been taken in, stays",
         "they are taken in",
     ),
+    Rung(
+        Reason.LIGHTER_WEIGHTS,
+        frozenset({"itl", "ttft", "queue"}),
+        _ask,
+        "the engine is started again with lighter weights; everybody goes on with other numbers",
+        "the engine is started again with the usual weights",
+        needs_batch=False,
+        settle=ENGINE_SECONDS,
+        calm=ENGINE_SECONDS,
+    ),
+    Rung(
+        Reason.RESTART_ENGINE,
+        frozenset({"itl", "ttft", "queue"}),
+        _ask,
+        f"the engine, whose steps take {SLOW:g} times as long as before, is started again",
+        "none: the next engine is a new one",
+        needs_batch=False,
+        settle=ENGINE_SECONDS,
+        has_undo=False,
+    ),
 )
 NAMES = tuple(rung.name for rung in RUNGS)
 
@@ -132,13 +165,11 @@ class Brake:
     """Keeps waiting batch-class requests back, as far as the rungs say. Nothing waits for ever: it
     is open whenever nothing runs, and every `batch_window` seconds."""
 
-    def __init__(
-        self, life: Lifecycle, restraint: Restraint, places: int, most_tokens: int
-    ) -> None:
+    def __init__(self, life: Lifecycle, restraint: Restraint, places: int, most: int) -> None:
         self.life = life
         self.restraint = restraint
         self._places = places
-        self._most_tokens = most_tokens
+        self._most_tokens = most
         self._group_at = -inf  # when the last group was admitted
         self._left = 0
         self._is_shut = False

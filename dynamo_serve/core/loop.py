@@ -140,7 +140,7 @@ class Loop:
         if batch:
             self._step(batch)
             self._forget()
-        elif self.scheduler.controller.take_news():
+        elif self.scheduler.controller.has_news:
             self.publish([], self.scheduler.stats())
 
     def _between(self) -> None:

@@ -31,7 +31,8 @@ class Limits:
     `max_draft_tokens` of one sequence are verified in a step; 0 is for engines that cannot. With
     `hold_steps` a step is held between two layers for prompts that cannot wait for its end. With
     `ladder` the server takes rungs by itself when promises are missed; `ladder_max_tokens` are left
-    to answers whose length nobody stated while batch-class work is capped.
+    to answers whose length nobody stated while batch-class work is capped, and `lighter` says that
+    there are lighter weights.
     """
 
     max_prefill_tokens: int = 512
@@ -45,6 +46,7 @@ class Limits:
     hold_steps: bool = False
     ladder: bool = False
     ladder_max_tokens: int = 512
+    lighter: bool = False
 
 
 class Budget(NamedTuple):

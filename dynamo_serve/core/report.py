@@ -30,4 +30,5 @@ def report(life: Lifecycle, controller: Controller, step: StepStats | None) -> S
         rungs=controller.levels,
         rung_changes=controller.changes,
         tiers=spill.stats(),
+        ladder=controller.take_news(),
     )

@@ -83,9 +83,10 @@ class Request:
 class Resumed(NamedTuple):
     """How far an accepted request had got when it was taken from its engine.
 
-    That was at `since`, for `reason` ("engine_lost", "reader_back"). Its `token_ids` so far came
-    with `cached_tokens` of the prompt found in the cache, the first at `first_token_at`. Of a
-    suspect the engine may have died: it is run alone until it has yielded a token.
+    That was at `since`, for `reason` ("engine_lost", "engine_changed", "reader_back"). Its
+    `token_ids` so far came with `cached_tokens` of the prompt found in the cache, the first at
+    `first_token_at`. Of a suspect the engine may have died: it is run alone until it has yielded a
+    token.
     """
 
     token_ids: tuple[int, ...]

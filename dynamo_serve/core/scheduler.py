@@ -55,13 +55,13 @@ class Scheduler:
         self.spill = Spill(pool, [Tier(spec) for spec in tiers], self.cost)
         self.life = Lifecycle(pool, self.shares, self.journal, self.spill)
         restraint = Restraint()
-        self.controller = Controller(self.life, restraint, is_on=limits.ladder)
         self.intake = Intake(self.life, limits, self.cost, restraint)
         self.speculation = Speculation(self.intake.pace)
         self.admission = Admission(self.life, self.intake)
         self.waiting = self.life.waiting
         self.running = self.life.running
         self.bill = Bill(self.life, self.cost)
+        self.controller = Controller(self.life, restraint, self.bill.wear, limits)
         self.newcomers = CutIn(self.intake, self.bill)
         self.quarantine = Quarantine(self.intake)
         self._last = Phase.DECODE  # of steps of one kind

@@ -54,6 +54,7 @@ class Sequence:
     promise: Class
     ordinal: int  # how many requests came before
     due: float  # when its first token should be there; orders the queue of its tenant
+    max_tokens: int  # the request's, or less if a rung has cut what was left open
     phase: Phase = Phase.PREFILL
     num_computed: int = 0
     page_table: list[int] = field(default_factory=list)
@@ -79,15 +80,13 @@ class Sequence:
     draft_tokens: int = 0
     draft_accepted: int = 0
     history: list[Entry] = field(default_factory=list)  # the latest decisions about it
-    max_tokens: int = 0  # the request's, or less if a rung has cut what was left open
     is_suspect: bool = False  # an engine died of it, perhaps: it runs alone until it has a token
 
     @classmethod
     def of(cls, request: Request, promise: Class, ordinal: int = 0) -> Sequence:
         seconds = min(promise.ttft, AGING_SECONDS) + request.priority * PRIORITY_SECONDS
         due = request.arrival + seconds
-        tokens = list(request.prompt_ids)
-        return cls(request, tokens, promise, ordinal, due, max_tokens=request.max_tokens)
+        return cls(request, list(request.prompt_ids), promise, ordinal, due, request.max_tokens)
 
     def resume(self, done: Resumed, now: float) -> None:
         """Take over how far it had got; what it has lost by it counts as a stall."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class StepStats(NamedTuple):
@@ -28,6 +28,21 @@ class TierStats(NamedTuple):
     lost: int
 
 
+class Standing(NamedTuple):
+    """How the ladder stands, as plain data: what an engine tells, and the next one goes on with.
+
+    `modes` are those that operators have set. `taken` names the rungs in the order in which they
+    were taken, one at two levels twice. `states` and `history` are of `controller`; its times are
+    of the monotonic clock, which all engines on a machine share.
+    """
+
+    modes: dict[str, str] = {}  # noqa: RUF012 - nobody writes to it
+    taken: tuple[str, ...] = ()
+    changed_at: float = 0.0
+    states: dict[str, dict[str, Any]] = {}  # noqa: RUF012
+    history: tuple[tuple[Any, ...], ...] = ()
+
+
 class Stats(NamedTuple):
     """Gauges as of now, and counters since the engine started (names ending in `_total`)."""
 
@@ -51,3 +66,4 @@ class Stats(NamedTuple):
     rungs: tuple[int, ...] = ()  # the level of each, in the order of `ladder.RUNGS`
     rung_changes: tuple[tuple[int, int], ...] = ()  # how often it was taken and undone
     tiers: tuple[TierStats, ...] = ()
+    ladder: Standing | None = None  # where it has changed since it was told last

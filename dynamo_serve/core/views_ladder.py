@@ -27,6 +27,7 @@ def _rung(state: State, now: float) -> dict[str, Any]:
     return {
         "rung": rung.name,
         "mode": state.mode.value,
+        "is_possible": state.is_possible,
         "level": state.level,
         "levels": rung.levels,
         "answers": sorted(rung.answers),

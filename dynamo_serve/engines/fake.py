@@ -61,14 +61,17 @@ class FakeEngine:
         below: Mapping[int, int] = MappingProxyType({}),
         copying: float = 0.0,
         step_seconds: float = 0.0,
-        sleep: Callable[[float], None] = time.sleep,
+        quantization: str = "none",
     ) -> None:
         self.spec = EngineSpec(
             max_model_len=min(max_model_len, page_size * num_pages),
             page_size=page_size,
             num_pages=num_pages,
             vocab_size=vocab_size,
-            facts={"architecture": "fake", "device": "none", "attention_backend": "none"},
+            facts={
+                **{"architecture": "fake", "device": "none", "attention_backend": "none"},
+                "quantization": quantization,
+            },
             verifies_drafts=True,
             holds_steps=True,
             tiers=tuple(TierSpec(n, size, PAGE_SECONDS) for n, size in below.items() if size),
@@ -78,7 +81,7 @@ class FakeEngine:
         self._copied: list[Copied | Found] = []
         self._copying = copying
         self._step_seconds = step_seconds
-        self._sleep = sleep
+        self._sleep = time.sleep
         self._between: Callable[[], None] = lambda: None
         self._parts = 1
 

@@ -11,10 +11,19 @@ from random import Random
 import pytest
 
 from dynamo_serve.core import views
-from dynamo_serve.core.controller import CALM_SECONDS, SETTLE_SECONDS, Controller
+from dynamo_serve.core.controller import Controller
 from dynamo_serve.core.evidence import Evidence, Window
 from dynamo_serve.core.journal import Journal, Kind, Reason
-from dynamo_serve.core.ladder import CHUNK_FLOOR, NAMES, RUNGS, Mode, Restraint, modes_of
+from dynamo_serve.core.ladder import (
+    CALM_SECONDS,
+    CHUNK_FLOOR,
+    NAMES,
+    RUNGS,
+    SETTLE_SECONDS,
+    Mode,
+    Restraint,
+    modes_of,
+)
 from dynamo_serve.core.lifecycle import Lifecycle
 from dynamo_serve.core.loop import Inspect, Steer
 from dynamo_serve.core.page_pool import PagePool
@@ -25,6 +34,7 @@ from dynamo_serve.core.shares import Shares
 from dynamo_serve.core.spill import Spill
 from dynamo_serve.core.step_cost import StepCost
 from dynamo_serve.core.tenant import Class, Quota, Tenancy, Tenant
+from dynamo_serve.core.wear import Wear
 from tests.core.playing import Play, ask
 
 TTFT, ITL = 1.0, 0.25
@@ -258,7 +268,7 @@ def test_a_load_at_the_threshold_does_not_make_it_flap() -> None:
 
 def controller_of(**modes: Mode) -> Controller:
     pool = PagePool(100, 16)
-    controller = Controller(new_life(pool), Restraint())
+    controller = Controller(new_life(pool), Restraint(), Wear(), LIMITS)
     controller.steer(modes, 0.0)
     return controller
 
@@ -274,7 +284,7 @@ class Told(Window):
 
 def told(controller: Controller, begin: float, end: float, **facts: object) -> None:
     """Look at this evidence from `begin` to `end`."""
-    window = Told(controller.life)
+    window = Told(controller.life, Wear())
     window.seen = Evidence(**{"has_batch": True, **facts})  # type: ignore[arg-type]
     controller._window = window
     at = begin
@@ -289,23 +299,23 @@ BAD: dict[str, object] = {"itl": 0.3, "troubles": ("itl",), "is_good": False}
 def test_each_rung_settles_before_the_next_and_waits_while_it_gets_better() -> None:
     controller = controller_of()
     told(controller, 0.0, 2.9, **BAD)
-    assert controller.levels == (1, 0, 0, 0)
+    assert controller.levels == (1, 0, 0, 0, 0, 0)
     told(controller, 3.0, 5.0, **{**BAD, "itl": 0.5})
-    assert controller.levels == (1, 0, 0, 0), "it got better, so it may go on doing so"
+    assert controller.levels == (1, 0, 0, 0, 0, 0), "it got better, so it may go on doing so"
     told(controller, 6.1, 6.3, **{**BAD, "itl": 0.5})
-    assert controller.levels == (2, 0, 0, 0)
+    assert controller.levels == (2, 0, 0, 0, 0, 0)
     told(controller, 7.0, 60.0, **{**BAD, "itl": 0.5})
-    assert controller.levels == (2, 1, 2, 1)
+    assert controller.levels == (2, 1, 2, 1, 0, 0)
     assert controller.states["shed_batch"].has_helped is False
 
 
 def test_a_rung_that_cannot_help_is_passed_over() -> None:
     controller = controller_of()
     told(controller, 0.0, 60.0, **{**BAD, "has_batch": False})
-    assert controller.levels == (2, 0, 0, 0), "there is no batch-class work to hold back"
+    assert controller.levels == (2, 0, 0, 0, 0, 0), "there is no batch-class work to hold back"
     controller = controller_of()
     told(controller, 0.0, 1.0, preemptions=3.0, troubles=("pages",), is_good=False)
-    assert controller.levels == (0, 0, 1, 0)
+    assert controller.levels == (0, 0, 1, 0, 0, 0)
 
 
 def test_what_is_neither_good_nor_bad_changes_nothing() -> None:
@@ -336,18 +346,18 @@ def test_a_rung_needed_again_soon_is_kept_twice_as_long() -> None:
 
 def test_operators_pin_forbid_and_release() -> None:
     controller = controller_of(cap_batch=Mode.PIN, widen_window=Mode.FORBID)
-    assert controller.levels == (0, 0, 2, 0)
+    assert controller.levels == (0, 0, 2, 0, 0, 0)
     told(controller, 1.0, 60.0, **BAD)
-    assert controller.levels == (2, 0, 2, 1)
+    assert controller.levels == (2, 0, 2, 1, 0, 0)
     told(controller, 60.0, 200.0)
-    assert controller.levels == (0, 0, 2, 0), "pinned is pinned"
+    assert controller.levels == (0, 0, 2, 0, 0, 0), "pinned is pinned"
     controller.steer({"cap_batch": Mode.AUTO}, 200.0)
-    assert controller.levels == (0, 0, 2, 0)
+    assert controller.levels == (0, 0, 2, 0, 0, 0)
     told(controller, 200.0, 240.0)
-    assert controller.levels == (0, 0, 0, 0)
+    assert controller.levels == (0, 0, 0, 0, 0, 0)
     controller.steer({"shed_batch": Mode.PIN}, 240.0)
     controller.steer({"shed_batch": Mode.FORBID}, 241.0)
-    assert controller.levels == (0, 0, 0, 0)
+    assert controller.levels == (0, 0, 0, 0, 0, 0)
     assert {change.trigger for change in list(controller.history)[-2:]} == {"operator"}
     assert modes_of(["cap_batch"], ["cap_batch"]) == {"cap_batch": Mode.FORBID}
 
@@ -364,7 +374,7 @@ def test_chunks_have_a_floor() -> None:
 def test_thrashing_is_trouble_and_a_full_pool_is_not() -> None:
     life = new_life(PagePool(100, 16))
     life.tally.by_class["chat"] = [0, 0, 0, 0]
-    window, at = Window(life), 0.0
+    window, at = Window(life, Wear()), 0.0
     life.pool.grow([], 99 * 16)
     for _ in range(60):
         at += 0.25
@@ -480,7 +490,9 @@ def test_who_waits_too_long_behind_a_backlog_is_seen() -> None:
     old = [replace(ask(f"b{i}", 20, 2000, tenant="web"), class_name="batch") for i in range(40)]
     play.run([*old, ask("late", 20, 4, 50.0, tenant="web")], until=60.0)
     assert "late" not in play.tokens_at
-    assert Window(play.scheduler.life).look(60.0).longest_wait == pytest.approx(10.0, rel=0.05)
+    assert Window(play.scheduler.life, Wear()).look(60.0).longest_wait == pytest.approx(
+        10.0, rel=0.05
+    )
 
 
 def test_what_was_missed_while_kept_back_is_not_made_up_for() -> None:
@@ -512,11 +524,11 @@ def test_changes_are_published_and_undone_also_while_nothing_runs() -> None:
     harness = play.harness
     harness.commands.append(Steer({"shed_batch": "pin"}))
     harness.loop.turn()
-    assert harness.published[-1].rungs == (0, 0, 0, 1)
+    assert harness.published[-1].rungs == (0, 0, 0, 1, 0, 0)
     harness.commands.append(Steer({"shed_batch": "auto"}))
     for _ in range(200):
         harness.loop.turn()
-    assert harness.published[-1].rungs == (0, 0, 0, 0)
+    assert harness.published[-1].rungs == (0, 0, 0, 0, 0, 0)
     assert harness.published[-1].rung_changes[3] == (1, 1)
     assert 10.0 <= harness.now < 11.0, "woken for it, and left in peace then"
 

@@ -329,12 +329,12 @@ BROKEN_LADDER = {
     ),
     "learn nothing from a relapse": (
         "controller.py",
-        "min(2 * state.calm, MOST_CALM_SECONDS)",
-        "CALM_SECONDS",
+        "min(2 * state.calm, MOST_CALM * state.rung.calm)",
+        "state.rung.calm",
     ),
     "undo what is pinned": (
         "controller.py",
-        "(s for s in reversed(self._taken) if s.mode is Mode.AUTO)",
+        "(s for s in reversed(self._taken) if s.mode is Mode.AUTO and s.rung.has_undo)",
         "reversed(self._taken)",
     ),
     "sleep while a rung is to be undone": (
@@ -413,6 +413,54 @@ BROKEN_LADDER = {
         "forecast.py",
         "self.intake.brake.bound(seq)",
         "pass",
+    ),
+    "change engines all the time": (
+        "controller.py",
+        "now - self._began < ENGINE_SECONDS",
+        "False",
+    ),
+    "start again though nothing is slow": (
+        "ladder.py",
+        "(seen.slowdown or 0.0) >= SLOW",
+        "True",
+    ),
+    "start again and again": ("controller.py", "now - state.left_at < RESTART_SECONDS", "False"),
+    "switch to weights that are not there": ("controller.py", "and state.is_possible and", "and"),
+    "undo what has no undo": ("controller.py", "and s.rung.has_undo", ""),
+    "forget with an engine what is taken": (
+        "controller.py",
+        "self._taken = [state for state in taken if state.level]",
+        "pass",
+    ),
+    "forget with an engine what is held back": (
+        "controller.py",
+        "            state.rung.apply(self.restraint, state.level)\n",
+        "",
+    ),
+    "tell the same news again": (
+        "controller.py",
+        "has_news, self.has_news = self.has_news, False",
+        "has_news = self.has_news",
+    ),
+    "come again before the weights are back": (
+        "controller.py",
+        "sum(s.calm for s in later)",
+        "10.0",
+    ),
+    "take slow steps for usual": (
+        "wear.py",
+        "if (latest if is_new else times) < STEADY:",
+        "if True:",
+    ),
+    "compare what was never measured": (
+        "wear.py",
+        "if is_new or any(map(gt, shape, most)):",
+        "if is_new:",
+    ),
+    "get used to slow steps": (
+        "wear.py",
+        "self._recent.append((now, times))",
+        "self._recent.append((now, times)), self._cost.observe(shape, seconds)",
     ),
     "tell everybody to come again at once": (
         "admission.py",

@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from random import Random
+
+import pytest
 
 from dynamo_serve.core import views
+from dynamo_serve.core.controller import RESTART_SECONDS, Controller
+from dynamo_serve.core.evidence import Evidence
 from dynamo_serve.core.forecast import forecast
 from dynamo_serve.core.journal import Kind
+from dynamo_serve.core.ladder import ENGINE_SECONDS, NAMES, SETTLE_SECONDS, Mode, Restraint
 from dynamo_serve.core.loop import Steer, Submit
+from dynamo_serve.core.page_pool import PagePool
 from dynamo_serve.core.request import Finish, Request, Resumed
+from dynamo_serve.core.stats import Standing
+from dynamo_serve.core.step_cost import StepShape
+from dynamo_serve.core.wear import FIRST, LEAST, RECENT, Wear
 from tests.core.playing import Play, ask
-from tests.core.test_controller import LIMITS, tenancy
+from tests.core.test_controller import (
+    BAD,
+    LIMITS,
+    batches,
+    chats,
+    moves,
+    new_life,
+    tenancy,
+    told,
+)
 
 CUT = 40
 CUTTING = replace(LIMITS, ladder_max_tokens=CUT)
@@ -100,3 +119,191 @@ def test_nothing_is_cut_of_what_has_begun_on_an_engine_without_the_rung() -> Non
     play.run([])
     assert 3 + len(play.harness.tokens_of("open")) == 300
     assert not [e for e in play.scheduler.journal.entries if e.kind is Kind.DEGRADE]
+
+
+# ── another engine ───────────────────────────────────────────────────────────
+
+LIGHTER, RESTART = "lighter_weights", "restart_engine"
+LIGHT = replace(LIMITS, lighter=True)
+SLOW = {**BAD, "slowdown": 2.5}
+
+
+def engine(
+    begin: float = 0.0, standing: Standing | None = None, lighter: bool = True
+) -> Controller:
+    """The ladder of an engine that starts at `begin`."""
+    life = new_life(PagePool(100, 16))
+    controller = Controller(life, Restraint(), Wear(), replace(LIGHT, lighter=lighter))
+    controller.recall(standing or Standing(), begin)
+    return controller
+
+
+def test_lighter_weights_come_last_and_an_engine_runs_for_a_while_before_it_is_changed() -> None:
+    controller = engine()
+    told(controller, 0.0, ENGINE_SECONDS - 0.2, **BAD)
+    assert controller.levels == (2, 1, 2, 1, 0, 0), "it could not be seen yet what the others bring"
+    told(controller, ENGINE_SECONDS, ENGINE_SECONDS + 0.3, **BAD)
+    assert controller.levels == (2, 1, 2, 1, 1, 0)
+    told(controller, ENGINE_SECONDS + 0.3, 10 * ENGINE_SECONDS, **BAD)
+    assert controller.levels == (2, 1, 2, 1, 1, 0), "nothing has become slow"
+
+
+def test_where_there_are_no_lighter_weights_the_rung_is_passed_over() -> None:
+    controller = engine(lighter=False)
+    told(controller, 0.0, 300.0, **BAD)
+    assert controller.levels == (2, 1, 2, 1, 0, 0)
+    assert not controller.states[LIGHTER].is_possible
+
+
+def test_the_next_engine_undoes_what_this_one_took() -> None:
+    first = engine()
+    told(first, 0.0, ENGINE_SECONDS + 1.0, **BAD)
+    standing, at = first.take_news(), ENGINE_SECONDS + 5.0
+    assert standing and first.take_news() is None, "it is told once"
+    second = engine(at, standing)
+    assert second.levels == first.levels and second.restraint.sheds_batch
+    assert second.states[LIGHTER].since == first.states[LIGHTER].since
+    assert list(second.history) == list(first.history)
+    assert second.take_news(), "whoever watches sees it stand so"
+    told(second, at, at + ENGINE_SECONDS - 1.0, itl=1.0)
+    assert second.levels[4] == 1, "the lighter weights have their time, too"
+    assert second.restraint.sheds_until >= at + ENGINE_SECONDS + 10.0, "undone after them"
+    told(second, at + ENGINE_SECONDS - 1.0, at + ENGINE_SECONDS + 1.0, itl=1.0)
+    assert second.levels == (2, 1, 2, 1, 0, 0)
+    assert second.states[LIGHTER].has_helped
+    third = engine(at + 70.0, second.take_news())
+    told(third, at + 70.0, at + 200.0, itl=1.0)
+    assert third.levels == (0,) * len(NAMES)
+    assert third.changes[4] == (1, 1), "it is counted on"
+    told(third, at + 200.0, at + 300.0, **BAD)
+    assert third.states[LIGHTER].calm == 2 * ENGINE_SECONDS, "it was undone too soon"
+
+
+def test_other_rungs_go_on_where_an_engine_was_lost() -> None:
+    first = engine()
+    first.steer({"cap_batch": Mode.PIN}, 1.0)
+    told(first, 4.0, 4.2, **BAD)
+    second = engine(10.0, first.take_news())
+    assert second.levels == first.levels == (1, 0, 2, 0, 0, 0)
+    assert second.states["cap_batch"].mode is Mode.AUTO, "modes are told anew"
+    assert (second.restraint.chunk_part, second.restraint.batch_part) == (0.5, 0.0625)
+    told(second, 10.0, 10.0 + SETTLE_SECONDS - 0.2, **BAD)
+    assert second.levels == (1, 0, 2, 0, 0, 0), "it gets time to settle, too"
+    told(second, 20.0, 60.0, itl=1.0)
+    assert second.levels == (0,) * len(NAMES)
+
+
+def test_an_engine_that_became_slow_is_started_again_once_an_hour_and_that_is_not_undone() -> None:
+    at, controller = 0.0, engine(lighter=False)
+    told(controller, at, 2 * ENGINE_SECONDS, **SLOW)
+    assert controller.levels == (2, 1, 2, 1, 0, 1)
+    told(controller, 2 * ENGINE_SECONDS, 3 * ENGINE_SECONDS, itl=1.0)
+    assert controller.levels[5] == 1, "there is nothing to undo"
+    taken = next(c.at for c in controller.history if c.rung == RESTART)
+    for step in (200.0, 1000.0, RESTART_SECONDS - 100.0):
+        controller = engine(step, controller.standing, lighter=False)
+        assert controller.levels[5] == 0, "that is done"
+        told(controller, step, min(step + 200.0, taken + RESTART_SECONDS), **SLOW)
+        assert controller.levels[5] == 0
+    told(controller, taken + RESTART_SECONDS, taken + RESTART_SECONDS + 1.0, **SLOW)
+    assert controller.levels[5] == 1
+
+
+def test_operators_can_forbid_a_new_start() -> None:
+    controller = engine()
+    controller.steer({RESTART: Mode.FORBID}, 0.0)
+    told(controller, 0.0, 300.0, **SLOW)
+    assert controller.levels == (2, 1, 2, 1, 1, 0)
+
+
+# ── steps that have become slow ──────────────────────────────────────────────
+
+
+def usual(shape: StepShape) -> float:
+    return 0.05 + 0.01 * shape.decode_sequences + 0.001 * shape.prefill_tokens
+
+
+def worn(begin: float = 0.0) -> tuple[Wear, float]:
+    """One that knows steps of up to 8 sequences, and up to 64 prompt tokens beside them."""
+    wear, rng, now = Wear(), Random(0), begin
+    for i in range(4 * FIRST):
+        shape = StepShape(
+            prefill_tokens=rng.randint(1, 64) if i % 2 else 0,
+            decode_sequences=rng.randint(1, 8),
+            decode_context=1000,
+        )
+        now += 0.05
+        wear.observe(shape, usual(shape), now)
+    return wear, now
+
+
+def run(wear: Wear, now: float, steps: int, sequences: int, factor: float) -> float:
+    for _ in range(steps):
+        now += 0.5
+        shape = StepShape(decode_sequences=sequences, decode_context=1000)
+        wear.observe(shape, factor * usual(shape), now)
+    return now
+
+
+def test_steps_are_compared_with_what_there_was_at_least_as_much_of() -> None:
+    wear, now = worn()
+    assert wear.factor(now) == pytest.approx(1.0, abs=0.1)
+    later = run(wear, now + RECENT, LEAST - 1, 6, 2.5)
+    assert wear.factor(later) is None, "too few"
+    assert wear.factor(run(wear, later, 1, 6, 2.5)) == pytest.approx(2.5, rel=0.1)
+    wear, now = worn()
+    now = run(wear, now + RECENT, 2 * LEAST, 40, 3.0)
+    assert wear.factor(now) is None, "of so large a batch nobody knows, nor is it taken for usual"
+    now = run(wear, now, 1, 9, 1.0)
+    now = run(wear, now, 2 * LEAST, 9, 1.0)
+    assert wear.factor(now) == pytest.approx(1.0, abs=0.1), "more work is no slower"
+
+
+def test_a_process_that_becomes_slow_by_and_by_is_seen_and_a_bad_moment_is_not() -> None:
+    wear, now = worn()
+    now = run(wear, now, 1, 6, 50.0)
+    for i in range(2000):
+        now = run(wear, now, 1, 6, 1.0005**i)
+        if i == 300:
+            assert wear.factor(now) < 1.3  # type: ignore[operator]
+    assert wear.factor(now) == pytest.approx(1.0005 ** (2000 - RECENT), rel=0.1)
+
+
+def test_what_comes_first_while_all_is_slow_is_not_taken_for_usual() -> None:
+    """Neither larger batches nor steps of another kind."""
+    wear, now = worn()
+    now = run(wear, now, 10, 6, 4.0)
+    for _ in range(200):
+        now = run(wear, now, 1, 12, 4.0)
+        wear.observe(StepShape(decode_sequences=4, draft_tokens=9), 9.0, now)
+    now = run(wear, now, 2 * LEAST, 6, 4.0)
+    assert wear.factor(now) == pytest.approx(4.0, rel=0.1)
+
+
+def test_a_healthy_server_is_never_given_another_engine() -> None:
+    play = Play(LIGHT, tenancy())
+    play.run([*chats(2.0, 0.0, 120.0), *batches(0.5, 0.0, 120.0, 120)])
+    assert moves(play) == []
+    assert (play.scheduler.bill.wear.factor(play.harness.now) or 1.0) < 1.3
+
+
+def test_an_overload_of_an_engine_that_is_as_fast_as_ever_does_not_start_it_again() -> None:
+    play = Play(LIGHT, tenancy())
+    play.run([*chats(5.0, 0.0, 150.0), *batches(1.2, 0.0, 150.0)], until=150.0)
+    up = [name for name, way in moves(play) if way == "up"]
+    assert LIGHTER in up and RESTART not in up
+    assert up.index("shed_batch") < up.index(LIGHTER)
+    assert play.scheduler.controller.evidence.slowdown == pytest.approx(1.0, abs=0.2)
+
+
+def test_an_engine_that_becomes_slow_under_load_is_started_again_in_the_end() -> None:
+    play = Play(replace(LIGHT, lighter=False), tenancy())
+    todo = [*chats(2.0, 0.0, 240.0), *batches(0.5, 0.0, 240.0, 120)]
+    play.run([r for r in todo if r.arrival < 100.0], until=100.0)
+    assert moves(play) == []
+    timed = play.harness.engine
+    timed.fixed, timed.per_sequence = 0.32, 0.012  # type: ignore[attr-defined]
+    play.run([r for r in todo if r.arrival >= 100.0], until=240.0)
+    assert moves(play)[-1] == (RESTART, "up")
+    seen: Evidence = play.scheduler.controller.history[-1].evidence
+    assert (seen.slowdown or 0.0) >= 2.0

@@ -117,6 +117,10 @@ def test_what_cannot_be_quantized_is_refused_with_the_reason() -> None:
         make_engine(checkpoint("llama"), quantization="int8").start()  # too narrow for tiles
     with pytest.raises(EngineStartError, match=r"model.quantization.* family gpt2"):
         make_engine(checkpoint("gpt2"), quantization="int8").start()
+    with pytest.raises(
+        EngineStartError, match=r"model.lighter: int8 .*; .* leave model.lighter out"
+    ):
+        make_engine(checkpoint("llama"), lighter="int8").start()  # said now, not when it is wanted
 
 
 def test_a_packed_model_that_differs_is_loaded_again_for_transformers(

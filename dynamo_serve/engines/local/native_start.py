@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import torch
 from transformers import PreTrainedModel
@@ -32,8 +33,16 @@ INT8_TOLERANCE = 0.3  # of random logits; a layer left out or a wrong mask is of
 class NativeWish:
     """What the settings ask for, and the kernels that can do it."""
 
-    def __init__(self, model: ModelSection, engine: EngineSection) -> None:
+    def __init__(
+        self, model: ModelSection, engine: EngineSection, setting: str = "model.quantization"
+    ) -> None:
+        """`setting` is the one that says what the weights are."""
         self.quantization = model.quantization
+        self.setting = setting
+        self.lighter: NativeWish | None = None  # what a rung of the ladder may want
+        if model.lighter:
+            light = replace(model, quantization=model.lighter, lighter="")
+            self.lighter = NativeWish(light, engine, "model.lighter")
         self.attention = engine.attention
         self.kernels = engine.kernels
         self._differs = ""  # what a packed model was found to do
@@ -75,9 +84,8 @@ class NativeWish:
         """Say so in the log, or raise `EngineStartError`."""
         if self.quantization != "none":
             raise EngineStartError(
-                f"model.quantization: {self.quantization} needs the native kernels to run the "
-                f"whole model, and they cannot: {reason}; change that, or set model.quantization "
-                "to none"
+                f"{self.setting}: {self.quantization} needs the native kernels to run the whole "
+                f"model, and they cannot: {reason}; change that, or leave {self.setting} out"
             )
         logger.info("engine: transformers' own modules run this model: %s", reason)
 
@@ -107,6 +115,8 @@ class NativeWish:
         None, with the reason in the log, where transformers' own modules are to run. Raises
         `NotNative` when the comparison fails: `model` has to be loaded again then.
         """
+        if self.lighter:  # now, not when the ladder wants it
+            self.lighter._kernels(model, needs)
         kernels = self._kernels(model, needs)
         if kernels is None:
             return None

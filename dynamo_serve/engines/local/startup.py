@@ -137,7 +137,7 @@ def _start_up(
     size = _pool_size(wishes, needs, longest, reserved)
     max_model_len = _longest_served(longest, wishes.model.max_model_len, size)
     cache = KVCache(needs.layers, size, needs.dtype, needs.device)
-    facts = model_facts(model, size)
+    facts = model_facts(model, size) | {"quantization": wishes.model.quantization}
     check = PageCheck(model, [layer.window or 0 for layer in needs.layers], hook.name, size)
     packed = native.run(model, needs, cache, max_model_len, check)
     graphs = None

@@ -44,10 +44,16 @@ def build_tiers(cache: CacheSection, kv: KVCache, facts: Mapping[str, str]) -> T
             stores[HOST] = HostStore(num_slots, page_bytes, kv.layers[0].keys.device)
             specs.append(TierSpec(HOST, num_slots, seconds))
         else:
-            stores[DISK] = DiskStore(Path(cache.disk_path), num_slots, page_bytes, facts)
+            stores[DISK] = DiskStore(_folder(cache, facts), num_slots, page_bytes, facts)
             slow = page_bytes / DISK_BYTES_PER_SECOND
             specs.append(TierSpec(DISK, num_slots, seconds + slow))
     return tuple(specs), Copier(stores, rows)
+
+
+def _folder(cache: CacheSection, facts: Mapping[str, str]) -> Path:
+    """A folder below the usual one for quantized weights: the ladder may go back and forth."""
+    kind = facts["quantization"]
+    return Path(cache.disk_path) / ("" if kind == "none" else kind)
 
 
 def host_bytes(cache: CacheSection) -> int:

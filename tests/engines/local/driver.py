@@ -22,6 +22,7 @@ def make_engine(path: str, **wishes: Any) -> LocalEngine:
         "num_pages": 96,
         "dtype": "auto",
         "quantization": "none",
+        "lighter": "",
         "max_model_len": 0,
         "device": "cpu",
         "attention": "auto",
@@ -38,7 +39,10 @@ def make_engine(path: str, **wishes: Any) -> LocalEngine:
     w = known | wishes
     return LocalEngine(
         ModelSection(
-            dtype=w["dtype"], quantization=w["quantization"], max_model_len=w["max_model_len"]
+            dtype=w["dtype"],
+            quantization=w["quantization"],
+            lighter=w["lighter"],
+            max_model_len=w["max_model_len"],
         ),
         EngineSection(
             device=w["device"],

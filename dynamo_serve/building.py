@@ -1,0 +1,130 @@
+"""Builds an engine and the loop that turns it, from settings; in whichever process they run."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from dynamo_serve.config import (
+    CacheSection,
+    Config,
+    SchedulerSection,
+)
+from dynamo_serve.core.engine import Engine, EngineSpec
+from dynamo_serve.core.flight import FlightRecorder
+from dynamo_serve.core.ladder import Mode, modes_of
+from dynamo_serve.core.loop import Inbox, Loop, Publish, Reply
+from dynamo_serve.core.page_pool import PagePool
+from dynamo_serve.core.scheduler import Limits, Scheduler
+from dynamo_serve.core.stats import Standing
+from dynamo_serve.core.tenant import Tenancy
+from dynamo_serve.core.tiers import DISK, HOST
+from dynamo_serve.engines.fake import FakeEngine
+from dynamo_serve.errors import EngineStartError
+
+Progress = Callable[[str, float], None]
+"""Called with a stage ("weights", "warm-up", "graphs") and how much of it is done, 0 to 1."""
+
+FAKE_TOKEN_BYTES = 1024  # what a token of the fake engine is said to take in its tiers
+FAKE_SPEED = {"none": 1.0, "int8": 0.5}  # of a step's time: lighter weights are to be faster
+
+
+def build_engine(config: Config, model_path: str, progress: Progress) -> Engine:
+    check_tiers(config.cache)
+    if config.engine.kind == "fake":
+        return build_fake(config, model_path)
+    # torch is imported only where it is needed: this line costs seconds
+    from dynamo_serve.engines.local import LocalEngine  # noqa: PLC0415
+
+    engine: Engine = LocalEngine(
+        config.model,
+        config.engine,
+        config.cache,
+        max_decode_sequences=config.scheduler.max_decode_sequences,
+        max_prefill_tokens=config.scheduler.max_prefill_tokens,
+        path=model_path,
+        progress=progress,
+    )
+    return engine
+
+
+def check_tiers(cache: CacheSection) -> None:
+    if bool(cache.disk_gib) != bool(cache.disk_path):
+        raise EngineStartError("cache.disk_gib and cache.disk_path: set both, or neither")
+    if (cache.host_gib or cache.disk_gib) and not cache.prefix_sharing:
+        raise EngineStartError("cache.host_gib, cache.disk_gib: they need cache.prefix_sharing")
+
+
+def build_fake(config: Config, model_path: str) -> Engine:
+    """The fake engine with the vocabulary and context of the model it stands for."""
+    try:
+        facts = json.loads((Path(model_path) / "config.json").read_text())
+    except OSError as error:
+        raise EngineStartError(f"the fake engine needs {model_path}/config.json: {error}") from None
+    if not {"vocab_size", "max_position_embeddings"} <= facts.keys():
+        wanted = "vocab_size and max_position_embeddings"
+        raise EngineStartError(f"the fake engine needs {wanted} in {model_path}/config.json")
+    max_model_len = config.model.max_model_len or facts["max_position_embeddings"]
+    num_pages = config.cache.num_pages or 64 * -(-max_model_len // config.cache.page_size)
+    pages_per_gib = (1 << 30) // (FAKE_TOKEN_BYTES * config.cache.page_size)
+    return FakeEngine(
+        vocab_size=facts["vocab_size"],
+        max_model_len=max_model_len,
+        page_size=config.cache.page_size,
+        num_pages=num_pages,
+        below={
+            HOST: int(config.cache.host_gib * pages_per_gib),
+            DISK: int(config.cache.disk_gib * pages_per_gib),
+        },
+        step_seconds=FAKE_SPEED[config.model.quantization] * config.engine.fake_step_ms / 1000,
+        quantization=config.model.quantization,
+    )
+
+
+def build_loop(
+    config: Config,
+    engine: Engine,
+    spec: EngineSpec,
+    tenancy: Tenancy,
+    *,
+    inbox: Inbox,
+    publish: Publish,
+    reply: Reply,
+    flight: FlightRecorder | None,
+) -> Loop:
+    pool = PagePool(spec.num_pages, spec.page_size, prefix_sharing=config.cache.prefix_sharing)
+    drafts = spec.verifies_drafts and config.scheduler.speculation == "auto"
+    limits = Limits(
+        max_prefill_tokens=config.scheduler.max_prefill_tokens,
+        max_mixed_tokens=config.scheduler.max_mixed_tokens,
+        max_decode_sequences=config.scheduler.max_decode_sequences,
+        max_queue_delay=config.scheduler.max_queue_delay_ms / 1000,
+        max_waiting=config.scheduler.max_waiting,
+        mix_phases=config.scheduler.mix_phases,
+        fit_chunks=config.scheduler.fit_chunks,
+        max_draft_tokens=config.scheduler.max_draft_tokens if drafts else 0,
+        hold_steps=spec.holds_steps and config.scheduler.hold_steps,
+        ladder=config.scheduler.ladder == "auto",
+        ladder_max_tokens=config.scheduler.ladder_max_tokens,
+        lighter=bool(config.model.lighter),
+    )
+    return Loop(
+        Scheduler(pool, limits, tenancy, tiers=spec.tiers),
+        engine,
+        inbox=inbox,
+        publish=publish,
+        reply=reply,
+        clock=time.monotonic,
+        flight=flight,
+    )
+
+
+def recall_ladder(loop: Loop, section: SchedulerSection, standing: Standing) -> None:
+    """Begin as the engine before ended; what operators said counts for more than settings."""
+    controller = loop.scheduler.controller
+    controller.recall(standing, time.monotonic())
+    modes = modes_of(section.ladder_pin, section.ladder_forbid)
+    said = {name: Mode(mode) for name, mode in standing.modes.items()}
+    controller.steer({**modes, **said}, time.monotonic())
