@@ -6,7 +6,9 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
+from dynamo_serve import kv_events
 from dynamo_serve.config import (
     CacheSection,
     Config,
@@ -83,20 +85,62 @@ def build_fake(config: Config, model_path: str) -> Engine:
     )
 
 
-def build_loop(
-    config: Config,
-    engine: Engine,
-    spec: EngineSpec,
-    tenancy: Tenancy,
-    *,
-    inbox: Inbox,
-    publish: Publish,
-    reply: Reply,
-    flight: FlightRecorder | None,
-) -> Loop:
-    pool = PagePool(spec.num_pages, spec.page_size, prefix_sharing=config.cache.prefix_sharing)
+class Given(NamedTuple):
+    """What an engine is started with; `standing` is how the ladder stood in the one before."""
+
+    config: Config
+    model_path: str
+    tenancy: Tenancy
+    standing: Standing
+
+
+class Ends(NamedTuple):
+    """How whoever has started an engine is reached from it."""
+
+    ready: Callable[[EngineSpec], None]
+    progress: Progress
+    inbox: Inbox
+    publish: Publish
+    reply: Reply
+    flight: FlightRecorder | None
+
+
+def run_engine(given: Given, ends: Ends) -> None:
+    """Start an engine and turn its loop until told to stop. Raises what ended it."""
+    config = given.config
+    with kv_events.opened(config.cache) as publisher:
+        engine = build_engine(config, given.model_path, ends.progress)
+        try:
+            spec = engine.start()
+            ends.ready(spec)
+            loop = build_loop(given, engine, spec, ends)
+            if publisher:
+                publisher.follow(loop.scheduler)
+            loop.run()
+        finally:
+            engine.close()
+
+
+def build_loop(given: Given, engine: Engine, spec: EngineSpec, ends: Ends) -> Loop:
+    cache = given.config.cache
+    pool = PagePool(spec.num_pages, spec.page_size, prefix_sharing=cache.prefix_sharing)
+    limits = limits_of(given.config, spec)
+    loop = Loop(
+        Scheduler(pool, limits, given.tenancy, tiers=spec.tiers),
+        engine,
+        inbox=ends.inbox,
+        publish=ends.publish,
+        reply=ends.reply,
+        clock=time.monotonic,
+        flight=ends.flight,
+    )
+    recall_ladder(loop, given.config.scheduler, given.standing)
+    return loop
+
+
+def limits_of(config: Config, spec: EngineSpec) -> Limits:
     drafts = spec.verifies_drafts and config.scheduler.speculation == "auto"
-    limits = Limits(
+    return Limits(
         max_prefill_tokens=config.scheduler.max_prefill_tokens,
         max_mixed_tokens=config.scheduler.max_mixed_tokens,
         max_decode_sequences=config.scheduler.max_decode_sequences,
@@ -109,15 +153,6 @@ def build_loop(
         ladder=config.scheduler.ladder == "auto",
         ladder_max_tokens=config.scheduler.ladder_max_tokens,
         lighter=bool(config.model.lighter),
-    )
-    return Loop(
-        Scheduler(pool, limits, tenancy, tiers=spec.tiers),
-        engine,
-        inbox=inbox,
-        publish=publish,
-        reply=reply,
-        clock=time.monotonic,
-        flight=flight,
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 # The rungs, as in `core.ladder`; the last one has no undo, so nobody can want it to stay.
 PINNED = "shrink_chunks|widen_window|cap_batch|shed_batch|lighter_weights"
 RUNG = f"{PINNED}|restart_engine"
+ENDPOINT = r"(tcp://(\*|[\w.-]+|\[[\da-fA-F:.]+\]):\d{1,5})?"
 
 
 def setting(
@@ -190,6 +191,24 @@ class CacheSection:
         "",
         "Folder of the disk tier. The next server with the same model finds its prefixes there; "
         "what people wrote is in it, so keep it as private as they would.",
+    )
+    kv_events: str = setting(
+        "",
+        "Where cluster routers are told what becomes of KV pages, such as tcp://127.0.0.1:5557; "
+        "empty: nowhere. What people wrote is in these events, and nobody is asked for a key.",
+        pattern=ENDPOINT,
+    )
+    kv_events_topic: str = setting("", "Topic of these events, such as kv@10.0.0.7@my-model.")
+    kv_events_replay: str = setting(
+        "",
+        "Where routers ask for events that they have missed, such as tcp://127.0.0.1:5558; empty: "
+        "nowhere.",
+        pattern=ENDPOINT,
+    )
+    kv_events_buffer: int = setting(
+        10_000,
+        "Events that may wait to be published; beyond it everything is told anew.",
+        low=1,
     )
 
 

@@ -79,6 +79,14 @@ DECLARED = {
     "saved_seconds_total": Declared(
         "counter", "dserve_restore_saved_seconds", "What restoring saved, as predicted."
     ),
+    "kv_events_total": Declared(
+        "counter", "dserve_kv_events", "Pages stored and removed that routers were told of."
+    ),
+    "kv_events_anew_total": Declared(
+        "counter",
+        "dserve_kv_events_anew",
+        "Times all pages were told anew: an engine began, a subscriber came, or one was too slow.",
+    ),
     "tier_pages": Declared(
         "gauge", "dserve_tier_pages", "KV pages in a tier below the device.", ("tier",)
     ),

@@ -8,7 +8,7 @@ import queue
 import threading
 from collections.abc import Callable
 
-from dynamo_serve.building import build_engine, build_loop, recall_ladder
+from dynamo_serve.building import Ends, Given, run_engine
 from dynamo_serve.config import Config
 from dynamo_serve.core.engine import EngineSpec
 from dynamo_serve.core.flight import FlightRecorder, num_bytes
@@ -70,25 +70,12 @@ class ThreadLink:
         def reply(ticket: int, answer: object) -> None:
             self._call(self._hooks.on_answer, ticket, answer)
 
+        def ready(spec: EngineSpec) -> None:
+            self._call(self._succeed, spec)
+
+        given = Given(self._config, self._model_path, self._tenancy, self._standing)
         try:
-            engine = build_engine(self._config, self._model_path, progress)
-            try:
-                spec = engine.start()
-                self._call(self._succeed, spec)
-                loop = build_loop(
-                    self._config,
-                    engine,
-                    spec,
-                    self._tenancy,
-                    inbox=self._receive,
-                    publish=publish,
-                    reply=reply,
-                    flight=self.flight,
-                )
-                recall_ladder(loop, self._config.scheduler, self._standing)
-                loop.run()
-            finally:
-                engine.close()
+            run_engine(given, Ends(ready, progress, self._receive, publish, reply, self.flight))
         except Exception as error:
             self._call(self._fail, error)
 

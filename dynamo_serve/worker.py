@@ -14,6 +14,7 @@ import time
 from typing import Any
 
 from dynamo_serve import building, garbage, wire
+from dynamo_serve.building import Ends, Given
 from dynamo_serve.config import (
     CacheSection,
     Config,
@@ -77,39 +78,23 @@ class Channel:
         self._sock.sendall(wire.pack_spec(spec))
 
 
-def serve(
-    channel: Channel,
-    config: Config,
-    model_path: str,
-    tenancy: Tenancy,
-    standing: Standing,
-    flight: FlightRecorder | None,
-) -> None:
+def serve(channel: Channel, given: Given, flight: FlightRecorder | None) -> None:
     """Start the engine and serve it over `channel` until told to stop."""
-    engine = building.build_engine(
-        config, model_path, lambda stage, fraction: channel.send("progress", stage, fraction)
-    )
-    try:
-        spec = engine.start()
+
+    def ready(spec: EngineSpec) -> None:
         garbage.settle()
         channel.send_spec(spec)
-        loop = building.build_loop(
-            config,
-            engine,
-            spec,
-            tenancy,
-            inbox=channel.receive,
-            publish=channel.publish,
-            reply=channel.reply,
-            flight=flight,
-        )
-        building.recall_ladder(loop, config.scheduler, standing)
-        loop.run()
-    finally:
-        engine.close()
+
+    def progress(stage: str, fraction: float) -> None:
+        channel.send("progress", stage, fraction)
+
+    building.run_engine(
+        given,
+        Ends(ready, progress, channel.receive, channel.publish, channel.reply, flight),
+    )
 
 
-def settings_of(message: list[Any]) -> tuple[Config, str, Tenancy, Standing]:
+def settings_of(message: list[Any]) -> Given:
     """The sections the engine needs, the resolved model path, who pays, and how the ladder stood in
     the engine before."""
     _, sections, model_path, tenancy, standing = message
@@ -122,7 +107,7 @@ def settings_of(message: list[Any]) -> tuple[Config, str, Tenancy, Standing]:
         scheduler=SchedulerSection(**sections["scheduler"]),
         log=LogSection(**sections["log"]),
     )
-    return config, model_path, Tenancy.of(tenancy), Standing(*standing)
+    return Given(config, model_path, Tenancy.of(tenancy), Standing(*standing))
 
 
 def adopt(fd: int) -> socket.socket:
@@ -168,12 +153,10 @@ def main(fd: int, flight_fd: int | None = None) -> int:
     threading.Thread(target=end_with, args=(sock,), name="orphan", daemon=True).start()
     channel = Channel(sock)
     try:
-        settings = settings_of(channel.receive_message())
-        config = settings[0]
-        logging.basicConfig(
-            level=config.log.level.upper(), format="%(asctime)s %(levelname)s engine: %(message)s"
-        )
-        serve(channel, *settings, flight)
+        given = settings_of(channel.receive_message())
+        level = given.config.log.level.upper()
+        logging.basicConfig(level=level, format="%(asctime)s %(levelname)s engine: %(message)s")
+        serve(channel, given, flight)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return 0
     except EngineStartError as error:

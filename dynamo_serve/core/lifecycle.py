@@ -226,8 +226,10 @@ class Lifecycle:
         if full <= seq.num_sealed:
             return
         self.pool.extend_keys(seq.page_keys, seq.tokens, seq.request.salt, seq.num_computed)
-        for i in range(seq.num_sealed, min(full, len(seq.page_keys))):
+        for i in (places := range(seq.num_sealed, min(full, len(seq.page_keys)))):
             self.pool.seal(seq.page_table[i], seq.page_keys[i])
+        if self.pool.events is not None:
+            self.pool.events.sealed(seq.page_keys, seq.tokens, places)
         self.pool.index.unclaim(seq.page_keys[seq.num_sealed : full], seq.id)
         seq.num_sealed = full
 

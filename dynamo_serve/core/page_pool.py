@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Container, Iterable, Sequence
 from typing import Protocol
 
+from dynamo_serve.core.page_events import PageEvents
 from dynamo_serve.core.prefix_index import PrefixIndex, page_key, root_key
 from dynamo_serve.core.tiers import DEVICE, Place
 
@@ -56,6 +57,7 @@ class PagePool:
         self.prefix_sharing = prefix_sharing
         self.index = PrefixIndex()
         self.below: Below = NoTiers()
+        self.events: PageEvents | None = None  # if anybody wants to know what becomes of pages
         self.num_evicted = 0
         self._ref_counts = [0] * num_pages
         self._keys: list[bytes | None] = [None] * num_pages
@@ -250,4 +252,6 @@ class PagePool:
         self.num_evicted += 1
         self.below.evicted(key, was_clean=bool(self._is_clean[page_id]))
         self._is_clean[page_id] = 0
+        if self.events is not None:
+            self.events.changed(key)
         return page_id

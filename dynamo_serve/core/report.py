@@ -26,6 +26,8 @@ def report(life: Lifecycle, controller: Controller, step: StepStats | None) -> S
         lost_pages_total=spill.num_lost,
         restored_tokens_total=spill.num_restored,
         saved_seconds_total=spill.saved_seconds,
+        kv_events_total=pool.events.num_events if pool.events else 0,
+        kv_events_anew_total=pool.events.num_anew if pool.events else 0,
         step=step,
         rungs=controller.levels,
         rung_changes=controller.changes,

@@ -191,8 +191,11 @@ class Spill:
         """A copy onto the device has ended."""
         tier = self._tier(copy.source.tier)
         if not result.error:
-            restoring.left.pop(copy.key, None)
+            place = restoring.left.pop(copy.key)
             self.pool.seal(copy.target.slot, copy.key)
+            if self.pool.events is not None:
+                seq = restoring.seq
+                self.pool.events.sealed(seq.page_keys, seq.tokens, [place])
             tier.page_seconds += GAIN * (result.seconds - tier.page_seconds)
             if tier is not self.tiers[0]:  # it is wanted: from now on nearer by
                 self._kept.append(copy.key)
@@ -251,11 +254,15 @@ class Spill:
         for level, upper in enumerate(self._levels):
             if any(key in tier for tier in self.tiers[level:]):
                 upper.clean(key)
+        if self.pool.events is not None:
+            self.pool.events.changed(key)
 
     def _is_gone(self, key: bytes) -> None:
         for level, upper in enumerate(self._levels):
             if not any(key in tier for tier in self.tiers[level:]):
                 upper.soil(key)
+        if self.pool.events is not None:
+            self.pool.events.changed(key)
 
     def _tier(self, number: int) -> Tier:
         return next(tier for tier in self.tiers if tier.number == number)
@@ -275,3 +282,5 @@ class Spill:
         self.flights.check()
         for tier in self.tiers:
             tier.check()
+        if self.pool.events is not None:
+            self.pool.events.check()

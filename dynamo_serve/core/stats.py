@@ -62,6 +62,8 @@ class Stats(NamedTuple):
     lost_pages_total: int = 0  # of these, nowhere below
     restored_tokens_total: int = 0
     saved_seconds_total: float = 0.0  # by restoring, as predicted
+    kv_events_total: int = 0
+    kv_events_anew_total: int = 0  # how often all of them were told from the beginning
     step: StepStats | None = None
     rungs: tuple[int, ...] = ()  # the level of each, in the order of `ladder.RUNGS`
     rung_changes: tuple[tuple[int, int], ...] = ()  # how often it was taken and undone

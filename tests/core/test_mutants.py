@@ -19,6 +19,7 @@ DRAFTS = ("test_lookup.py", "test_speculation.py")
 HURRY = ("test_cut_in.py", "test_tenant_traffic.py")
 SURVIVAL = ("test_resume.py",)
 TIERS = ("test_tiers.py",)
+EVENTS = ("test_page_events.py",)
 LADDER = ("test_controller.py", "test_rungs.py")
 HELPERS = ("traffic.py", "playing.py", "tiers.py")
 
@@ -520,6 +521,47 @@ BROKEN_TIERS = {
     ),
 }
 
+BROKEN_EVENTS = {
+    "tell nobody what was evicted": ("page_pool.py", "self.events.changed(key)", "pass"),
+    "tell nobody what came back": (
+        "spill.py",
+        "self.pool.events.sealed(seq.page_keys, seq.tokens, [place])",
+        "pass",
+    ),
+    "tell nobody what a tier has": (
+        "spill.py",
+        "                upper.clean(key)\n        if self.pool.events is not None:",
+        "                upper.clean(key)\n        if False:",
+    ),
+    "tell nobody what a tier has lost": (
+        "spill.py",
+        "                upper.soil(key)\n        if self.pool.events is not None:",
+        "                upper.soil(key)\n        if False:",
+    ),
+    "tell of the tokens one page on": (
+        "page_events.py",
+        "token_ids[i * size : (i + 1) * size]",
+        "token_ids[i * size + 1 : (i + 1) * size + 1]",
+    ),
+    "tell of pages without their heads": (
+        "page_events.py",
+        "if self._is_reachable(node) else",
+        "or",
+    ),
+    "leave the tail of what is gone": (
+        "page_events.py",
+        "todo += self._children.get(key, ())",
+        "pass",
+    ),
+    "lose what does not fit": (
+        "page_events.py",
+        "            self._begins_anew = True\n        if",
+        "            self._waiting.clear()\n        if",
+    ),
+    "tell anew without forgetting": ("page_events.py", "[Cleared(), *parents", "[*parents"),
+    "tell of children first": ("page_events.py", "in reversed(chain)", "in chain"),
+}
+
 
 MUTANTS = {
     **{name: (BOOKS, mutant) for name, mutant in BROKEN_BOOKS.items()},
@@ -529,6 +571,7 @@ MUTANTS = {
     **{name: (SURVIVAL, mutant) for name, mutant in BROKEN_SURVIVAL.items()},
     **{name: (LADDER, mutant) for name, mutant in BROKEN_LADDER.items()},
     **{name: (TIERS, mutant) for name, mutant in BROKEN_TIERS.items()},
+    **{name: (EVENTS, mutant) for name, mutant in BROKEN_EVENTS.items()},
 }
 
 
@@ -550,7 +593,7 @@ def copied(folder: Path) -> Path:
     suite.mkdir(parents=True)
     for file in (package, package / "engines", suite.parent, suite):
         (file / "__init__.py").touch()
-    for name in {*BOOKS, *PROMISES, *DRAFTS, *HURRY, *SURVIVAL, *LADDER, *TIERS, *HELPERS}:
+    for name in {*BOOKS, *PROMISES, *DRAFTS, *HURRY, *SURVIVAL, *LADDER, *TIERS, *EVENTS, *HELPERS}:
         shutil.copy(ROOT / "tests" / "core" / name, suite)
     return folder
 
