@@ -19,6 +19,7 @@ from dynamo_serve.core.flight import FlightRecorder
 from dynamo_serve.core.ladder import Mode, modes_of
 from dynamo_serve.core.loop import Inbox, Loop, Publish, Reply
 from dynamo_serve.core.page_pool import PagePool
+from dynamo_serve.core.pins import Pinning
 from dynamo_serve.core.scheduler import Limits, Scheduler
 from dynamo_serve.core.stats import Standing
 from dynamo_serve.core.tenant import Tenancy
@@ -125,8 +126,10 @@ def build_loop(given: Given, engine: Engine, spec: EngineSpec, ends: Ends) -> Lo
     cache = given.config.cache
     pool = PagePool(spec.num_pages, spec.page_size, prefix_sharing=cache.prefix_sharing)
     limits = limits_of(given.config, spec)
+    longest = pool.pages_for(spec.max_model_len)
+    pinning = Pinning.of(spec.num_pages, longest, cache.pinned_fraction)
     loop = Loop(
-        Scheduler(pool, limits, given.tenancy, tiers=spec.tiers),
+        Scheduler(pool, limits, given.tenancy, tiers=spec.tiers, pinning=pinning),
         engine,
         inbox=ends.inbox,
         publish=ends.publish,

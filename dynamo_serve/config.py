@@ -181,6 +181,16 @@ class CacheSection:
         high=0.98,
     )
     prefix_sharing: bool = setting(True, "Reuse the pages of equal prompt heads.")
+    pinned_fraction: float = setting(
+        0.25,
+        "Share of the pool that pinned prefixes of all tenants may take beyond what these were "
+        "guaranteed; never what the longest request needs.",
+        low=0,
+        high=1,
+    )
+    pinned_ttl_max_s: float = setting(
+        86_400.0, "Longest time for which a prefix may be pinned, in seconds.", low=1
+    )
     host_gib: float = setting(
         0.0, "Host memory for pages that have to leave the device, in GiB; 0: none.", low=0
     )

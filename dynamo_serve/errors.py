@@ -12,6 +12,7 @@ DynamoServeError
       ├── Forbidden               403  this key may not do that
       ├── ModelNotFound           404
       ├── RequestNotFound         404
+      ├── PrefixNotFound          404
       ├── RequestTimeout          408  headers or body were too slow
       ├── PayloadTooLarge         413
       ├── AddressTooLong          414
@@ -101,6 +102,10 @@ class ModelNotFound(RequestError):
 
 class RequestNotFound(RequestError):
     status, code, type = 404, "request_not_found", "invalid_request_error"
+
+
+class PrefixNotFound(RequestError):
+    status, code, type = 404, "prefix_not_found", "invalid_request_error"
 
 
 class PayloadTooLarge(RequestError):

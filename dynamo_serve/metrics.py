@@ -146,6 +146,7 @@ class Metrics:
             "num_running": {(): stats.num_running},
             "num_waiting": {(): stats.num_waiting},
             "pages": {(state,): getattr(stats, f"pages_{state}") for state in states},
+            "pages_pinned": {(): stats.pages_pinned},
             "usage": {(): self._usage()},
             "finishes": {(finish.value,): count for finish, count in self._finishes.items()},
             "refusals": self._refusals_by_reason(),

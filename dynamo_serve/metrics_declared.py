@@ -67,6 +67,9 @@ DECLARED = {
     "draft_accepted_tokens_total": Declared(
         "counter", "dserve_draft_accepted_tokens", "Guessed tokens that were right."
     ),
+    "pages_pinned": Declared(
+        "gauge", "dserve_pinned_pages", "KV pages that pinned prefixes hold; they are used ones."
+    ),
     "evicted_pages_total": Declared(
         "counter", "dserve_evicted_pages", "Cached KV pages that had to leave the device."
     ),

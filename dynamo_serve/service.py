@@ -21,6 +21,7 @@ from dynamo_serve.errors import ContextTooLong, EngineFailure, Unavailable
 from dynamo_serve.inbox import Inbox
 from dynamo_serve.link import Loss
 from dynamo_serve.observer import NoObserver, Observer, Vitals
+from dynamo_serve.prefixes import Prefixes
 from dynamo_serve.questions import Questions
 from dynamo_serve.supervisor import Supervisor, Watcher
 
@@ -64,6 +65,7 @@ class Service:
             credit=config.server.stream_credit_bytes,
             patience=config.server.reader_patience_s,
         )
+        self.prefixes = Prefixes(self.engine, self.generate, self.cancel)
         self._has_started = self._is_draining = self._is_closed = False
         self._giving_up: asyncio.TimerHandle | None = None
         scheduler = config.scheduler
@@ -224,10 +226,9 @@ class Service:
     async def drain(self, timeout: float) -> None:
         """Refuse new requests; return when the live ones finished or `timeout` seconds passed."""
         self._is_draining = True
-        deliveries = self.deliveries
         try:
             async with asyncio.timeout(timeout):
-                while deliveries.is_read:
+                while self.deliveries.is_read:
                     await asyncio.sleep(DRAIN_LOOK_SECONDS)
         except TimeoutError:
             log.warning("%d requests did not finish in %g s", self.num_live, timeout)
@@ -236,6 +237,7 @@ class Service:
         """Stop the engine; whoever still waits gets `Unavailable`."""
         self._is_closed = True
         self._stop_giving_up()
+        self.prefixes.close()
         self._questions.fail("the server is shutting down")
         self.deliveries.fail_all(Unavailable("the server is shutting down", retry_after=5.0))
         await self.engine.close()
@@ -248,6 +250,7 @@ class Service:
 
     def _on_lost(self, loss: Loss) -> None:
         self._questions.fail(f"the engine is gone ({loss.reason})")
+        self.prefixes.on_lost()
         failed = self.deliveries.on_lost(loss, time.monotonic())
         if failed:
             log.error("failed, for engines die with them: %s", ", ".join(failed))
@@ -263,6 +266,7 @@ class Service:
         self._tell(Stats(pages_free=self.spec.num_pages))
         self._check_guarantees()
         self.deliveries.on_up(self._check_fits)
+        self.prefixes.on_up()
 
     def _give_up(self) -> None:
         """There has been no engine for too long: whoever waits had better know."""

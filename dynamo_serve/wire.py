@@ -2,6 +2,7 @@
 
 To the engine     ["configure", sections, model path, tenancy, ladder], once and first
                   · ["submit", request, how far it had got or nil] · ["cancel", id]
+                  · ["unpin", id]
                   · ["tenancy", tenancy] · ["steer", modes] · ["inspect", ticket, what, id]
                   · ["stop"]
 From the engine   ["progress", stage, fraction] · ["ready", spec] · ["step", events, stats]
@@ -18,7 +19,7 @@ from typing import Any
 import msgpack
 
 from dynamo_serve.core.engine import EngineSpec
-from dynamo_serve.core.loop import Cancel, Command, Configure, Inspect, Steer, Stop, Submit
+from dynamo_serve.core.loop import Cancel, Command, Configure, Inspect, Steer, Stop, Submit, Unpin
 from dynamo_serve.core.request import (
     Finish,
     Refusal,
@@ -75,8 +76,8 @@ def pack_command(command: Command) -> bytes:
     match command:
         case Submit(request, done):
             return pack("submit", request_fields(request), done)
-        case Cancel(request_id):
-            return pack("cancel", request_id)
+        case Cancel(request_id) | Unpin(request_id):
+            return pack("cancel" if isinstance(command, Cancel) else "unpin", request_id)
         case Configure(tenancy):
             return pack("tenancy", asdict(tenancy))
         case Steer(modes):
@@ -91,8 +92,8 @@ def command_of(message: list[Any]) -> Command:
     match message[0]:
         case "submit":
             return Submit(request_of(*message[1]), message[2] and Resumed(*message[2]))
-        case "cancel":
-            return Cancel(message[1])
+        case "cancel" | "unpin" as what:
+            return Cancel(message[1]) if what == "cancel" else Unpin(message[1])
         case "tenancy":
             return Configure(Tenancy.of(message[1]))
         case "steer":
@@ -148,6 +149,7 @@ def request_fields(request: Request) -> tuple[Any, ...]:
         request.num_choices,
         request.call_tokens,
         request.is_open_ended,
+        request.pinned_until,
     )
 
 

@@ -27,6 +27,7 @@ KNOWN: dict[type[BaseModel], Mapping[str, fields.Known]] = {
     schema.TokenizeRequest: {},
     schema.DetokenizeRequest: {},
     schema.SteerRequest: {},
+    schema.PrefixRequest: {},
     schema.Message: fields.MESSAGE,
     schema.StreamOptions: fields.STREAM_OPTIONS,
 }

@@ -57,6 +57,10 @@ PromptField = Annotated[
     Discriminator(_kind),
 ]
 
+PrefixField = Annotated[
+    Annotated[str, Tag("#one")] | Annotated[Ids, Field(min_length=1), Tag("#several")],
+    Discriminator(_one_or_several),
+]
 
 # More digits than a machine's integer are nobody's wish, and errors repeat the number.
 Count = Annotated[int, Field(ge=1, lt=INT64)]
@@ -225,6 +229,27 @@ class TokenizeRequest(Model):
         description="messages: further variables for the chat template.",
     )
     return_token_strs: bool = Field(False, description="Also answer the text of each token.")
+
+
+class PrefixRequest(Model):
+    model: str | None = Field(None, description="One of /v1/models; without it, the first.")
+    messages: list[Message] | None = Field(
+        None,
+        min_length=1,
+        max_length=MAX_MESSAGES,
+        fail_fast=True,
+        description="How conversations to come begin. Either this or prompt.",
+    )
+    prompt: PrefixField | None = Field(None, description="How prompts to come begin.")
+    ttl_s: float = Field(
+        3600.0, ge=1, description="Seconds for which it stays; cache.pinned_ttl_max_s at most."
+    )
+    name: str | None = Field(None, max_length=MAX_NAME, description="For people.")
+    chat_template_kwargs: dict[str, Any] = Field(
+        {},
+        max_length=MAX_TEMPLATE_VARIABLES,
+        description="messages: further variables for the chat template.",
+    )
 
 
 class DetokenizeRequest(Model):

@@ -41,6 +41,7 @@ class Admission:
             self._by_quota(seq, account, now)
             or self._by_ladder(seq, now)
             or self._by_forecast(seq, account, now)
+            or self.refuse_pin(seq, now)
         )
         if refusal is None:
             account.requests.level -= count
@@ -58,6 +59,16 @@ class Admission:
         )
         self.life.journal.remember(seq.id, seq.history)
         return refusal
+
+    def refuse_pin(self, seq: Sequence, now: float) -> Refusal | None:
+        """None if its prompt is not to be pinned, or may be: its pages count from now on."""
+        if seq.request.pinned_until is None:
+            return None
+        shortage = self.life.pins.claim(seq.request, now)
+        if shortage is None:
+            return None
+        wait = max(MIN_WAIT, shortage.until - now)
+        return _own(Reason.PINS, shortage.text, shortage.limit, wait)
 
     def _booked(self, seq: Sequence, reason: Reason, now: float) -> tuple[Bookings, bool]:
         """The bookings of a tenant for what is scarce, and whether `seq` has just used one."""

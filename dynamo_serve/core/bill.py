@@ -10,6 +10,7 @@ from dynamo_serve.core.batch import SequenceOutput
 from dynamo_serve.core.lifecycle import Lifecycle
 from dynamo_serve.core.request import Finish
 from dynamo_serve.core.sequence import Sequence
+from dynamo_serve.core.shares import Holder
 from dynamo_serve.core.step_cost import Item, StepCost, StepShape
 from dynamo_serve.core.wear import Wear
 
@@ -101,8 +102,8 @@ class Bill:
         """The step has ended. A failed one is paid for, and teaches nothing."""
         shares, pool = self.life.shares, self.life.pool
         self._divide_pages(now)
-        running = self.life.running.values()
-        shares.charge_pages(running, pool.num_used, pool.num_pages, now - self._charged_at)
+        holders: list[Holder] = [*self.life.running.values(), *self.life.pins.by_id.values()]
+        shares.charge_pages(holders, pool.num_used, pool.num_pages, now - self._charged_at)
         self._charged_at = now
         step = self.step
         assert step is not None, "an update without a plan"
@@ -123,3 +124,4 @@ class Bill:
             self._divided_at = now
             for seq in self.life.running.values():
                 seq.page_part = self.life.pool.part_of(seq.page_table)
+            self.life.pins.divide()

@@ -62,8 +62,8 @@ class _Play:
         running = list(life.running.values())
         self.ends = [_End(self.shares.steps(s), self._pages(s), s.request.tenant) for s in running]
         heapify(self.ends)
-        held = sum(len(s.page_table) for s in running)
-        self.free = life.pool.num_pages - life.pool.num_used + held
+        held = sum(len(s.page_table) - life.pins.count(s.page_table) for s in running)
+        self.free = life.pool.num_idle + held
         self.free -= sum(end.pages for end in self.ends)
         self.live = Counter(end.tenant for end in self.ends)
         self.places = intake.pace.places(running, seq)
@@ -200,5 +200,10 @@ class _Play:
         return self.intake.pace.cost.predict(self._shape())
 
     def _pages(self, seq: Sequence) -> int:
-        """Pages it will hold when it ends."""
-        return self.life.pool.pages_for(int(seq.num_tokens + self.shares.outputs(seq)))
+        """Pages it will hold when it ends, without those that are pinned."""
+        pool, pins = self.life.pool, self.life.pins
+        pages = pool.pages_for(int(seq.num_tokens + self.shares.outputs(seq)))
+        if not pins.pages:
+            return pages
+        found = seq.page_table or pool.match(self.life.reusable_keys(seq))
+        return pages - pins.count(page_id for page_id in found if page_id is not None)

@@ -115,6 +115,7 @@ class Intake:
         """Bring the accounts up to date with what is running."""
         prefill, decode = self.pace.prices()
         self.life.shares.count(self.life.running.values(), prefill, decode)
+        self.life.pins.take_stock()
 
     # ── waiting → running ────────────────────────────────────────────────────
 
@@ -195,6 +196,7 @@ class Intake:
             return True
         pool = self.life.pool
         held = {page for other in own for page in other.page_table}
+        held.update(self.life.pins.pages_of(name))
         shared = held.intersection(pool.match(self.life.reusable_keys(seq)))
         more = len(own) + pool.pages_for(seq.num_tokens) - len(shared)
         return len(held) + more <= burst

@@ -61,6 +61,7 @@ class Reason(Enum):
     REQUESTS_PER_MINUTE = "requests_per_minute"
     TOKENS_PER_MINUTE = "tokens_per_minute"
     QUEUE_LENGTH = "queue_length"
+    PINS = "pins"  # more pages than may be pinned
     TOO_LARGE = "too_large"  # more pages than the tenant may ever have
     QUEUE_FULL = "queue_full"
     TTFT_TARGET = "ttft_target"

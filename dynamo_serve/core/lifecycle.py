@@ -8,6 +8,7 @@ from dynamo_serve.core.batch import Phase, SequenceOutput, Work
 from dynamo_serve.core.evidence import Tally
 from dynamo_serve.core.journal import Journal, Kind, Reason
 from dynamo_serve.core.page_pool import PagePool
+from dynamo_serve.core.pins import Pins
 from dynamo_serve.core.request import Finish, TokenEvent, TokenLogprob
 from dynamo_serve.core.sequence import Sequence
 from dynamo_serve.core.shares import Shares
@@ -22,9 +23,12 @@ COUNTED_DRAFTS = ("draft", "draft_accepted")
 class Lifecycle:
     """Holds every live sequence. Each change of state is one method here, and nowhere else."""
 
-    def __init__(self, pool: PagePool, shares: Shares, journal: Journal, spill: Spill) -> None:
+    def __init__(
+        self, pool: PagePool, shares: Shares, journal: Journal, spill: Spill, pins: Pins
+    ) -> None:
         self.pool = pool
         self.spill = spill
+        self.pins = pins
         self.shares = shares
         self.journal = journal
         self.tally = Tally()
@@ -41,13 +45,6 @@ class Lifecycle:
         """Tenants that have something running or waiting."""
         running = {seq.request.tenant for seq in self.running.values()}
         return sorted(running.union(self.waiting.tenants))
-
-    def keeps_within(self, burst: int, own: list[Sequence], more: int) -> bool:
-        """Whether a tenant's sequences hold, with so many pages more, no more than `burst`. A page
-        that several of them share counts once."""
-        if sum(len(seq.page_table) for seq in own) + more <= burst:
-            return True
-        return len({page for seq in own for page in seq.page_table}) + more <= burst
 
     # ── waiting → running ────────────────────────────────────────────────────
 
@@ -106,6 +103,7 @@ class Lifecycle:
             self.shares.learn_prompt(seq.request.tenant, seq.num_pending)
             if seq.restoring:
                 seq.restoring.counted = seq.num_computed
+            self.pins.hit(seq, keys, now)
         if seq.preempted_at is not None:
             seq.stall_seconds += now - seq.preempted_at
             seq.preempted_at = None
@@ -257,8 +255,10 @@ class Lifecycle:
             seq.wait_for(finish.value, now)
             if seq.preempted_at is not None:
                 seq.stall_seconds += now - seq.preempted_at
+        self.pins.settle(seq, is_computed=finish in (Finish.STOP, Finish.LENGTH))
         self._leave(seq)
-        if finish is Finish.STOP or (finish is Finish.LENGTH and seq.cut_to is None):
+        is_whole = seq.cut_to is None and seq.request.pinned_until is None
+        if finish is Finish.STOP or (finish is Finish.LENGTH and is_whole):
             self.shares.learn_length(seq, finish is Finish.LENGTH)
         if seq.request.tenant not in self.busy:
             self.shares.rest(seq.request.tenant)
@@ -286,8 +286,10 @@ class Lifecycle:
     def check(self) -> None:
         """Raise AssertionError if pages, claims or phases are inconsistent."""
         tables = [seq.page_table for seq in self.running.values()]
-        self.pool.check([*tables, *self.spill.flights.held_pages])
+        pinned = [pinned.page_table for pinned in self.pins.by_id.values()]
+        self.pool.check([*tables, *self.spill.flights.held_pages, *pinned])
         self.spill.check()
+        self.pins.check()
         self.pool.index.check(set(self.running))
         self.waiting.check()
         for seq in self.waiting:

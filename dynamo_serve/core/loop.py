@@ -39,6 +39,12 @@ class Cancel(NamedTuple):
     request_id: str
 
 
+class Unpin(NamedTuple):
+    """Give up the pages of a pinned prefix, by the id of the request that computed it."""
+
+    request_id: str
+
+
 class Configure(NamedTuple):
     """Other tenants, classes and quotas from now on; nothing live is dropped."""
 
@@ -63,7 +69,7 @@ class Stop(NamedTuple):
     """End the loop after this turn; whatever is live is abandoned."""
 
 
-Command = Submit | Cancel | Configure | Steer | Inspect | Stop
+Command = Submit | Cancel | Unpin | Configure | Steer | Inspect | Stop
 
 Inbox = Callable[[float | None], list[Command]]
 """Everything that has arrived; waits at most so many seconds for the first (None: for ever)."""
@@ -225,9 +231,12 @@ class Loop:
                 self._is_checked = False
                 if done is None:
                     return self.scheduler.add(request, self.clock())
-                self.scheduler.resume(request, done, self.clock())
+                return self.scheduler.resume(request, done, self.clock())
             case Cancel(request_id):
                 return self.scheduler.cancel(request_id, self.clock())
+            case Unpin(request_id):
+                self.scheduler.pins.release(request_id)
+                self.publish([], self.scheduler.stats())
             case Configure(tenancy):
                 self.scheduler.configure(tenancy)
             case Steer(modes):

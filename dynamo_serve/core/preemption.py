@@ -69,7 +69,7 @@ class Preemption:
         if burst is None:
             return
         own = [other for other in self.life.running.values() if other.request.tenant == name]
-        while len(own) > 1 and not self.life.keeps_within(burst, own, 1):
+        while len(own) > 1 and not keeps_within(self.life, burst, own, 1):
             victim = policy.victim(own, now)
             self.life.preempt(victim, Reason.QUOTA_PAGES, now)
             own.remove(victim)
@@ -123,6 +123,15 @@ class Preemption:
         running = self.life.running.values()
         fewest = min((self.life.shares.steps(seq) for seq in running), default=0.0)
         return fewest * self.cost.predict(shape_of(running))
+
+
+def keeps_within(life: Lifecycle, burst: int, own: Collection[Sequence], more: int) -> bool:
+    """Whether a tenant's sequences (there is one) and pins hold, with so many pages more, no more
+    than `burst`. A page that several of them share counts once."""
+    pinned = life.pins.pages_of(next(iter(own)).request.tenant)
+    if sum(len(seq.page_table) for seq in own) + len(pinned) + more <= burst:
+        return True
+    return len({page for seq in own for page in seq.page_table}.union(pinned)) + more <= burst
 
 
 def shape_of(decoding: Collection[Sequence]) -> StepShape:

@@ -33,4 +33,5 @@ def report(life: Lifecycle, controller: Controller, step: StepStats | None) -> S
         rung_changes=controller.changes,
         tiers=spill.stats(),
         ladder=controller.take_news(),
+        pages_pinned=len(life.pins.pages),
     )

@@ -61,6 +61,9 @@ class Request:
 
     `is_open_ended`: the client did not say how long the answer may get, `max_tokens` is all the
     room that there is; a rung of the ladder may then give less.
+
+    With `pinned_until` the full pages of its prompt stay until then (`core.pins`): it asks for one
+    token, which nobody needs.
     """
 
     id: str
@@ -78,6 +81,7 @@ class Request:
     num_choices: int = 1
     call_tokens: int = 0
     is_open_ended: bool = False
+    pinned_until: float | None = None
 
 
 class Resumed(NamedTuple):

@@ -18,6 +18,7 @@ from dynamo_serve.core.ladder import Restraint
 from dynamo_serve.core.lifecycle import Lifecycle
 from dynamo_serve.core.pace import Limits, Prompts
 from dynamo_serve.core.page_pool import PagePool
+from dynamo_serve.core.pins import NOTHING, Pinning, Pins
 from dynamo_serve.core.preemption import shape_of
 from dynamo_serve.core.quarantine import Quarantine
 from dynamo_serve.core.report import report
@@ -45,6 +46,7 @@ class Scheduler:
         *,
         cost: StepCost | None = None,
         tiers: Iterable[TierSpec] = (),
+        pinning: Pinning = NOTHING,
     ) -> None:
         self.pool = pool
         self.limits = limits
@@ -53,7 +55,8 @@ class Scheduler:
         self.journal = Journal()
         self.shares = Shares(self.tenancy)
         self.spill = Spill(pool, [Tier(spec) for spec in tiers], self.cost)
-        self.life = Lifecycle(pool, self.shares, self.journal, self.spill)
+        self.pins = Pins(pool, self.shares, pinning)
+        self.life = Lifecycle(pool, self.shares, self.journal, self.spill, self.pins)
         restraint = Restraint()
         self.intake = Intake(self.life, limits, self.cost, restraint)
         self.speculation = Speculation(self.intake.pace)
@@ -92,11 +95,13 @@ class Scheduler:
         self._enqueue(seq, now)
         return []
 
-    def resume(self, request: Request, done: Resumed, now: float) -> None:
+    def resume(self, request: Request, done: Resumed, now: float) -> list[TokenEvent]:
         """Queue a request that was accepted before, by an engine that is gone or by this one; it is
-        never refused."""
+        never refused, but for one to be pinned for which there is no room any more."""
         seq = self._sequence(request)
         seq.resume(done, now)
+        if (refusal := self.admission.refuse_pin(seq, now)) is not None:
+            return [TokenEvent(request.id, refusal=refusal)]
         self._enqueue(seq, now)
         self.life.note(
             *(seq, now, Kind.RESUME, done.reason),
@@ -105,6 +110,7 @@ class Scheduler:
         )
         if done.is_suspect:
             self.quarantine.add(seq)
+        return []
 
     def _sequence(self, request: Request) -> Sequence:
         promise = self.tenancy.class_of(request.tenant, request.class_name)
@@ -121,7 +127,8 @@ class Scheduler:
         return [self.life.finish(seq, Finish.CANCELLED, now)] if seq else []
 
     def expire(self, now: float) -> list[TokenEvent]:
-        """End every request whose deadline has passed."""
+        """End every request whose deadline has passed, and every pin."""
+        self.pins.expire(now)
         events: list[TokenEvent] = []
         for request_id in self._deadlines.pop(now):
             seq = self.running.get(request_id) or self.waiting.get(request_id)
@@ -155,9 +162,7 @@ class Scheduler:
             seq = self.running.get(work.seq_id)
             if seq is None:
                 continue  # cancelled while the step was in flight
-            out = produced.get(work.seq_id)
-            if out is None:
-                out = SequenceOutput(work.seq_id)
+            out = produced.get(work.seq_id) or SequenceOutput(work.seq_id)
             event = self.life.accept(seq, work, out, now)
             if event is not None:
                 events.append(event)

@@ -12,7 +12,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from math import inf
+from typing import Protocol
 
+from dynamo_serve.core.request import Request
 from dynamo_serve.core.sequence import Sequence
 from dynamo_serve.core.step_cost import Item
 from dynamo_serve.core.tenant import Tenancy, Tenant
@@ -76,6 +78,16 @@ class Account:
     def lead(self) -> float:
         """Its virtual time once all it has been given is paid for; the least goes next."""
         return self.virtual_time + self.committed / self.tenant.weight
+
+
+class Holder(Protocol):
+    """A sequence or a pin, as far as its pages are concerned."""
+
+    page_part: float
+    page_seconds: float
+
+    @property
+    def request(self) -> Request: ...
 
 
 class Shares:
@@ -176,19 +188,19 @@ class Shares:
             self._add(account, share)
 
     def charge_pages(
-        self, running: Iterable[Sequence], used: int, total: int, seconds: float
+        self, holders: Iterable[Holder], used: int, total: int, seconds: float
     ) -> None:
-        """The `used` of `total` pages, held by `running` for so long. A page with several holders
+        """The `used` of `total` pages, held by `holders` for so long. A page with several holders
         is divided among them; the parts add up to the pages in use."""
-        held = [(seq, seq.page_part) for seq in running]
+        held = [(holder, holder.page_part) for holder in holders]
         parts = sum(part for _, part in held)
         if not parts or seconds <= 0.0:
             return
         self.page_seconds += used * seconds
-        for seq, part in held:
+        for holder, part in held:
             page_seconds = part / parts * used * seconds
-            account = self.accounts[seq.request.tenant]
-            seq.page_seconds += page_seconds
+            account = self.accounts[holder.request.tenant]
+            holder.page_seconds += page_seconds
             account.page_seconds += page_seconds
             self._add(account, page_seconds / total)
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from dynamo_serve.core.journal import Kind, Reason
 from dynamo_serve.core.lookup import FIRST_GUESS, Drafter
 from dynamo_serve.core.pace import Pace
-from dynamo_serve.core.preemption import shape_of
+from dynamo_serve.core.preemption import keeps_within, shape_of
 from dynamo_serve.core.sequence import Sequence
 
 Drafts = dict[str, tuple[int, ...]]
@@ -161,4 +161,4 @@ class Speculation:
         name = seq.request.tenant
         burst = self.life.shares.account(name).tenant.quota.pages_burst
         own = [other for other in self.life.running.values() if other.request.tenant == name]
-        return burst is None or self.life.keeps_within(burst, own, missing)
+        return burst is None or keeps_within(self.life, burst, own, missing)

@@ -48,7 +48,7 @@ class Stats(NamedTuple):
 
     num_waiting: int = 0
     num_running: int = 0
-    pages_used: int = 0  # held by a live sequence
+    pages_used: int = 0  # held by a live sequence, or pinned
     pages_cached: int = 0  # held by nobody, content kept for reuse
     pages_free: int = 0  # blank
     prefix_asked_tokens_total: int = 0
@@ -69,3 +69,4 @@ class Stats(NamedTuple):
     rung_changes: tuple[tuple[int, int], ...] = ()  # how often it was taken and undone
     tiers: tuple[TierStats, ...] = ()
     ladder: Standing | None = None  # where it has changed since it was told last
+    pages_pinned: int = 0

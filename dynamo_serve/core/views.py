@@ -25,12 +25,14 @@ MOST_LISTED = 200  # sequences or journal entries in one answer
 
 def answer(scheduler: Scheduler, what: str, id: str, now: float) -> Any:
     """What an `Inspect` asks for: one request and its choices, everything, who used what, the
-    latest decisions, or how the ladder stands."""
+    latest decisions, how the ladder stands, or the pinned prefixes."""
     match what:
         case "request":
             return requests(scheduler, id, now)
         case "state":
             return state(scheduler, now)
+        case "pins":
+            return pins(scheduler, now)
         case "costs":
             return costs(scheduler)
         case "journal":
@@ -139,6 +141,7 @@ def state(scheduler: Scheduler, now: float) -> dict[str, Any]:
             "cached": pool.num_cached,
             "free": pool.num_free,
             "total": pool.num_pages,
+            "pinned": len(scheduler.pins.pages),
         },
         "step_cost": {
             "median_error": scheduler.cost.error,
@@ -156,6 +159,23 @@ def state(scheduler: Scheduler, now: float) -> dict[str, Any]:
             f"{kind}/{reason}": n for (kind, reason), n in scheduler.journal.counts.items()
         },
         "journal": journal(scheduler, MOST_LISTED, now),
+    }
+
+
+def pins(scheduler: Scheduler, now: float) -> dict[str, dict[str, Any]]:
+    """The pins whose pages are there, by id; `below` are the tiers that have all of these, too."""
+    return {
+        id: {
+            "hits": pinned.num_hits,
+            "last_hit_age_s": None if pinned.last_hit is None else now - pinned.last_hit,
+            "below": [
+                tier.name
+                for tier in scheduler.spill.tiers
+                if all(key in tier for key in pinned.keys)
+            ],
+        }
+        for id, pinned in scheduler.pins.by_id.items()
+        if pinned.page_table
     }
 
 

@@ -50,8 +50,9 @@ LAW: dict[str, tuple[str, ...]] = {
     "dynamo_serve.questions": ("core.", "errors"),
     "dynamo_serve.service": (
         *("building", "config", "core.", "deliveries", "delivery", "errors", "inbox", "link"),
-        *("observer", "questions", "supervisor"),
+        *("observer", "prefixes", "questions", "supervisor"),
     ),
+    "dynamo_serve.prefixes": ("core.", "errors", "supervisor", "timers"),
     "dynamo_serve.metrics": (
         *("core.", "metrics_declared", "metrics_histogram", "metrics_ladder", "metrics_tenants"),
         *("metrics_tiers", "observer", "prometheus_client."),
@@ -64,8 +65,8 @@ LAW: dict[str, tuple[str, ...]] = {
     "dynamo_serve.api.gate": ("errors",),
     "dynamo_serve.api.protocol": ("api.", "config", "errors", "httptools.", "uvicorn."),
     "dynamo_serve.api.": (
-        *("", "api.", "config", "core.", "delivery", "directory", "errors", "service"),
-        *("tenants", "text.", "fastapi.", "starlette.", "pydantic."),
+        *("", "api.", "config", "core.", "delivery", "directory", "errors", "prefixes"),
+        *("service", "tenants", "text.", "fastapi.", "starlette.", "pydantic."),
     ),
     "dynamo_serve.settings_key": ("yaml.",),
     "dynamo_serve.settings": ("config", "errors", "settings_key", "yaml."),

@@ -27,6 +27,7 @@ from dynamo_serve.core.ladder import (
 from dynamo_serve.core.lifecycle import Lifecycle
 from dynamo_serve.core.loop import Inspect, Steer
 from dynamo_serve.core.page_pool import PagePool
+from dynamo_serve.core.pins import Pinning, Pins
 from dynamo_serve.core.request import Finish, Refusal, Request
 from dynamo_serve.core.scheduler import Limits
 from dynamo_serve.core.sequence import Sequence
@@ -57,7 +58,9 @@ def tenancy(name: str = "chat", **quota: int) -> Tenancy:
 
 
 def new_life(pool: PagePool) -> Lifecycle:
-    return Lifecycle(pool, Shares(tenancy()), Journal(), Spill(pool, [], StepCost()))
+    shares = Shares(tenancy())
+    pins = Pins(pool, shares, Pinning())
+    return Lifecycle(pool, shares, Journal(), Spill(pool, [], StepCost()), pins)
 
 
 def chats(rate: float, begin: float, end: float) -> list[Request]:

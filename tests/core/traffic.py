@@ -10,6 +10,7 @@ from dynamo_serve.core.batch import Batch, SequenceOutput
 from dynamo_serve.core.engine import Engine
 from dynamo_serve.core.loop import Cancel, Command, Loop, Submit
 from dynamo_serve.core.page_pool import PagePool
+from dynamo_serve.core.pins import Pinning
 from dynamo_serve.core.request import Finish, Refusal, Request, Sampling, TokenEvent
 from dynamo_serve.core.scheduler import Limits, Scheduler
 from dynamo_serve.core.stats import Stats
@@ -30,11 +31,16 @@ class Harness:
     prefix_sharing: bool = True
     tenancy: Tenancy = field(default_factory=Tenancy)
     now: float = 0.0
+    pinned_fraction: float = 0.0
 
     def __post_init__(self) -> None:
         spec = self.engine.start()
         pool = PagePool(spec.num_pages, spec.page_size, prefix_sharing=self.prefix_sharing)
-        self.scheduler = Scheduler(pool, self.limits, self.tenancy, tiers=spec.tiers)
+        longest = pool.pages_for(spec.max_model_len)
+        pinning = Pinning.of(spec.num_pages, longest, self.pinned_fraction)
+        self.scheduler = Scheduler(
+            pool, self.limits, self.tenancy, tiers=spec.tiers, pinning=pinning
+        )
         self.commands: list[Command] = []
         self.arrive: Callable[[], None] = lambda: None  # adds to them what has come meanwhile
         self.took: list[float] = []  # by each step of a `TimedEngine`, in the order of their ends

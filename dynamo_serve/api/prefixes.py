@@ -1,0 +1,146 @@
+"""Prefixes that a tenant wants to stay in the KV pool: pin, look at, and give up."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from dynamo_serve.api.edge import Edge
+from dynamo_serve.api.openapi import takes
+from dynamo_serve.api.prompts import check_ids, render_messages
+from dynamo_serve.api.render import plain, to_json
+from dynamo_serve.api.schema import PrefixRequest
+from dynamo_serve.api.sse import hang_up, until_hang_up
+from dynamo_serve.config import CacheSection
+from dynamo_serve.core import request as core
+from dynamo_serve.errors import InvalidRequest, Unavailable, UnsupportedField
+from dynamo_serve.prefixes import Prefix
+
+
+def prefix_routes(edge: Edge, cache: CacheSection) -> APIRouter:
+    routes = APIRouter(prefix="/v1/prefixes", tags=["prefixes"])
+
+    @routes.post("", openapi_extra=takes(PrefixRequest))
+    async def pin(http: Request) -> Response:
+        """Compute the beginning of prompts to come, and keep its full pages until `ttl_s` is over
+        or it is deleted. Answers when it is computed; refused like any request, and when its
+        tenant, all tenants together or the pool have no room for it (429, reason `pins`)."""
+        if not cache.prefix_sharing:
+            raise UnsupportedField("Nothing can be pinned here: cache.prefix_sharing is off.")
+        body = await edge.body(http, PrefixRequest)
+        edge.model_name(body.model)
+        edge.service.check_open()
+        if body.ttl_s > cache.pinned_ttl_max_s:
+            raise InvalidRequest(
+                f"'ttl_s': the longest time here is {cache.pinned_ttl_max_s:g} seconds "
+                "(cache.pinned_ttl_max_s).",
+                param="ttl_s",
+            )
+        request = _request(edge, http, await _token_ids(edge, body), body.ttl_s)
+        pinning = edge.service.prefixes.pin(request, body.name, body.ttl_s)
+        prefix = await until_hang_up(pinning, hang_up(http.receive))
+        return _json(_told(edge, prefix, await _known(edge)), 201)
+
+    @routes.get("")
+    async def prefixes(http: Request) -> Response:
+        """The pinned prefixes of the caller's tenant."""
+        known = await _known(edge)
+        own = edge.service.prefixes.of(http.state.caller.tenant)
+        return _json({"object": "list", "data": [_told(edge, p, known) for p in own]})
+
+    @routes.get("/{id}")
+    async def prefix(http: Request, id: str) -> Response:
+        """One of them: its status, tokens, when it expires, and who has found it since the engine
+        started."""
+        found = edge.service.prefixes.find(http.state.caller.tenant, id)
+        return _json(_told(edge, found, await _known(edge)))
+
+    @routes.delete("/{id}")
+    async def delete(http: Request, id: str) -> Response:
+        """Give it up: its pages may be evicted from now on. What is being computed is cancelled."""
+        edge.service.prefixes.delete(http.state.caller.tenant, id)
+        return _json({"id": id, "object": "prefix.deleted", "deleted": True})
+
+    return routes
+
+
+async def _token_ids(edge: Edge, body: PrefixRequest) -> list[int]:
+    """Raises `InvalidRequest`, also for what does not fill a page."""
+    if (body.prompt is None) == (body.messages is None):
+        raise InvalidRequest("Give either 'prompt' or 'messages'.", param="prompt")
+    if body.messages is not None:
+        text = await render_messages(
+            body.messages, edge.tokenizer, body.chat_template_kwargs, add_generation_prompt=False
+        )
+        ids = await edge.tokenizer.encode_async(text)
+    elif body.chat_template_kwargs:
+        what = "'chat_template_kwargs' goes with messages, not with a prompt."
+        raise InvalidRequest(what, param="chat_template_kwargs")
+    elif isinstance(body.prompt, str):
+        ids = await edge.tokenizer.encode_async(body.prompt, add_special_tokens=True)
+    else:
+        ids = body.prompt or []
+        check_ids(ids, edge.service.spec.vocab_size, "prompt")
+    size = edge.service.spec.page_size
+    if len(ids) < size:
+        raise InvalidRequest(
+            f"The prefix has {len(ids)} tokens; only full pages of {size} can be pinned.",
+            param="prompt" if body.messages is None else "messages",
+        )
+    return ids
+
+
+def _request(edge: Edge, http: Request, ids: list[int], ttl: float) -> core.Request:
+    # Asked again: between the headers and the end of the body the tenants may have been reloaded.
+    caller = edge.access.caller(http.headers.get("authorization"))
+    now = time.monotonic()
+    return core.Request(
+        id=f"prefix-{secrets.token_hex(12)}",
+        prompt_ids=tuple(ids),
+        max_tokens=1,
+        sampling=core.Sampling(temperature=0.0),
+        tenant=caller.tenant,
+        salt=caller.salt,
+        arrival=now,
+        deadline=now + edge.access.tenancy.class_of(caller.tenant).deadline,
+        pinned_until=now + ttl,
+    )
+
+
+async def _known(edge: Edge) -> dict[str, dict[str, Any]]:
+    """What the engine says of the pins whose pages it holds; nothing while there is none."""
+    try:
+        known: dict[str, dict[str, Any]] = await edge.service.inspect("pins")
+    except Unavailable:
+        return {}
+    return known
+
+
+def _told(edge: Edge, prefix: Prefix, known: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    request, size = prefix.request, edge.service.spec.page_size
+    held = known.get(request.id, {})
+    age = held.get("last_hit_age_s")
+    pages = len(request.prompt_ids) // size
+    return {
+        "id": request.id,
+        "object": "prefix",
+        "name": prefix.name,
+        "status": prefix.status,
+        "error": prefix.error,
+        "tokens": len(request.prompt_ids),
+        "pinned_tokens": pages * size,
+        "pages": pages,
+        "cached_tokens": prefix.cached_tokens,
+        "created_at": prefix.created_at,
+        "expires_at": prefix.expires_at,
+        "hits": held.get("hits"),
+        "last_hit_at": None if age is None else time.time() - age,
+        "tiers": ["device", *held["below"]] if held else [],
+    }
+
+
+def _json(answer: Any, status: int = 200) -> Response:
+    return Response(to_json(plain(answer)), status, media_type="application/json")
