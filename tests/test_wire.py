@@ -6,7 +6,7 @@ import random
 
 from dynamo_serve import wire
 from dynamo_serve.core.engine import EngineSpec
-from dynamo_serve.core.loop import Cancel, Command, Steer, Stop, Submit
+from dynamo_serve.core.loop import Cancel, Command, Steer, Stop, Submit, Unpin
 from dynamo_serve.core.request import Finish, Request, Sampling, Summary, TokenEvent, TokenLogprob
 from dynamo_serve.core.stats import Stats, StepStats
 
@@ -28,6 +28,8 @@ COMMANDS: list[Command] = [
         )
     ),
     Cancel("a"),
+    Unpin("a"),
+    Submit(Request("p", (1, 2), 1, pinned_until=7.5)),
     Steer({"cap_batch": "pin"}),
     Stop(),
 ]

@@ -255,10 +255,11 @@ class Lifecycle:
             seq.wait_for(finish.value, now)
             if seq.preempted_at is not None:
                 seq.stall_seconds += now - seq.preempted_at
-        self.pins.settle(seq, is_computed=finish in (Finish.STOP, Finish.LENGTH))
+        is_whole = finish in (Finish.STOP, Finish.LENGTH)
+        self.spill.asked(self.pins.settle(seq, is_computed=is_whole))
         self._leave(seq)
-        is_whole = seq.cut_to is None and seq.request.pinned_until is None
-        if finish is Finish.STOP or (finish is Finish.LENGTH and is_whole):
+        is_own = seq.cut_to is None and seq.request.pinned_until is None
+        if finish is Finish.STOP or (finish is Finish.LENGTH and is_own):
             self.shares.learn_length(seq, finish is Finish.LENGTH)
         if seq.request.tenant not in self.busy:
             self.shares.rest(seq.request.tenant)

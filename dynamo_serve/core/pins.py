@@ -135,15 +135,15 @@ class Pins:
         until = min(ends, default=inf) if len(keys) <= limit else inf
         return Shortage(f"{text}: {REMEDY}", limit, until)
 
-    def settle(self, seq: Seq, *, is_computed: bool) -> None:
+    def settle(self, seq: Seq, *, is_computed: bool) -> list[bytes]:
         """A request ends: if it is that of a pin, its pages are held from now on, if they are all
-        there."""
+        there. Their keys, for the tier that outlives an engine."""
         pinned = self.by_id.get(seq.id)
         if pinned is None or pinned.page_table:
-            return  # nobody's, given up meanwhile, or computed before
+            return []  # nobody's, given up meanwhile, or computed before
         if not is_computed:
             self.release(seq.id)
-            return
+            return []
         own = self._pages.setdefault(seq.request.tenant, Counter())
         for key, page_id in zip(pinned.keys, seq.page_table, strict=False):
             self.pool.seal(page_id, key)  # of two equal pages one may have been evicted since
@@ -154,6 +154,7 @@ class Pins:
         own.update(pinned.page_table)
         pinned.page_part = self.pool.part_of(pinned.page_table)
         self._ends.setdefault(pinned.keys[-1], []).append(pinned)
+        return pinned.keys
 
     def release(self, id: str) -> None:
         """Give a pin up; once more is no error."""

@@ -19,8 +19,13 @@ DRAFTS = ("test_lookup.py", "test_speculation.py")
 HURRY = ("test_cut_in.py", "test_tenant_traffic.py")
 SURVIVAL = ("test_resume.py",)
 TIERS = ("test_tiers.py",)
+<<<<<<< HEAD
 EVENTS = ("test_page_events.py",)
 LADDER = ("test_controller.py", "test_rungs.py")
+=======
+PINS = ("test_pins.py",)
+LADDER = ("test_controller.py",)
+>>>>>>> 7125bc2 (pins: what is pinned goes to the disk tier; mutants)
 HELPERS = ("traffic.py", "playing.py", "tiers.py")
 
 BROKEN_BOOKS = {
@@ -521,6 +526,7 @@ BROKEN_TIERS = {
     ),
 }
 
+<<<<<<< HEAD
 BROKEN_EVENTS = {
     "tell nobody what was evicted": ("page_pool.py", "self.events.changed(key)", "pass"),
     "tell nobody what came back": (
@@ -560,6 +566,43 @@ BROKEN_EVENTS = {
     ),
     "tell anew without forgetting": ("page_events.py", "[Cleared(), *parents", "[*parents"),
     "tell of children first": ("page_events.py", "in reversed(chain)", "in chain"),
+=======
+BROKEN_PINS = {
+    "let pinned pages go": (
+        "pins.py",
+        "            self.pool.hold(page_id)\n",
+        "            pass\n",
+    ),
+    "pin what the longest request needs": (
+        "pins.py",
+        "sum(held.values()) > self.rules.most:",
+        "False:",
+    ),
+    "pin what is guaranteed to others": (
+        "pins.py",
+        "min(self.rules.common, num_pages - sum(guarantees.values()))",
+        "self.rules.common",
+    ),
+    "count the same pages twice": (
+        "pins.py",
+        "len({*self._keys.get(tenant, ()), *keys})",
+        "sum(self._keys.get(tenant, {}).values()) + len(keys)",
+    ),
+    "never let a pin end": ("pins.py", "if pinned.until <= now", "if False"),
+    "see an end only after the next claim": ("pins.py", "        self.expire(now)\n", ""),
+    "keep a claim on what was not computed": (
+        "pins.py",
+        "            self.release(seq.id)\n            return []",
+        "            return []",
+    ),
+    "charge nobody for pins": ("bill.py", ", *self.life.pins.by_id.values()]", "]"),
+    "let pins and sequences have a burst each": (
+        "intake.py",
+        "        held.update(self.life.pins.pages_of(name))\n",
+        "",
+    ),
+    "count those who pin as hits": ("pins.py", " or seq.request.pinned_until is not None", ""),
+>>>>>>> 7125bc2 (pins: what is pinned goes to the disk tier; mutants)
 }
 
 
@@ -571,7 +614,11 @@ MUTANTS = {
     **{name: (SURVIVAL, mutant) for name, mutant in BROKEN_SURVIVAL.items()},
     **{name: (LADDER, mutant) for name, mutant in BROKEN_LADDER.items()},
     **{name: (TIERS, mutant) for name, mutant in BROKEN_TIERS.items()},
+<<<<<<< HEAD
     **{name: (EVENTS, mutant) for name, mutant in BROKEN_EVENTS.items()},
+=======
+    **{name: (PINS, mutant) for name, mutant in BROKEN_PINS.items()},
+>>>>>>> 7125bc2 (pins: what is pinned goes to the disk tier; mutants)
 }
 
 
@@ -593,7 +640,11 @@ def copied(folder: Path) -> Path:
     suite.mkdir(parents=True)
     for file in (package, package / "engines", suite.parent, suite):
         (file / "__init__.py").touch()
+<<<<<<< HEAD
     for name in {*BOOKS, *PROMISES, *DRAFTS, *HURRY, *SURVIVAL, *LADDER, *TIERS, *EVENTS, *HELPERS}:
+=======
+    for name in {*BOOKS, *PROMISES, *DRAFTS, *HURRY, *SURVIVAL, *LADDER, *TIERS, *PINS, *HELPERS}:
+>>>>>>> 7125bc2 (pins: what is pinned goes to the disk tier; mutants)
         shutil.copy(ROOT / "tests" / "core" / name, suite)
     return folder
 

@@ -223,6 +223,26 @@ def test_a_prefix_that_was_accepted_before_is_refused_where_there_is_no_room_now
     assert harness.scheduler.stats().pages_pinned == 3
 
 
+def test_what_is_pinned_goes_to_the_disk_for_after_a_restart() -> None:
+    engine = RoughEngine(
+        random.Random(1),
+        failing=0.0,
+        slowest=0,
+        vocab_size=VOCAB_SIZE,
+        max_model_len=LONGEST,
+        page_size=PAGE,
+        num_pages=40,
+        host_pages=0,
+        disk_pages=8,
+    )
+    engine.harness = harness = Harness(engine, Limits(mix_phases=True), pinned_fraction=0.5)
+    assert pin(harness, "p") is None
+    for _ in range(50):
+        harness.turn()
+    told = views.answer(harness.scheduler, "pins", "", harness.now)
+    assert told["p"]["below"] == ["disk"]
+
+
 # ── what is told, and who pays ───────────────────────────────────────────────
 
 
