@@ -19,13 +19,9 @@ DRAFTS = ("test_lookup.py", "test_speculation.py")
 HURRY = ("test_cut_in.py", "test_tenant_traffic.py")
 SURVIVAL = ("test_resume.py",)
 TIERS = ("test_tiers.py",)
-<<<<<<< HEAD
 EVENTS = ("test_page_events.py",)
-LADDER = ("test_controller.py", "test_rungs.py")
-=======
 PINS = ("test_pins.py",)
-LADDER = ("test_controller.py",)
->>>>>>> 7125bc2 (pins: what is pinned goes to the disk tier; mutants)
+LADDER = ("test_controller.py", "test_rungs.py")
 HELPERS = ("traffic.py", "playing.py", "tiers.py")
 
 BROKEN_BOOKS = {
@@ -526,7 +522,6 @@ BROKEN_TIERS = {
     ),
 }
 
-<<<<<<< HEAD
 BROKEN_EVENTS = {
     "tell nobody what was evicted": ("page_pool.py", "self.events.changed(key)", "pass"),
     "tell nobody what came back": (
@@ -566,7 +561,8 @@ BROKEN_EVENTS = {
     ),
     "tell anew without forgetting": ("page_events.py", "[Cleared(), *parents", "[*parents"),
     "tell of children first": ("page_events.py", "in reversed(chain)", "in chain"),
-=======
+}
+
 BROKEN_PINS = {
     "let pinned pages go": (
         "pins.py",
@@ -602,7 +598,6 @@ BROKEN_PINS = {
         "",
     ),
     "count those who pin as hits": ("pins.py", " or seq.request.pinned_until is not None", ""),
->>>>>>> 7125bc2 (pins: what is pinned goes to the disk tier; mutants)
 }
 
 
@@ -614,11 +609,8 @@ MUTANTS = {
     **{name: (SURVIVAL, mutant) for name, mutant in BROKEN_SURVIVAL.items()},
     **{name: (LADDER, mutant) for name, mutant in BROKEN_LADDER.items()},
     **{name: (TIERS, mutant) for name, mutant in BROKEN_TIERS.items()},
-<<<<<<< HEAD
     **{name: (EVENTS, mutant) for name, mutant in BROKEN_EVENTS.items()},
-=======
     **{name: (PINS, mutant) for name, mutant in BROKEN_PINS.items()},
->>>>>>> 7125bc2 (pins: what is pinned goes to the disk tier; mutants)
 }
 
 
@@ -640,11 +632,8 @@ def copied(folder: Path) -> Path:
     suite.mkdir(parents=True)
     for file in (package, package / "engines", suite.parent, suite):
         (file / "__init__.py").touch()
-<<<<<<< HEAD
-    for name in {*BOOKS, *PROMISES, *DRAFTS, *HURRY, *SURVIVAL, *LADDER, *TIERS, *EVENTS, *HELPERS}:
-=======
-    for name in {*BOOKS, *PROMISES, *DRAFTS, *HURRY, *SURVIVAL, *LADDER, *TIERS, *PINS, *HELPERS}:
->>>>>>> 7125bc2 (pins: what is pinned goes to the disk tier; mutants)
+    suites = (BOOKS, PROMISES, DRAFTS, HURRY, SURVIVAL, LADDER, TIERS, EVENTS, PINS, HELPERS)
+    for name in {file for files in suites for file in files}:
         shutil.copy(ROOT / "tests" / "core" / name, suite)
     return folder
 
