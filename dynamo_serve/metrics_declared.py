@@ -73,8 +73,13 @@ DECLARED = {
     "evicted_pages_total": Declared(
         "counter", "dserve_evicted_pages", "Cached KV pages that had to leave the device."
     ),
+    "admission_evicted_pages_total": Declared(
+        "counter",
+        "dserve_admission_evicted_pages",
+        "Of these, pages evicted to admit a request; the others because running ones grew.",
+    ),
     "lost_pages_total": Declared(
-        "counter", "dserve_lost_pages", "Of these, pages that were in no tier below."
+        "counter", "dserve_lost_pages", "Of the evicted, pages that were in no tier below."
     ),
     "restored_tokens_total": Declared(
         "counter", "dserve_restored_tokens", "Tokens whose KV came back from a tier below."

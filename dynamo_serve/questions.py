@@ -18,12 +18,19 @@ class Questions:
         self._tickets = itertools.count()
         self._pending: dict[int, asyncio.Future[Any]] = {}
 
-    async def ask(self, send: Callable[[Inspect], None], what: str, id: str, timeout: float) -> Any:
+    async def ask(
+        self,
+        send: Callable[[Inspect], None],
+        what: str,
+        id: str,
+        about: tuple[Any, ...],
+        timeout: float,
+    ) -> Any:
         """The answer. Raises `Unavailable` if there is none within `timeout` seconds."""
         ticket = next(self._tickets)
         answer = self._pending[ticket] = asyncio.get_running_loop().create_future()
         try:
-            send(Inspect(ticket, what, id))
+            send(Inspect(ticket, what, id, about))
             async with asyncio.timeout(timeout):
                 return await answer
         except TimeoutError:

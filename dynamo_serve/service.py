@@ -187,14 +187,16 @@ class Service:
         `InvalidRequest`."""
         self.engine.steer(rung, mode)
 
-    async def inspect(self, what: str, id: str = "", timeout: float = INSPECT_SECONDS) -> Any:
+    async def inspect(
+        self, what: str, id: str = "", timeout: float = INSPECT_SECONDS, about: Any = ()
+    ) -> Any:
         """The scheduler's answer (see `core.views`) as plain data.
 
         Raises `Unavailable` if the engine is not up, is lost, or takes more than `timeout` seconds.
         """
         if not self.engine.is_up:
             raise Unavailable("the engine is not up", retry_after=self.engine.restart_seconds)
-        return await self._questions.ask(self.engine.send, what, id, timeout)
+        return await self._questions.ask(self.engine.send, what, id, about, timeout)
 
     def check_ready(self) -> None:
         """Raise `Unavailable` (with retry_after) if requests had better go elsewhere."""

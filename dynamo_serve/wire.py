@@ -3,7 +3,7 @@
 To the engine     ["configure", sections, model path, tenancy, ladder], once and first
                   · ["submit", request, how far it had got or nil] · ["cancel", id]
                   · ["unpin", id]
-                  · ["tenancy", tenancy] · ["steer", modes] · ["inspect", ticket, what, id]
+                  · ["tenancy", tenancy] · ["steer", modes] · ["inspect", ticket, what, id, about]
                   · ["stop"]
 From the engine   ["progress", stage, fraction] · ["ready", spec] · ["step", events, stats]
                   · ["answer", ticket, data] · ["failed", kind, message]

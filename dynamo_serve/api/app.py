@@ -13,6 +13,7 @@ from fastapi.security import HTTPBearer
 from dynamo_serve import __version__
 from dynamo_serve.api.admin import admin_routes
 from dynamo_serve.api.auth import Access
+from dynamo_serve.api.cache import cache_admin_routes, cache_routes
 from dynamo_serve.api.edge import Edge, Metrics
 from dynamo_serve.api.faults import add_fault_handlers
 from dynamo_serve.api.lookup import Lookup
@@ -84,8 +85,9 @@ def _add_routes(app: FastAPI, edge: Edge, config: Config, metrics: Metrics) -> N
         edge.access.check_admin(http.headers.get("authorization"))
 
     app.include_router(open_routes(edge, metrics))
-    for routes in (openai_routes, stream_routes, token_routes, request_routes):
+    for routes in (openai_routes, stream_routes, token_routes, cache_routes, request_routes):
         app.include_router(routes(edge), dependencies=[Depends(authorize)])
     app.include_router(prefix_routes(edge, config.cache), dependencies=[Depends(authorize)])
     app.include_router(server_routes(edge, config), dependencies=[Depends(authorize)])
-    app.include_router(admin_routes(edge), dependencies=[Depends(authorize_admin)])
+    for routes in (admin_routes, cache_admin_routes):
+        app.include_router(routes(edge), dependencies=[Depends(authorize_admin)])

@@ -31,9 +31,10 @@ ERROR_SCHEMA = {
 }
 
 
-def takes(model: type[BaseModel]) -> dict[str, Any]:
-    """The part of a route's description that says which JSON body it takes."""
-    schema = {"$ref": REFERENCE.format(model=model.__name__)}
+def takes(*models: type[BaseModel]) -> dict[str, Any]:
+    """The part of a route's description that says which JSON body it takes: one of these."""
+    kinds = [{"$ref": REFERENCE.format(model=model.__name__)} for model in models]
+    schema: dict[str, Any] = kinds[0] if len(kinds) == 1 else {"anyOf": kinds}
     error = {"application/json": {"schema": {"$ref": REFERENCE.format(model="Error")}}}
     return {
         "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},

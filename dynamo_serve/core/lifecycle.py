@@ -16,7 +16,7 @@ from dynamo_serve.core.spill import Spill
 from dynamo_serve.core.waiting import WaitingQueue
 
 MOST_HISTORY = 64  # decisions kept about one request
-COUNTED = ("prefix_asked", "prefix_hit", "preemptions", "prompt", "output")
+COUNTED = ("prefix_asked", "prefix_hit", "preemptions", "prompt", "output", "evicted_admitting")
 COUNTED_DRAFTS = ("draft", "draft_accepted")
 
 
@@ -89,12 +89,17 @@ class Lifecycle:
 
     def admit(self, seq: Sequence, now: float) -> None:
         """waiting → running, with pages for all its tokens; there must be room."""
+        evicted, tree = self.pool.num_evicted, self.pool.tree
         keys = self.reusable_keys(seq)
         self._attach(seq, keys, now)
         has_grown = self.grow(seq, now)
         assert has_grown, "has_room promised it"
+        tree.blame(tree.alone(seq.request.tenant), now)
+        self.totals["evicted_admitting"] += self.pool.num_evicted - evicted
         if seq.admitted_at is None:  # counted once: a preempted sequence finds its own pages
             seq.admitted_at = now
+            if seq.num_sealed:
+                tree.found(seq.chain(keys[: seq.num_sealed]), now)
             seq.cached_tokens = seq.num_computed
             self.totals["prefix_asked"] += seq.num_tokens
             self.totals["prefix_hit"] += seq.num_computed
@@ -142,6 +147,7 @@ class Lifecycle:
         seq.page_part += len(seq.page_table) - held
         if evicted := self.pool.num_evicted - evicted:
             self.note(seq, now, Kind.EVICT, Reason.PAGES.value, pages=evicted)
+            self.pool.tree.blame(self.pool.tree.alone(seq.request.tenant), now)
         return has_grown
 
     # ── running → waiting ────────────────────────────────────────────────────
@@ -185,7 +191,7 @@ class Lifecycle:
             seq.phase, seq.num_computed = Phase.DECODE, seq.num_tokens - 1
         else:
             seq.num_computed = work.position + len(work.token_ids)
-        self._seal(seq)
+        self._seal(seq, now)
         if finish:
             last = self.finish(seq, finish, now, out._replace(token_ids=tokens), stop_id)
             return last._replace(cached_tokens=cached_tokens)
@@ -219,7 +225,7 @@ class Lifecycle:
         self.totals["draft"] += draft_len
         self.totals["draft_accepted"] += accepted
 
-    def _seal(self, seq: Sequence) -> None:
+    def _seal(self, seq: Sequence, now: float) -> None:
         full = seq.num_computed // self.pool.page_size
         if full <= seq.num_sealed:
             return
@@ -228,6 +234,8 @@ class Lifecycle:
             self.pool.seal(seq.page_table[i], seq.page_keys[i])
         if self.pool.events is not None:
             self.pool.events.sealed(seq.page_keys, seq.tokens, places)
+        if seq.page_keys:
+            self.pool.tree.learn(seq.chain(seq.page_keys), range(seq.num_sealed, full), now)
         self.pool.index.unclaim(seq.page_keys[seq.num_sealed : full], seq.id)
         seq.num_sealed = full
 

@@ -58,11 +58,13 @@ class Steer(NamedTuple):
 
 
 class Inspect(NamedTuple):
-    """A question to the scheduler: `what` is one of those that `core.views` answers."""
+    """A question to the scheduler: `what` is one of those that `core.views` answers, some
+    of them `about` something."""
 
     ticket: int
     what: str
     id: str = ""
+    about: tuple[Any, ...] = ()
 
 
 class Stop(NamedTuple):
@@ -242,8 +244,9 @@ class Loop:
             case Steer(modes):
                 wanted = {name: Mode(mode) for name, mode in modes.items()}
                 self.scheduler.controller.steer(wanted, self.clock())
-            case Inspect(ticket, what, id):
-                self.reply(ticket, views.answer(self.scheduler, what, id, self.clock()))
+            case Inspect(ticket, what, id, about):
+                now = self.clock()
+                self.reply(ticket, views.answer(self.scheduler, what, id, now, about))
             case Stop():
                 self._is_stopped = True
         return []

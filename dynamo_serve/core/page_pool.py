@@ -7,7 +7,8 @@ from collections.abc import Container, Iterable, Sequence
 from typing import Protocol
 
 from dynamo_serve.core.page_events import PageEvents
-from dynamo_serve.core.prefix_index import PrefixIndex, page_key, root_key
+from dynamo_serve.core.prefix_index import PrefixIndex, extend_keys
+from dynamo_serve.core.prefix_tree import PrefixTree
 from dynamo_serve.core.tiers import DEVICE, Place
 
 
@@ -56,6 +57,7 @@ class PagePool:
         self.page_size = page_size
         self.prefix_sharing = prefix_sharing
         self.index = PrefixIndex()
+        self.tree = PrefixTree(page_size)
         self.below: Below = NoTiers()
         self.events: PageEvents | None = None  # if anybody wants to know what becomes of pages
         self.num_evicted = 0
@@ -100,12 +102,8 @@ class PagePool:
         self, keys: list[bytes], token_ids: Sequence[int], salt: str, num_tokens: int
     ) -> None:
         """Append the keys of the pages that the first `num_tokens` of `token_ids` fill."""
-        if not self.prefix_sharing:
-            return
-        size = self.page_size
-        for start in range(len(keys) * size, num_tokens - size + 1, size):
-            parent = keys[-1] if keys else root_key(salt)
-            keys.append(page_key(parent, token_ids[start : start + size]))
+        if self.prefix_sharing:
+            extend_keys(keys, token_ids, salt, self.page_size, num_tokens)
 
     def has_room(self, keys: Sequence[bytes], num_tokens: int, reserve: int) -> bool:
         """Whether `attach(keys)` and `grow` to `num_tokens` would leave `reserve` pages."""
@@ -250,7 +248,10 @@ class PagePool:
         del self.index.pages[key]
         self._keys[page_id] = None
         self.num_evicted += 1
-        self.below.evicted(key, was_clean=bool(self._is_clean[page_id]))
+        was_clean = bool(self._is_clean[page_id])
+        self.below.evicted(key, was_clean=was_clean)
+        if not was_clean:
+            self.tree.lose(key)
         self._is_clean[page_id] = 0
         if self.events is not None:
             self.events.changed(key)

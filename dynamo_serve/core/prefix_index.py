@@ -23,6 +23,15 @@ def page_key(parent: bytes, token_ids: Sequence[int]) -> bytes:
     return blake2b(parent + array("q", token_ids).tobytes(), digest_size=KEY_BYTES).digest()
 
 
+def extend_keys(
+    keys: list[bytes], token_ids: Sequence[int], salt: str, size: int, num_tokens: int
+) -> None:
+    """Append the keys of the pages of `size` that the first `num_tokens` of `token_ids` fill."""
+    for start in range(len(keys) * size, num_tokens - size + 1, size):
+        parent = keys[-1] if keys else root_key(salt)
+        keys.append(page_key(parent, token_ids[start : start + size]))
+
+
 class PrefixIndex:
     """Maps page keys to page ids. A key is listed once, whoever computed it first."""
 

@@ -23,6 +23,7 @@ def report(life: Lifecycle, controller: Controller, step: StepStats | None) -> S
         draft_tokens_total=totals["draft"],
         draft_accepted_tokens_total=totals["draft_accepted"],
         evicted_pages_total=pool.num_evicted,
+        admission_evicted_pages_total=totals["evicted_admitting"],
         lost_pages_total=spill.num_lost,
         restored_tokens_total=spill.num_restored,
         saved_seconds_total=spill.saved_seconds,

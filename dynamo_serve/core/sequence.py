@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from dynamo_serve.core.batch import Phase, Work
 from dynamo_serve.core.journal import Entry, Reason
 from dynamo_serve.core.lookup import Drafter
+from dynamo_serve.core.prefix_tree import Chain
 from dynamo_serve.core.request import Request, Resumed, Summary
 from dynamo_serve.core.tenant import Class
 
@@ -130,6 +131,9 @@ class Sequence:
         is_new = reason != self.waits_for
         self.waits_for, self.waits_since = reason, now
         return is_new
+
+    def chain(self, keys: list[bytes]) -> Chain:
+        return Chain(self.request.tenant, self.request.salt, keys, self.tokens)
 
     def work(self, count: int, draft: tuple[int, ...] = ()) -> Work:
         """The next `count` pending tokens, and a guess at what follows, as a share of a step."""

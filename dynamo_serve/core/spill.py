@@ -66,11 +66,17 @@ class Spill:
         return any(key in tier for tier in self.tiers)
 
     def pays(self, keys: Sequence[bytes], found: Sequence[int | None]) -> bool:
+        restoring, computing = self.prices(keys, found)
+        return restoring < computing
+
+    def prices(self, keys: Sequence[bytes], found: Sequence[int | None]) -> tuple[float, float]:
+        """Seconds until the pages of `keys` that `found` lacks are restored, and those that
+        computing takes from the first of them on."""
         first, size = found.index(None), self.pool.page_size
         lower = [key for key, page_id in zip(keys, found, strict=False) if page_id is None]
         queue = sum(r.seconds for r in self._waiting)
         seconds = queue + sum(self._tier_of(key).page_seconds for key in lower)
-        return seconds < self._computing((len(found) - first) * size, first * size)
+        return seconds, self._computing((len(found) - first) * size, first * size)
 
     def evicted(self, key: bytes, *, was_clean: bool) -> None:
         self.num_lost += not was_clean
@@ -121,7 +127,7 @@ class Spill:
                 self._spills[i] = False
             while self._spills[i] and self._may_go_down(tier, now):
                 key = upper.oldest_not_clean(self.flights.going_down)
-                if key is None or tier.next_to_go in upper or not self._sink(key, i):
+                if key is None or tier.next_to_go in upper or not self._sink(key, i, now):
                     break  # what would have to go for it is above, too: the tier is too small
         for _ in range(len(self._kept)):
             if len(self.flights.going_down) >= MOST_DOWN:
@@ -132,14 +138,14 @@ class Spill:
                 continue
             level = next((i for i, tier in enumerate(self.tiers) if key not in tier), None)
             if level is not None and self._may_go_down(self.tiers[level], now):
-                self._sink(key, level, is_kept=True)
+                self._sink(key, level, now, is_kept=True)
 
     def _may_go_down(self, tier: Tier, now: float) -> bool:
         if len(self.flights.going_down) >= MOST_DOWN or now < self._trouble[tier.number].until:
             return False
         return SAMPLE * tier.page_seconds < self._computing(SAMPLE * self.pool.page_size, 0)
 
-    def _sink(self, key: bytes, level: int, *, is_kept: bool = False) -> bool:
+    def _sink(self, key: bytes, level: int, now: float, *, is_kept: bool = False) -> bool:
         """Copy a page from the level above into a tier; False if that is not possible now."""
         upper, tier = self._levels[level], self.tiers[level]
         if key in self.flights.going_down or key not in upper:
@@ -151,6 +157,7 @@ class Spill:
         place, gone = reserved
         if gone is not None:
             self._is_gone(gone)
+            self.pool.tree.lose_to(key, now)
         self.flights.take_off(key, source, place, is_kept=is_kept)
         return True
 
@@ -167,7 +174,7 @@ class Spill:
             self.num_copied[ways] += not result.error
             self.num_failed[max(ways)] += bool(result.error)
             if flight.restoring:
-                self._restored(flight.copy, flight.restoring, result)
+                self._restored(flight.copy, flight.restoring, result, now)
             else:
                 self._stored(flight, result, now)
             self.flights.let_go(flight.copy)
@@ -187,7 +194,7 @@ class Spill:
             self.saved_seconds += max(0.0, restoring.saves - restoring.seconds)
         return failed
 
-    def _restored(self, copy: Copy, restoring: Restoring, result: Copied) -> None:
+    def _restored(self, copy: Copy, restoring: Restoring, result: Copied, now: float) -> None:
         """A copy onto the device has ended."""
         tier = self._tier(copy.source.tier)
         if not result.error:
@@ -204,6 +211,7 @@ class Spill:
         if copy.key in tier and tier.place(copy.key) == copy.source:
             tier.forget(copy.key)
             self._is_gone(copy.key)
+            self.pool.tree.blame(frozenset(), now)
 
     def _slow_down(self, restoring: Restoring) -> None:
         """What did not come in time would not come in time for the next one either."""
@@ -263,6 +271,8 @@ class Spill:
                 upper.soil(key)
         if self.pool.events is not None:
             self.pool.events.changed(key)
+        if not any(key in level for level in self._levels):
+            self.pool.tree.lose(key)
 
     def _tier(self, number: int) -> Tier:
         return next(tier for tier in self.tiers if tier.number == number)
@@ -280,6 +290,7 @@ class Spill:
     def check(self) -> None:
         """Raise AssertionError if the books of a tier do not balance."""
         self.flights.check()
+        self.pool.tree.check(self._levels)
         for tier in self.tiers:
             tier.check()
         if self.pool.events is not None:

@@ -59,7 +59,8 @@ class Stats(NamedTuple):
     draft_tokens_total: int = 0
     draft_accepted_tokens_total: int = 0
     evicted_pages_total: int = 0  # of the device
-    lost_pages_total: int = 0  # of these, nowhere below
+    admission_evicted_pages_total: int = 0  # of these, to admit a request
+    lost_pages_total: int = 0  # of the evicted, nowhere below
     restored_tokens_total: int = 0
     saved_seconds_total: float = 0.0  # by restoring, as predicted
     kv_events_total: int = 0

@@ -10,6 +10,7 @@ from itertools import islice
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
+from dynamo_serve.core import views_cache
 from dynamo_serve.core.forecast import forecast
 from dynamo_serve.core.journal import Entry, Kind, Reason
 from dynamo_serve.core.ladder import NAMES
@@ -23,9 +24,12 @@ if TYPE_CHECKING:
 MOST_LISTED = 200  # sequences or journal entries in one answer
 
 
-def answer(scheduler: Scheduler, what: str, id: str, now: float) -> Any:
+def answer(
+    scheduler: Scheduler, what: str, id: str, now: float, about: tuple[Any, ...] = ()
+) -> Any:
     """What an `Inspect` asks for: one request and its choices, everything, who used what, the
-    latest decisions, how the ladder stands, or the pinned prefixes."""
+    latest decisions, how the ladder stands, the pinned prefixes, what is cached, or why a prompt is
+    not."""
     match what:
         case "request":
             return requests(scheduler, id, now)
@@ -39,6 +43,8 @@ def answer(scheduler: Scheduler, what: str, id: str, now: float) -> Any:
             return journal(scheduler, int(id), now)
         case "controller":
             return ladder(scheduler.controller, now)
+        case "cache" | "prompt":
+            return views_cache.answer(scheduler, what, about, now)
     raise AssertionError(f"nobody answers {what!r}")
 
 

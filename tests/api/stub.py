@@ -49,7 +49,7 @@ class StubService(Service):
     def is_live(self, request_id: str) -> bool:
         return False
 
-    async def inspect(self, what: str, id: str = "", timeout: float = 0.0) -> Any:
+    async def inspect(self, what: str, id: str = "", timeout: float = 0.0, about: Any = ()) -> Any:
         self.asked.append((what, id))
         if what not in self.answers:
             raise Unavailable("the engine is not up")

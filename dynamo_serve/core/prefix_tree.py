@@ -1,0 +1,189 @@
+"""What is in stored pages and how their chains branch, who used them, and what became of others.
+
+Told to people who ask why a prompt was not found; nothing is decided by it.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import OrderedDict
+from collections.abc import Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import NamedTuple
+
+from dynamo_serve.core.prefix_index import root_key
+
+MOST_LOST = 65_536  # pages that are stored nowhere any more, and still remembered
+MOST_BRANCHES = 1024  # looked at, the latest first, for the one that is most like a prompt
+TOKEN = "I"
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """A page that is stored somewhere. `hits` and `hit_at` are of requests that found a head which
+    ends with it; they found those before it, too. `tenants` used it or a page after it."""
+
+    key: bytes
+    parent: bytes
+    depth: int  # pages before it
+    token_ids: bytes  # an array would take as much again
+    tenants: frozenset[str]
+    born: float
+    hits: int = 0
+    hit_at: float | None = None
+
+    @property
+    def tokens(self) -> list[int]:
+        return array(TOKEN, self.token_ids).tolist()
+
+
+class Lost(NamedTuple):
+    """When a page was forgotten, for whose pages (nobody's: it was damaged), and who used it."""
+
+    at: float
+    pressed_by: frozenset[str]
+    tenants: frozenset[str]
+
+
+class Chain(NamedTuple):
+    """Who has the pages of `keys`, and what is in them: `token_ids`, or more than that."""
+
+    tenant: str
+    salt: str
+    keys: Sequence[bytes]
+    token_ids: Sequence[int]
+
+    def parent(self, place: int) -> bytes:
+        """The key before the one at a place."""
+        return self.keys[place - 1] if place else root_key(self.salt)
+
+
+class PrefixTree:
+    """Has a node for every stored page that a request made or found; none for what was found on
+    disk at the start and nobody has asked for since. Its memory is bounded by what is stored."""
+
+    def __init__(self, page_size: int) -> None:
+        self.page_size = page_size
+        self.nodes: dict[bytes, Node] = {}  # the latest used last
+        self.lost: OrderedDict[bytes, Lost] = OrderedDict()
+        self._children: dict[bytes, dict[bytes, None]] = {}
+        self._going: list[Node] = []  # forgotten, and nobody has been blamed for it yet
+        self._alone: dict[str, frozenset[str]] = {}  # one set for each tenant, not for each page
+
+    def learn(self, chain: Chain, places: Iterable[int], now: float) -> None:
+        """Pages of a chain, the first ones first, are stored or used."""
+        nodes, keys, tenant = self.nodes, chain.keys, chain.tenant
+        for place in places:
+            node = nodes.get(keys[place])
+            if node is None:
+                self._add(chain, place, now)
+            elif tenant not in node.tenants:
+                self._mark(node, tenant)
+
+    def found(self, chain: Chain, now: float) -> None:
+        """A request has found all pages of a chain. Costs no more for a long one."""
+        known = len(chain.keys)
+        while known and chain.keys[known - 1] not in self.nodes:
+            known -= 1
+        self.learn(chain, range(max(0, known - 1), len(chain.keys)), now)
+        node = self.nodes.pop(chain.keys[-1])
+        node.hits += 1
+        node.hit_at = now
+        self.nodes[node.key] = node
+
+    def lose(self, key: bytes) -> None:
+        """A page is stored nowhere any more; `blame` says for whom."""
+        node = self.nodes.pop(key, None)
+        if node is None:
+            return
+        siblings = self._children[node.parent]
+        del siblings[key]
+        if not siblings:
+            del self._children[node.parent]
+        parent = self.nodes.get(node.parent)
+        if parent and node.hits:
+            parent.hits += node.hits
+            parent.hit_at = max(filter(None, (parent.hit_at, node.hit_at)))
+        self._going.append(node)
+
+    def blame(self, tenants: frozenset[str], now: float) -> None:
+        """What has been lost since the last time was lost to pages of these."""
+        for node in self._going:
+            self.lost[node.key] = Lost(now, tenants, node.tenants)
+        self._going.clear()
+        while len(self.lost) > MOST_LOST:
+            self.lost.popitem(last=False)
+
+    def lose_to(self, key: bytes, now: float) -> None:
+        """`blame` those who used the page that takes the place of what has been lost."""
+        node = self.nodes.get(key)
+        self.blame(node.tenants if node else frozenset(), now)
+
+    def alone(self, tenant: str) -> frozenset[str]:
+        alone = self._alone.get(tenant)
+        if alone is None:
+            alone = self._alone[tenant] = frozenset((tenant,))
+        return alone
+
+    # ── for who asks ─────────────────────────────────────────────────────────
+
+    def branch(self, parent: bytes, tokens: Sequence[int], tenant: str) -> tuple[Node | None, int]:
+        """Of the pages after `parent` that a tenant used the one that begins most like `tokens`,
+        and how many of these it has; of equal ones the latest."""
+        best, most = None, -1
+        for node in islice(self.children(parent), MOST_BRANCHES):
+            if tenant in node.tenants:
+                same = _common(node.tokens, tokens)
+                if same > most:
+                    best, most = node, same
+        return best, max(0, most)
+
+    def children(self, key: bytes) -> Iterator[Node]:
+        """The pages after one, the latest first."""
+        return (self.nodes[child] for child in reversed(self._children.get(key, {})))
+
+    def latest(self, most: int) -> dict[bytes, Node]:
+        """About so many nodes, the latest used, and all those before them in their chains."""
+        chosen: dict[bytes, Node] = {}
+        for last in reversed(self.nodes.values()):
+            if len(chosen) >= most:
+                break
+            node: Node | None = last
+            while node is not None and node.key not in chosen:
+                chosen[node.key] = node
+                node = self.nodes.get(node.parent)
+        return chosen
+
+    def check(self, places: Sequence[Container[object]]) -> None:
+        """Raise AssertionError unless every node is in one of `places`, and listed once."""
+        count = 0
+        for parent, keys in self._children.items():
+            count += len(keys)
+            for key in keys:
+                assert self.nodes[key].parent == parent, "a page is listed after another one"
+        assert count == len(self.nodes), "a page is not listed after the one before it"
+        for key in self.nodes:
+            assert any(key in place for place in places), "a page is known and not stored"
+        assert not self.lost.keys() & self.nodes.keys(), "a page is stored and forgotten"
+
+    def _add(self, chain: Chain, place: int, now: float) -> None:
+        key, parent, size = chain.keys[place], chain.parent(place), self.page_size
+        tokens = array(TOKEN, chain.token_ids[place * size : (place + 1) * size]).tobytes()
+        self.nodes[key] = Node(key, parent, place, tokens, self.alone(chain.tenant), now)
+        self._children.setdefault(parent, {})[key] = None
+        self.lost.pop(key, None)
+
+    def _mark(self, node: Node | None, tenant: str) -> None:
+        """A tenant has used it, and so all before it."""
+        while node is not None and tenant not in node.tenants:
+            node.tenants |= {tenant}
+            node = self.nodes.get(node.parent)
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two sequences begin with that are the same."""
+    for i, (a, b) in enumerate(zip(one, other, strict=False)):
+        if a != b:
+            return i
+    return min(len(one), len(other))
