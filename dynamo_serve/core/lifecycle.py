@@ -16,8 +16,7 @@ from dynamo_serve.core.spill import Spill
 from dynamo_serve.core.waiting import WaitingQueue
 
 MOST_HISTORY = 64  # decisions kept about one request
-COUNTED = ("prefix_asked", "prefix_hit", "preemptions", "prompt", "output", "evicted_admitting")
-COUNTED_DRAFTS = ("draft", "draft_accepted")
+TOTALS = "prefix_asked prefix_hit preemptions prompt output draft draft_accepted evicted_admitting"
 
 
 class Lifecycle:
@@ -38,7 +37,7 @@ class Lifecycle:
         # While a step is held: seconds that it still takes, and tokens that it runs of a sequence.
         self.flight_seconds = 0.0
         self.flight_tokens: dict[str, int] = {}
-        self.totals = dict.fromkeys(COUNTED + COUNTED_DRAFTS, 0)
+        self.totals = dict.fromkeys(TOTALS.split(), 0)
 
     @property
     def busy(self) -> list[str]:
@@ -89,26 +88,14 @@ class Lifecycle:
 
     def admit(self, seq: Sequence, now: float) -> None:
         """waiting → running, with pages for all its tokens; there must be room."""
-        evicted, tree = self.pool.num_evicted, self.pool.tree
-        keys = self.reusable_keys(seq)
+        evicted, tree, keys = self.pool.num_evicted, self.pool.tree, self.reusable_keys(seq)
         self._attach(seq, keys, now)
         has_grown = self.grow(seq, now)
         assert has_grown, "has_room promised it"
         tree.blame(tree.alone(seq.request.tenant), now)
         self.totals["evicted_admitting"] += self.pool.num_evicted - evicted
         if seq.admitted_at is None:  # counted once: a preempted sequence finds its own pages
-            seq.admitted_at = now
-            if seq.num_sealed:
-                tree.found(seq.chain(keys[: seq.num_sealed]), now)
-            seq.cached_tokens = seq.num_computed
-            self.totals["prefix_asked"] += seq.num_tokens
-            self.totals["prefix_hit"] += seq.num_computed
-            self.totals["prompt"] += seq.num_tokens
-            self.shares.account(seq.request.tenant).saved_tokens += seq.num_computed
-            self.shares.learn_prompt(seq.request.tenant, seq.num_pending)
-            if seq.restoring:
-                seq.restoring.counted = seq.num_computed
-            self.pins.hit(seq, keys, now)
+            self._count_in(seq, keys, now)
         if seq.preempted_at is not None:
             seq.stall_seconds += now - seq.preempted_at
             seq.preempted_at = None
@@ -139,6 +126,21 @@ class Lifecycle:
             self.spill.restore(seq, missing, now)
         self.pool.index.claim([keys[i] for i in missing] + keys[seq.num_sealed :], seq.id)
         self.spill.asked(keys[: seq.num_sealed])
+
+    def _count_in(self, seq: Sequence, keys: list[bytes], now: float) -> None:
+        """It is admitted for the first time, with so much of the prompt found."""
+        seq.admitted_at = now
+        seq.cached_tokens = seq.num_computed
+        if seq.num_sealed:
+            self.pool.tree.found(seq.chain(keys[: seq.num_sealed]), now)
+        self.totals["prefix_asked"] += seq.num_tokens
+        self.totals["prefix_hit"] += seq.num_computed
+        self.totals["prompt"] += seq.num_tokens
+        self.shares.account(seq.request.tenant).saved_tokens += seq.num_computed
+        self.shares.learn_prompt(seq.request.tenant, seq.num_pending)
+        if seq.restoring:
+            seq.restoring.counted = seq.num_computed
+        self.pins.hit(seq, keys, now)
 
     def grow(self, seq: Sequence, now: float, more: int = 0) -> bool:
         """Pages for all its tokens and so many more; False, and nothing done, without room."""

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from struct import Struct
 from typing import NamedTuple
 
 from dynamo_serve.core.prefix_index import root_key
@@ -65,6 +66,7 @@ class PrefixTree:
 
     def __init__(self, page_size: int) -> None:
         self.page_size = page_size
+        self._pack = Struct(f"{page_size}{TOKEN}").pack
         self.nodes: dict[bytes, Node] = {}  # the latest used last
         self.lost: OrderedDict[bytes, Lost] = OrderedDict()
         self._children: dict[bytes, dict[bytes, None]] = {}
@@ -169,7 +171,7 @@ class PrefixTree:
 
     def _add(self, chain: Chain, place: int, now: float) -> None:
         key, parent, size = chain.keys[place], chain.parent(place), self.page_size
-        tokens = array(TOKEN, chain.token_ids[place * size : (place + 1) * size]).tobytes()
+        tokens = self._pack(*chain.token_ids[place * size : (place + 1) * size])
         self.nodes[key] = Node(key, parent, place, tokens, self.alone(chain.tenant), now)
         self._children.setdefault(parent, {})[key] = None
         self.lost.pop(key, None)

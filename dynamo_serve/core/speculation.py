@@ -16,7 +16,6 @@ from collections import Counter
 from itertools import accumulate
 from typing import NamedTuple
 
-from dynamo_serve.core import policy
 from dynamo_serve.core.journal import Kind, Reason
 from dynamo_serve.core.lookup import FIRST_GUESS, Drafter
 from dynamo_serve.core.pace import Pace

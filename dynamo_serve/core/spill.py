@@ -157,7 +157,7 @@ class Spill:
         place, gone = reserved
         if gone is not None:
             self._is_gone(gone)
-            self.pool.tree.lose_to(key, now)
+        self.pool.tree.lose_to(key, now)
         self.flights.take_off(key, source, place, is_kept=is_kept)
         return True
 

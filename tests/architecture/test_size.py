@@ -18,8 +18,9 @@ MAX_FUNCTION_LINES = 40
 # answers and change engines: a ladder that the next engine goes on with, and steps gone slow.
 # 600 are the tiers of KV pages: their books, what goes down, what comes back, and what becomes of
 # copies that fail. 150 tell routers what becomes of pages. 250 are pinned prefixes: what is
-# held for whom until when, and how much of the pool that may be.
-CORE_CODE_LINES = 4970
+# held for whom until when, and how much of the pool that may be. 300
+# say why a prompt was not found: the tree of what is stored, and what became of the rest.
+CORE_CODE_LINES = 5270
 LONGER_ON_PURPOSE: frozenset[str] = frozenset()  # dotted names of functions
 
 

@@ -19,6 +19,7 @@ DRAFTS = ("test_lookup.py", "test_speculation.py")
 HURRY = ("test_cut_in.py", "test_tenant_traffic.py")
 SURVIVAL = ("test_resume.py",)
 TIERS = ("test_tiers.py",)
+TOLD = ("test_views_cache.py",)
 EVENTS = ("test_page_events.py",)
 PINS = ("test_pins.py",)
 LADDER = ("test_controller.py", "test_rungs.py")
@@ -471,6 +472,40 @@ BROKEN_LADDER = {
     ),
 }
 
+BROKEN_ANSWERS = {
+    "tell a tenant what others have sent": (
+        "prefix_tree.py",
+        "            if tenant in node.tenants:\n",
+        "            if True:\n",
+    ),
+    "tell a tenant how others go on": (
+        "views_cache.py",
+        "        if tenant in child.tenants:\n",
+        "        if True:\n",
+    ),
+    "tell a tenant what others have lost": (
+        "views_cache.py",
+        "lost is None or tenant not in lost.tenants",
+        "lost is None",
+    ),
+    "tell a tenant what others compute": (
+        "views_cache.py",
+        "maker is not None and maker.request.tenant == tenant",
+        "maker is not None",
+    ),
+    "remember every page that is gone": ("prefix_tree.py", "len(self.lost) > MOST_LOST", "False"),
+    "know pages that are gone": (
+        "page_pool.py",
+        "            self.tree.lose(key)\n",
+        "            pass\n",
+    ),
+    "blame who has lost it": (
+        "prefix_tree.py",
+        "Lost(now, tenants, node.tenants)",
+        "Lost(now, node.tenants, node.tenants)",
+    ),
+    "forget the hits of a tail": ("prefix_tree.py", "parent.hits += node.hits", "pass"),
+}
 BROKEN_TIERS = {
     "run before the pages are there": (
         "intake.py",
@@ -512,8 +547,8 @@ BROKEN_TIERS = {
     ),
     "restore what is sooner computed": (
         "spill.py",
-        "return seconds < self._computing",
-        "return 0.0 < self._computing",
+        "return restoring < computing",
+        "return 0.0 < computing",
     ),
     "spill though there is room": (
         "spill.py",
@@ -611,6 +646,7 @@ MUTANTS = {
     **{name: (TIERS, mutant) for name, mutant in BROKEN_TIERS.items()},
     **{name: (EVENTS, mutant) for name, mutant in BROKEN_EVENTS.items()},
     **{name: (PINS, mutant) for name, mutant in BROKEN_PINS.items()},
+    **{name: (TOLD, mutant) for name, mutant in BROKEN_ANSWERS.items()},
 }
 
 
@@ -632,8 +668,8 @@ def copied(folder: Path) -> Path:
     suite.mkdir(parents=True)
     for file in (package, package / "engines", suite.parent, suite):
         (file / "__init__.py").touch()
-    suites = (BOOKS, PROMISES, DRAFTS, HURRY, SURVIVAL, LADDER, TIERS, EVENTS, PINS, HELPERS)
-    for name in {file for files in suites for file in files}:
+    suites = (BOOKS, PROMISES, DRAFTS, HURRY, SURVIVAL, LADDER, TIERS, EVENTS, PINS, TOLD)
+    for name in {file for files in suites for file in files} | {*HELPERS}:
         shutil.copy(ROOT / "tests" / "core" / name, suite)
     return folder
 
