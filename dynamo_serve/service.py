@@ -17,7 +17,8 @@ from dynamo_serve.core.stats import Stats
 from dynamo_serve.core.tenant import Tenancy
 from dynamo_serve.deliveries import Deliveries
 from dynamo_serve.delivery import Delivery, nobody, refused, stream_lag
-from dynamo_serve.errors import ContextTooLong, EngineFailure, Unavailable
+from dynamo_serve.errors import EngineFailure, Unavailable
+from dynamo_serve.fits import check_fits, check_guarantees
 from dynamo_serve.inbox import Inbox
 from dynamo_serve.link import Loss
 from dynamo_serve.observer import NoObserver, Observer, Vitals
@@ -78,7 +79,7 @@ class Service:
         await self.engine.start()
         self._has_started = True
         self._tell(Stats(pages_free=self.spec.num_pages))
-        self._check_guarantees()
+        check_guarantees(self.engine.tenancy, self.spec)
 
     @property
     def spec(self) -> EngineSpec:
@@ -116,7 +117,7 @@ class Service:
 
         def begin() -> tuple[Delivery, Inbox]:
             self.check_open()
-            self._check_fits(request)
+            check_fits(request, self.spec)
             return self.deliveries.accept(request, keep_seconds, on_stuck)
 
         return self._read(begin)
@@ -180,7 +181,7 @@ class Service:
         """Other tenants, classes and quotas, for this engine and those after it."""
         self.engine.configure(tenancy)
         if self.engine.is_up:  # else the start will
-            self._check_guarantees()
+            check_guarantees(self.engine.tenancy, self.spec)
 
     def steer(self, rung: str, mode: str) -> None:
         """Pin, forbid or release a rung of the ladder, for this engine and those after it. Raises
@@ -266,8 +267,8 @@ class Service:
     def _on_up(self) -> None:
         self._stop_giving_up()
         self._tell(Stats(pages_free=self.spec.num_pages))
-        self._check_guarantees()
-        self.deliveries.on_up(self._check_fits)
+        check_guarantees(self.engine.tenancy, self.spec)
+        self.deliveries.on_up(lambda request: check_fits(request, self.spec))
         self.prefixes.on_up()
 
     def _give_up(self) -> None:
@@ -288,17 +289,3 @@ class Service:
     def _tell(self, stats: Stats) -> None:
         self.stats = stats
         self._observer.on_stats(stats)
-
-    def _check_guarantees(self) -> None:
-        pages = sum(t.quota.pages_guaranteed for t in self.engine.tenancy.tenants.values())
-        if pages > self.spec.num_pages:  # then not every tenant can have its own at once
-            what = "quota.pages_guaranteed: the tenants' add up to %d, the pool has %d pages"
-            log.warning(what, pages, self.spec.num_pages)
-
-    def _check_fits(self, request: Request) -> None:
-        asked = len(request.prompt_ids) + request.max_tokens
-        if asked > self.spec.max_model_len:
-            raise ContextTooLong(
-                f"{len(request.prompt_ids)} prompt tokens and max_tokens {request.max_tokens} make "
-                f"{asked}, more than the limit of {self.spec.max_model_len}"
-            )

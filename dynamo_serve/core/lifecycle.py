@@ -6,6 +6,7 @@ from itertools import takewhile
 
 from dynamo_serve.core.batch import Phase, SequenceOutput, Work
 from dynamo_serve.core.evidence import Tally
+from dynamo_serve.core.hits import count_in
 from dynamo_serve.core.journal import Journal, Kind, Reason
 from dynamo_serve.core.page_pool import PagePool
 from dynamo_serve.core.pins import Pins
@@ -95,7 +96,7 @@ class Lifecycle:
         tree.blame(tree.alone(seq.request.tenant), now)
         self.totals["evicted_admitting"] += self.pool.num_evicted - evicted
         if seq.admitted_at is None:  # counted once: a preempted sequence finds its own pages
-            self._count_in(seq, keys, now)
+            count_in(self, seq, keys, now)
         if seq.preempted_at is not None:
             seq.stall_seconds += now - seq.preempted_at
             seq.preempted_at = None
@@ -126,21 +127,6 @@ class Lifecycle:
             self.spill.restore(seq, missing, now)
         self.pool.index.claim([keys[i] for i in missing] + keys[seq.num_sealed :], seq.id)
         self.spill.asked(keys[: seq.num_sealed])
-
-    def _count_in(self, seq: Sequence, keys: list[bytes], now: float) -> None:
-        """It is admitted for the first time, with so much of the prompt found."""
-        seq.admitted_at = now
-        seq.cached_tokens = seq.num_computed
-        if seq.num_sealed:
-            self.pool.tree.found(seq.chain(keys[: seq.num_sealed]), now)
-        self.totals["prefix_asked"] += seq.num_tokens
-        self.totals["prefix_hit"] += seq.num_computed
-        self.totals["prompt"] += seq.num_tokens
-        self.shares.account(seq.request.tenant).saved_tokens += seq.num_computed
-        self.shares.learn_prompt(seq.request.tenant, seq.num_pending)
-        if seq.restoring:
-            seq.restoring.counted = seq.num_computed
-        self.pins.hit(seq, keys, now)
 
     def grow(self, seq: Sequence, now: float, more: int = 0) -> bool:
         """Pages for all its tokens and so many more; False, and nothing done, without room."""
@@ -268,8 +254,7 @@ class Lifecycle:
         is_whole = finish in (Finish.STOP, Finish.LENGTH)
         self.spill.asked(self.pins.settle(seq, is_computed=is_whole))
         self._leave(seq)
-        is_own = seq.cut_to is None and seq.request.pinned_until is None
-        if finish is Finish.STOP or (finish is Finish.LENGTH and is_own):
+        if seq.tells_length(finish):
             self.shares.learn_length(seq, finish is Finish.LENGTH)
         if seq.request.tenant not in self.busy:
             self.shares.rest(seq.request.tenant)

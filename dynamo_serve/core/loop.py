@@ -213,7 +213,8 @@ class Loop:
         """How long the inbox may wait: not at all while there is something to run."""
         is_busy = self.scheduler.spill.flights.is_busy
         if self.scheduler.running:
-            return COPY_SECONDS if is_busy and self.scheduler.is_restoring else 0.0
+            waits = is_busy and all(seq.restoring for seq in self.scheduler.running.values())
+            return COPY_SECONDS if waits else 0.0
         wake_at = self.scheduler.wake_at()
         if wake_at is not None:
             return min(max(0.0, wake_at - self.clock()), COPY_SECONDS if is_busy else inf)

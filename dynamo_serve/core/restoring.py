@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from dynamo_serve.core.hits import take_back
 from dynamo_serve.core.journal import Reason
 from dynamo_serve.core.lifecycle import Lifecycle
 from dynamo_serve.core.tiers import Copied, Found
@@ -15,10 +16,6 @@ def take_copies(life: Lifecycle, ended: Iterable[Copied | Found], now: float) ->
     for failed in life.spill.settle(ended, now):
         seq = failed.seq
         if failed.counted is not None:
-            life.totals["prefix_asked"] -= seq.num_tokens
-            life.totals["prefix_hit"] -= failed.counted
-            life.totals["prompt"] -= seq.num_tokens
-            life.shares.account(seq.request.tenant).saved_tokens -= failed.counted
-            seq.admitted_at = None
+            take_back(life, seq, failed.counted)
         seq.may_restore = False
         life.preempt(seq, Reason.NOT_RESTORED, now)

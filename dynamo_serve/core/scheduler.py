@@ -203,11 +203,6 @@ class Scheduler:
         return dropped
 
     @property
-    def is_restoring(self) -> bool:
-        """Whether nothing can run but what waits for copies."""
-        return all(seq.restoring for seq in self.running.values())
-
-    @property
     def is_idle(self) -> bool:
         return not self.running and not self.waiting
 

@@ -8,7 +8,7 @@ from dynamo_serve.core.batch import Phase, Work
 from dynamo_serve.core.journal import Entry, Reason
 from dynamo_serve.core.lookup import Drafter
 from dynamo_serve.core.prefix_tree import Chain
-from dynamo_serve.core.request import Request, Resumed, Summary
+from dynamo_serve.core.request import Finish, Request, Resumed, Summary
 from dynamo_serve.core.tenant import Class
 
 AGING_SECONDS = 30.0  # a request without a target is treated as if this were one
@@ -150,6 +150,12 @@ class Sequence:
             banned_ids=request.stop_ids if self.num_outputs < request.min_tokens else NONE_BANNED,
             draft_len=len(draft),
         )
+
+    def tells_length(self, finish: Finish) -> bool:
+        """Whether its end says how long answers are: not if somebody else has set that length."""
+        if self.request.pinned_until is not None:
+            return False
+        return finish is Finish.STOP or (finish is Finish.LENGTH and self.cut_to is None)
 
     def summary(self, now: float) -> Summary:
         admitted = now if self.admitted_at is None else self.admitted_at

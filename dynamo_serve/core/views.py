@@ -5,6 +5,7 @@ Times are in seconds; what happened is told from the request's arrival on, what 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from itertools import islice
 from math import isfinite
@@ -30,22 +31,17 @@ def answer(
     """What an `Inspect` asks for: one request and its choices, everything, who used what, the
     latest decisions, how the ladder stands, the pinned prefixes, what is cached, or why a prompt is
     not."""
-    match what:
-        case "request":
-            return requests(scheduler, id, now)
-        case "state":
-            return state(scheduler, now)
-        case "pins":
-            return pins(scheduler, now)
-        case "costs":
-            return costs(scheduler)
-        case "journal":
-            return journal(scheduler, int(id), now)
-        case "controller":
-            return ladder(scheduler.controller, now)
-        case "cache" | "prompt":
-            return views_cache.answer(scheduler, what, about, now)
-    raise AssertionError(f"nobody answers {what!r}")
+    answers: dict[str, Callable[[], Any]] = {
+        "request": lambda: requests(scheduler, id, now),
+        "state": lambda: state(scheduler, now),
+        "pins": lambda: pins(scheduler, now),
+        "costs": lambda: costs(scheduler),
+        "journal": lambda: journal(scheduler, int(id), now),
+        "controller": lambda: ladder(scheduler.controller, now),
+        "cache": lambda: views_cache.answer(scheduler, what, about, now),
+        "prompt": lambda: views_cache.answer(scheduler, what, about, now),
+    }
+    return answers[what]()
 
 
 def requests(scheduler: Scheduler, id: str, now: float) -> list[dict[str, Any]]:

@@ -408,8 +408,8 @@ BROKEN_LADDER = {
     "cut what has begun": ("ladder.py", "if seq.admitted_at is None:", "if True:"),
     "tell nobody of a cut": ("lifecycle.py", "cached_tokens, max_tokens=cut)", "cached_tokens)"),
     "take a cut for a length": (
-        "lifecycle.py",
-        "finish is Finish.LENGTH and seq.cut_to is None",
+        "sequence.py",
+        "finish is Finish.LENGTH and self.cut_to is None",
         "finish is Finish.LENGTH",
     ),
     "forecast all the room there is": (
@@ -541,8 +541,8 @@ BROKEN_TIERS = {
     ),
     "wait for a slow page for ever": ("spill.py", " or now > r.until", ""),
     "count a head that did not come": (
-        "restoring.py",
-        'life.totals["prefix_hit"] -= failed.counted',
+        "hits.py",
+        'life.totals["prefix_hit"] -= counted',
         "pass",
     ),
     "restore what is sooner computed": (
