@@ -1,4 +1,4 @@
-"""What of prompts was found, counted at their first admission, and taken back if it did not come."""
+"""What of prompts was found: counted when they are admitted, taken back if it did not come."""
 
 from __future__ import annotations
 

@@ -50,18 +50,8 @@ LAW: dict[str, tuple[str, ...]] = {
     "dynamo_serve.questions": ("core.", "errors"),
     "dynamo_serve.fits": ("core.", "errors"),
     "dynamo_serve.service": (
-        *(
-            "fits",
-            "building",
-            "config",
-            "core.",
-            "deliveries",
-            "delivery",
-            "errors",
-            "inbox",
-            "link",
-        ),
-        *("observer", "prefixes", "questions", "supervisor"),
+        *("building", "config", "core.", "deliveries", "delivery", "errors", "fits", "inbox"),
+        *("link", "observer", "prefixes", "questions", "supervisor"),
     ),
     "dynamo_serve.prefixes": ("core.", "errors", "supervisor", "timers"),
     "dynamo_serve.metrics": (
