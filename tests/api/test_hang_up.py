@@ -16,7 +16,7 @@ import httpx
 import pytest
 from starlette.types import Message
 
-from dynamo_serve import worker
+from dynamo_serve import building
 from dynamo_serve.api.faults import CLIENT_GONE
 from dynamo_serve.api.sse import EventStream
 from dynamo_serve.core.request import Request, TokenEvent
@@ -207,7 +207,7 @@ def test_an_error_in_the_middle_of_a_stream_is_its_last_event(
 def test_two_hundred_random_hang_ups_leave_nothing_behind(
     model_folder: str, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "FakeEngine", partial(FakeEngine, step_seconds=0.001))
+    monkeypatch.setattr(building, "FakeEngine", partial(FakeEngine, step_seconds=0.001))
     settings = config()
     service = Service(settings, model_path=model_folder)
     rng = random.Random(0)
