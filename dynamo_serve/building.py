@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 from dynamo_serve import kv_events
 from dynamo_serve.config import (
-    CacheSection,
     Config,
     SchedulerSection,
 )
@@ -35,7 +34,6 @@ FAKE_SPEED = {"none": 1.0, "int8": 0.5}  # of a step's time: lighter weights are
 
 
 def build_engine(config: Config, model_path: str, progress: Progress) -> Engine:
-    check_tiers(config.cache)
     if config.engine.kind == "fake":
         return build_fake(config, model_path)
     # torch is imported only where it is needed: this line costs seconds
@@ -51,13 +49,6 @@ def build_engine(config: Config, model_path: str, progress: Progress) -> Engine:
         progress=progress,
     )
     return engine
-
-
-def check_tiers(cache: CacheSection) -> None:
-    if bool(cache.disk_gib) != bool(cache.disk_path):
-        raise EngineStartError("cache.disk_gib and cache.disk_path: set both, or neither")
-    if (cache.host_gib or cache.disk_gib) and not cache.prefix_sharing:
-        raise EngineStartError("cache.host_gib, cache.disk_gib: they need cache.prefix_sharing")
 
 
 def build_fake(config: Config, model_path: str) -> Engine:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 # The rungs, as in `core.ladder`; the last one has no undo, so nobody can want it to stay.
-PINNED = "shrink_chunks|widen_window|cap_batch|shed_batch|lighter_weights"
+PINNED = "shrink_chunks|widen_window|cap_batch|spill|shed_batch|lighter_weights"
 RUNG = f"{PINNED}|restart_engine"
 ENDPOINT = r"(tcp://(\*|[\w.-]+|\[[\da-fA-F:.]+\]):\d{1,5})?"
 

@@ -14,6 +14,7 @@ from dynamo_serve.errors import InvalidRequest
 log = logging.getLogger(__name__)
 
 LIGHTER, RESTART = Reason.LIGHTER_WEIGHTS.value, Reason.RESTART_ENGINE.value
+SPILL = Reason.SPILL.value
 
 
 class Ladder:
@@ -36,6 +37,13 @@ class Ladder:
         if mode == "pin" and rung == LIGHTER and not self._config.model.lighter:
             raise InvalidRequest(
                 f"'{LIGHTER}' has no weights to switch to; set model.lighter and start again.",
+                param="rung",
+            )
+        cache = self._config.cache
+        if mode == "pin" and rung == SPILL and not (cache.host_gib or cache.disk_gib):
+            raise InvalidRequest(
+                f"'{SPILL}' has no tier to go to; set cache.host_gib or cache.disk_gib and start "
+                "again.",
                 param="rung",
             )
         self.modes = {**self.modes, rung: mode}

@@ -91,9 +91,17 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         fault = "model.quantization is that already, so there is nothing lighter to switch to"
         remedy = f"leave {key} empty, or set model.quantization to 'none'"
         yield key, f"{key} = {lighter!r}: {fault}; {remedy}"
+    if bool(values["cache.disk_gib"]) != bool(values["cache.disk_path"]):
+        key = "cache.disk_path" if values["cache.disk_path"] else "cache.disk_gib"
+        yield key, f"{key}: set cache.disk_gib and cache.disk_path, or neither"
+    for key in ("cache.host_gib", "cache.disk_gib"):
+        if values[key] and not values["cache.prefix_sharing"]:
+            yield key, f"{key}: pages are found again by content: set cache.prefix_sharing to true"
     key = "scheduler.ladder_pin"
     if "lighter_weights" in values[key] and not lighter:
         yield key, f"{key}: lighter_weights needs weights to switch to; set model.lighter"
+    if "spill" in values[key] and not (values["cache.host_gib"] or values["cache.disk_gib"]):
+        yield key, f"{key}: spill needs a tier to go to; set cache.host_gib or cache.disk_gib"
 
 
 def _build(values: Mapping[str, Any]) -> Config:

@@ -259,13 +259,13 @@ def test_changes_of_the_ladder_go_on_where_another_engine_begins() -> None:
     up = {"rung": "cap_batch", "direction": "up"}
     down = {"rung": "cap_batch", "direction": "down"}
     for count in (1, 2):
-        changes = ((0, 0), (0, 0), (count, 1), *[(0, 0)] * 3)
-        source.on_stats(Stats(rungs=(0, 0, count - 1, 0, 0, 0), rung_changes=changes))
+        changes = ((0, 0), (0, 0), (count, 1), *[(0, 0)] * 4)
+        source.on_stats(Stats(rungs=(0, 0, count - 1, 0, 0, 0, 0), rung_changes=changes))
     assert value(source, "dserve_ladder_rung", {"rung": "cap_batch"}) == 1
     source.on_stats(Stats())
     assert value(source, "dserve_ladder_rung", {"rung": "cap_batch"}) == 0
     going_on, anew = ((3, 1), (3, 1)), ((2, 0), (5, 1))  # what an engine counts, and the total
     for told, total in (going_on, anew):
-        changes = ((0, 0), (0, 0), told, *[(0, 0)] * 3)
-        source.on_stats(Stats(rungs=(0, 0, 2, 0, 0, 0), rung_changes=changes))
+        changes = ((0, 0), (0, 0), told, *[(0, 0)] * 4)
+        source.on_stats(Stats(rungs=(0, 0, 2, 0, 0, 0, 0), rung_changes=changes))
         assert (value(source, name, up), value(source, name, down)) == total

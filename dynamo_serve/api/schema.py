@@ -262,6 +262,7 @@ class SteerRequest(Model):
         "shrink_chunks",
         "widen_window",
         "cap_batch",
+        "spill",
         "shed_batch",
         "lighter_weights",
         "restart_engine",

@@ -81,6 +81,7 @@ class Controller:
         self.restraint = restraint
         self.states = {rung.name: State(rung, rung.calm) for rung in RUNGS}
         self.states[Reason.LIGHTER_WEIGHTS.value].is_possible = limits.lighter
+        self.states[Reason.SPILL.value].is_possible = bool(life.spill.tiers)
         self.history: deque[Change] = deque(maxlen=HISTORY)
         self.evidence = Evidence()
         self.good_since: float | None = None

@@ -18,7 +18,7 @@ from dynamo_serve.core.step_cost import StepCost, StepShape
 
 FULL = (Reason.SLOTS, Reason.PAGES)  # for everybody, not for one tenant
 # It keeps its place at the head of its queue, and whoever is behind it may overtake.
-STEPS_ASIDE = (Reason.PREFIX, Reason.WIDEN_WINDOW, Reason.CAP_BATCH)
+STEPS_ASIDE = (Reason.PREFIX, Reason.WIDEN_WINDOW, Reason.CAP_BATCH, Reason.SPILL)
 SCAN_LIMIT = 64  # of each tenant's waiting sequences, of either kind: a long queue costs nothing
 
 

@@ -71,6 +71,7 @@ class Reason(Enum):
     SHRINK_CHUNKS = "shrink_chunks"
     WIDEN_WINDOW = "widen_window"
     CAP_BATCH = "cap_batch"
+    SPILL = "spill"
     SHED_BATCH = "shed_batch"
     LIGHTER_WEIGHTS = "lighter_weights"
     RESTART_ENGINE = "restart_engine"

@@ -4,9 +4,6 @@ A rung changes a `Restraint`, which says how far work that was promised nothing 
 0 is its undo. Whether a rung is taken is decided in `controller`. The last two ask for another
 engine, which only whoever watches this one from outside can start: they have no effect in here,
 but are told (`standing`), and the next engine goes on with the ladder where this one was.
-
-One more belongs here once there is something for it to act on: `spill`, to a lower tier of KV
-pages, before `shed_batch`.
 """
 
 from __future__ import annotations
@@ -14,9 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
+from itertools import chain
 from math import inf
 from typing import NamedTuple
 
+from dynamo_serve.core import policy
 from dynamo_serve.core.evidence import Evidence
 from dynamo_serve.core.journal import Reason
 from dynamo_serve.core.lifecycle import Lifecycle
@@ -38,8 +37,14 @@ class Restraint:
     chunk_part: float = 1.0  # of the cap of prompt tokens beside decoding
     batch_window: float = 0.0
     batch_part: float = 1.0
+    spills_batch: bool = False
     sheds_batch: bool = False
     sheds_until: float = 0.0  # the soonest that this can end, as far as is known
+
+    @property
+    def places_part(self) -> float:
+        """Of the places, for batch-class sequences."""
+        return min(self.batch_part, BATCH_PARTS[self.spills_batch])
 
     def chunk_cap(self, cap: int) -> int:
         """Prompt tokens beside decoding, of the `cap` that there is without rungs."""
@@ -90,6 +95,10 @@ def _cap_batch(restraint: Restraint, level: int) -> None:
     restraint.batch_part = BATCH_PARTS[level]
 
 
+def _spill(restraint: Restraint, level: int) -> None:
+    restraint.spills_batch = bool(level)
+
+
 def _shed_batch(restraint: Restraint, level: int) -> None:
     restraint.sheds_batch = bool(level)
 
@@ -124,6 +133,14 @@ RUNGS = (
         " get scheduler.ladder_max_tokens if nobody stated a length; what runs, stays as it is",
         "they take every place that fair share gives them, and all the room there is",
         levels=2,
+    ),
+    Rung(
+        Reason.SPILL,
+        frozenset({"ttft", "queue", "pages"}),
+        _spill,
+        "running batch-class sequences beyond a quarter of the places (or what cap_batch says) wait"
+        " again, one a step, while work with targets is live; their pages go to the tier below",
+        "they are admitted again, and their pages come back",
     ),
     Rung(
         Reason.SHED_BATCH,
@@ -178,7 +195,7 @@ class Brake:
     @property
     def cap(self) -> int:
         """Places for batch-class sequences."""
-        return max(1, int(self.restraint.batch_part * self._places))
+        return max(1, int(self.restraint.places_part * self._places))
 
     def bound(self, seq: Sequence) -> None:
         """Say how long the answer may get of one that has not been admitted yet: less than there is
@@ -195,7 +212,7 @@ class Brake:
         if self._kept_back:
             self.life.shares.forgo(self._kept_back, self.life.busy)
             self._kept_back.clear()
-        if self.restraint.batch_part < 1.0:
+        if self.restraint.places_part < 1.0:
             self._left = self.cap - sum(seq.promise.is_batch for seq in running)
         self._is_shut = (
             now - self._group_at < window
@@ -203,11 +220,22 @@ class Brake:
             and any(seq.promise.is_promised for seq in running)
         )
 
+    def spill(self, now: float) -> None:
+        """Send one running batch-class sequence back to the queue, if there are too many for the
+        rung and somebody is there for whom."""
+        if not self.restraint.spills_batch:
+            return
+        running, waiting = self.life.running.values(), self.life.waiting
+        batch = [seq for seq in running if seq.promise.is_batch and seq.restoring is None]
+        heads = (seq for name in waiting.tenants for seq in waiting.scan(name, 1))
+        if len(batch) > self.cap and any(s.promise.is_promised for s in chain(running, heads)):
+            self.life.preempt(policy.victim(batch, now), Reason.SPILL, now)
+
     def obstacle(self, seq: Sequence) -> Reason | None:
         """The rung that keeps a waiting request back, if one does."""
         reason = None
-        if seq.promise.is_batch and self.restraint.batch_part < 1.0 and self._left <= 0:
-            reason = Reason.CAP_BATCH
+        if seq.promise.is_batch and self.restraint.places_part < 1.0 and self._left <= 0:
+            reason = Reason.CAP_BATCH if self.restraint.batch_part < 1.0 else Reason.SPILL
         elif seq.promise.is_batch and self._is_shut:
             reason = Reason.WIDEN_WINDOW
         if reason:

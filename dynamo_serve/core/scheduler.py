@@ -145,6 +145,7 @@ class Scheduler:
         return batch
 
     def _plan(self, now: float) -> Batch | None:
+        self.intake.brake.spill(now)
         if suspect := self.quarantine.chunk(now):
             return self._batch([], {}, [suspect], now)
         return self._mixed(now) if self.limits.mix_phases else self._alternate(now)

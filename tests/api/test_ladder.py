@@ -77,7 +77,8 @@ def test_an_answer_without_a_stated_length_is_cut_while_the_rung_is_taken(base: 
 @pytest.mark.parametrize(
     ("body", "named"),
     [
-        ({"rung": "spill", "mode": "pin"}, "shrink_chunks"),
+        ({"rung": "degrade", "mode": "pin"}, "shrink_chunks"),
+        ({"rung": "spill", "mode": "pin"}, "no tier"),
         ({"rung": "cap_batch", "mode": "on"}, "forbid"),
         ({"rung": "restart_engine", "mode": "pin"}, "has no undo"),
         ({"rung": "cap_batch"}, "mode"),

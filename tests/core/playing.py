@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from heapq import heapify, heappop, heappush
 from itertools import pairwise
+from types import MappingProxyType
 from zlib import crc32
 
 from dynamo_serve.core.loop import Submit
@@ -49,10 +50,19 @@ class Play:
     """Runs arrivals to their end (or to `until`) and remembers when each token came."""
 
     def __init__(
-        self, limits: Limits, tenancy: Tenancy | None = None, *, num_pages: int = 4096
+        self,
+        limits: Limits,
+        tenancy: Tenancy | None = None,
+        *,
+        num_pages: int = 4096,
+        below: Mapping[int, int] = MappingProxyType({}),
     ) -> None:
         engine = TimedEngine(
-            vocab_size=VOCAB_SIZE, max_model_len=4096, page_size=16, num_pages=num_pages
+            vocab_size=VOCAB_SIZE,
+            max_model_len=4096,
+            page_size=16,
+            num_pages=num_pages,
+            below=below,
         )
         self.harness = engine.harness = Harness(engine, limits, tenancy=tenancy or Tenancy())
         self.scheduler = self.harness.scheduler

@@ -211,8 +211,8 @@ def test_a_healthy_server_at_capacity_is_left_alone() -> None:
 @pytest.mark.parametrize("name", ["unnamed", "batch"])
 def test_where_nobody_has_targets_nothing_is_wrong(name: str, num_pages: int) -> None:
     """Also with a full pool, preemptions all the time, and steps that take a second."""
-    tenants = {} if name == "unnamed" else {"tenancy": tenancy("batch")}
-    play = Play(LIMITS, **tenants, num_pages=num_pages)
+    tenants = None if name == "unnamed" else tenancy("batch")
+    play = Play(LIMITS, tenants, num_pages=num_pages)
     play.harness.engine.fixed = 1.0  # type: ignore[attr-defined]
     tenant = "default" if name == "unnamed" else "web"
     play.run([ask(f"r{i}", 60, 150, 0.1 * i, tenant=tenant) for i in range(60)])
@@ -302,23 +302,23 @@ BAD: dict[str, object] = {"itl": 0.3, "troubles": ("itl",), "is_good": False}
 def test_each_rung_settles_before_the_next_and_waits_while_it_gets_better() -> None:
     controller = controller_of()
     told(controller, 0.0, 2.9, **BAD)
-    assert controller.levels == (1, 0, 0, 0, 0, 0)
+    assert controller.levels == (1, 0, 0, 0, 0, 0, 0)
     told(controller, 3.0, 5.0, **{**BAD, "itl": 0.5})
-    assert controller.levels == (1, 0, 0, 0, 0, 0), "it got better, so it may go on doing so"
+    assert controller.levels == (1, 0, 0, 0, 0, 0, 0), "it got better, so it may go on doing so"
     told(controller, 6.1, 6.3, **{**BAD, "itl": 0.5})
-    assert controller.levels == (2, 0, 0, 0, 0, 0)
+    assert controller.levels == (2, 0, 0, 0, 0, 0, 0)
     told(controller, 7.0, 60.0, **{**BAD, "itl": 0.5})
-    assert controller.levels == (2, 1, 2, 1, 0, 0)
+    assert controller.levels == (2, 1, 2, 0, 1, 0, 0)
     assert controller.states["shed_batch"].has_helped is False
 
 
 def test_a_rung_that_cannot_help_is_passed_over() -> None:
     controller = controller_of()
     told(controller, 0.0, 60.0, **{**BAD, "has_batch": False})
-    assert controller.levels == (2, 0, 0, 0, 0, 0), "there is no batch-class work to hold back"
+    assert controller.levels == (2, 0, 0, 0, 0, 0, 0), "there is no batch-class work to hold back"
     controller = controller_of()
     told(controller, 0.0, 1.0, preemptions=3.0, troubles=("pages",), is_good=False)
-    assert controller.levels == (0, 0, 1, 0, 0, 0)
+    assert controller.levels == (0, 0, 1, 0, 0, 0, 0)
 
 
 def test_what_is_neither_good_nor_bad_changes_nothing() -> None:
@@ -349,18 +349,18 @@ def test_a_rung_needed_again_soon_is_kept_twice_as_long() -> None:
 
 def test_operators_pin_forbid_and_release() -> None:
     controller = controller_of(cap_batch=Mode.PIN, widen_window=Mode.FORBID)
-    assert controller.levels == (0, 0, 2, 0, 0, 0)
+    assert controller.levels == (0, 0, 2, 0, 0, 0, 0)
     told(controller, 1.0, 60.0, **BAD)
-    assert controller.levels == (2, 0, 2, 1, 0, 0)
+    assert controller.levels == (2, 0, 2, 0, 1, 0, 0)
     told(controller, 60.0, 200.0)
-    assert controller.levels == (0, 0, 2, 0, 0, 0), "pinned is pinned"
+    assert controller.levels == (0, 0, 2, 0, 0, 0, 0), "pinned is pinned"
     controller.steer({"cap_batch": Mode.AUTO}, 200.0)
-    assert controller.levels == (0, 0, 2, 0, 0, 0)
+    assert controller.levels == (0, 0, 2, 0, 0, 0, 0)
     told(controller, 200.0, 240.0)
-    assert controller.levels == (0, 0, 0, 0, 0, 0)
+    assert controller.levels == (0, 0, 0, 0, 0, 0, 0)
     controller.steer({"shed_batch": Mode.PIN}, 240.0)
     controller.steer({"shed_batch": Mode.FORBID}, 241.0)
-    assert controller.levels == (0, 0, 0, 0, 0, 0)
+    assert controller.levels == (0, 0, 0, 0, 0, 0, 0)
     assert {change.trigger for change in list(controller.history)[-2:]} == {"operator"}
     assert modes_of(["cap_batch"], ["cap_batch"]) == {"cap_batch": Mode.FORBID}
 
@@ -527,12 +527,12 @@ def test_changes_are_published_and_undone_also_while_nothing_runs() -> None:
     harness = play.harness
     harness.commands.append(Steer({"shed_batch": "pin"}))
     harness.loop.turn()
-    assert harness.published[-1].rungs == (0, 0, 0, 1, 0, 0)
+    assert harness.published[-1].rungs == (0, 0, 0, 0, 1, 0, 0)
     harness.commands.append(Steer({"shed_batch": "auto"}))
     for _ in range(200):
         harness.loop.turn()
-    assert harness.published[-1].rungs == (0, 0, 0, 0, 0, 0)
-    assert harness.published[-1].rung_changes[3] == (1, 1)
+    assert harness.published[-1].rungs == (0, 0, 0, 0, 0, 0, 0)
+    assert harness.published[-1].rung_changes[4] == (1, 1)
     assert 10.0 <= harness.now < 11.0, "woken for it, and left in peace then"
 
 

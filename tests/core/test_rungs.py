@@ -18,6 +18,7 @@ from dynamo_serve.core.page_pool import PagePool
 from dynamo_serve.core.request import Finish, Request, Resumed
 from dynamo_serve.core.stats import Standing
 from dynamo_serve.core.step_cost import StepShape
+from dynamo_serve.core.tiers import HOST
 from dynamo_serve.core.wear import FIRST, LEAST, RECENT, Wear
 from tests.core.playing import Play, ask
 from tests.core.test_controller import (
@@ -141,17 +142,19 @@ def engine(
 def test_lighter_weights_come_last_and_an_engine_runs_for_a_while_before_it_is_changed() -> None:
     controller = engine()
     told(controller, 0.0, ENGINE_SECONDS - 0.2, **BAD)
-    assert controller.levels == (2, 1, 2, 1, 0, 0), "it could not be seen yet what the others bring"
+    assert controller.levels == (2, 1, 2, 0, 1, 0, 0), (
+        "it could not be seen yet what the others bring"
+    )
     told(controller, ENGINE_SECONDS, ENGINE_SECONDS + 0.3, **BAD)
-    assert controller.levels == (2, 1, 2, 1, 1, 0)
+    assert controller.levels == (2, 1, 2, 0, 1, 1, 0)
     told(controller, ENGINE_SECONDS + 0.3, 10 * ENGINE_SECONDS, **BAD)
-    assert controller.levels == (2, 1, 2, 1, 1, 0), "nothing has become slow"
+    assert controller.levels == (2, 1, 2, 0, 1, 1, 0), "nothing has become slow"
 
 
 def test_where_there_are_no_lighter_weights_the_rung_is_passed_over() -> None:
     controller = engine(lighter=False)
     told(controller, 0.0, 300.0, **BAD)
-    assert controller.levels == (2, 1, 2, 1, 0, 0)
+    assert controller.levels == (2, 1, 2, 0, 1, 0, 0)
     assert not controller.states[LIGHTER].is_possible
 
 
@@ -166,10 +169,10 @@ def test_the_next_engine_undoes_what_this_one_took() -> None:
     assert list(second.history) == list(first.history)
     assert second.take_news(), "whoever watches sees it stand so"
     told(second, at, at + ENGINE_SECONDS - 1.0, itl=1.0)
-    assert second.levels[4] == 1, "the lighter weights have their time, too"
+    assert second.levels[5] == 1, "the lighter weights have their time, too"
     assert second.restraint.sheds_until >= at + ENGINE_SECONDS + 10.0, "undone after them"
     told(second, at + ENGINE_SECONDS - 1.0, at + ENGINE_SECONDS + 1.0, itl=1.0)
-    assert second.levels == (2, 1, 2, 1, 0, 0)
+    assert second.levels == (2, 1, 2, 0, 1, 0, 0)
     assert second.states[LIGHTER].has_helped
     third = engine(at + 70.0, second.take_news())
     told(third, at + 70.0, at + 200.0, itl=1.0)
@@ -184,11 +187,11 @@ def test_other_rungs_go_on_where_an_engine_was_lost() -> None:
     first.steer({"cap_batch": Mode.PIN}, 1.0)
     told(first, 4.0, 4.2, **BAD)
     second = engine(10.0, first.take_news())
-    assert second.levels == first.levels == (1, 0, 2, 0, 0, 0)
+    assert second.levels == first.levels == (1, 0, 2, 0, 0, 0, 0)
     assert second.states["cap_batch"].mode is Mode.AUTO, "modes are told anew"
     assert (second.restraint.chunk_part, second.restraint.batch_part) == (0.5, 0.0625)
     told(second, 10.0, 10.0 + SETTLE_SECONDS - 0.2, **BAD)
-    assert second.levels == (1, 0, 2, 0, 0, 0), "it gets time to settle, too"
+    assert second.levels == (1, 0, 2, 0, 0, 0, 0), "it gets time to settle, too"
     told(second, 20.0, 60.0, itl=1.0)
     assert second.levels == (0,) * len(NAMES)
 
@@ -196,24 +199,24 @@ def test_other_rungs_go_on_where_an_engine_was_lost() -> None:
 def test_an_engine_that_became_slow_is_started_again_once_an_hour_and_that_is_not_undone() -> None:
     at, controller = 0.0, engine(lighter=False)
     told(controller, at, 2 * ENGINE_SECONDS, **SLOW)
-    assert controller.levels == (2, 1, 2, 1, 0, 1)
+    assert controller.levels == (2, 1, 2, 0, 1, 0, 1)
     told(controller, 2 * ENGINE_SECONDS, 3 * ENGINE_SECONDS, itl=1.0)
-    assert controller.levels[5] == 1, "there is nothing to undo"
+    assert controller.levels[6] == 1, "there is nothing to undo"
     taken = next(c.at for c in controller.history if c.rung == RESTART)
     for step in (200.0, 1000.0, RESTART_SECONDS - 100.0):
         controller = engine(step, controller.standing, lighter=False)
-        assert controller.levels[5] == 0, "that is done"
+        assert controller.levels[6] == 0, "that is done"
         told(controller, step, min(step + 200.0, taken + RESTART_SECONDS), **SLOW)
-        assert controller.levels[5] == 0
+        assert controller.levels[6] == 0
     told(controller, taken + RESTART_SECONDS, taken + RESTART_SECONDS + 1.0, **SLOW)
-    assert controller.levels[5] == 1
+    assert controller.levels[6] == 1
 
 
 def test_operators_can_forbid_a_new_start() -> None:
     controller = engine()
     controller.steer({RESTART: Mode.FORBID}, 0.0)
     told(controller, 0.0, 300.0, **SLOW)
-    assert controller.levels == (2, 1, 2, 1, 1, 0)
+    assert controller.levels == (2, 1, 2, 0, 1, 1, 0)
 
 
 # ── steps that have become slow ──────────────────────────────────────────────
@@ -307,3 +310,26 @@ def test_an_engine_that_becomes_slow_under_load_is_started_again_in_the_end() ->
     assert moves(play)[-1] == (RESTART, "up")
     seen: Evidence = play.scheduler.controller.history[-1].evidence
     assert (seen.slowdown or 0.0) >= 2.0
+
+
+# ── pages that go below ──────────────────────────────────────────────────────
+
+
+def test_running_batch_work_goes_below_while_somebody_needs_the_room() -> None:
+    play = Play(replace(LIMITS, max_decode_sequences=16), tenancy(), below={HOST: 512})
+    batch = [ask(f"b{i}", 64, 120, 0.0, tenant="bulk") for i in range(10)]
+    play.run(batch, until=2.0)
+    play.harness.commands.append(Steer({"spill": "pin"}))
+    play.run([], until=3.0)
+    assert len(play.scheduler.running) == 10, "nobody is there for whom they would have to go"
+    play.run([ask("chat", 32, 40, 3.0, tenant="web")])
+    counts = play.scheduler.journal.counts
+    assert counts["preempt", "spill"] >= 6
+    assert {len(play.tokens_at[request.id]) for request in batch} == {120}
+    assert play.scheduler.stats().prefix_hit_tokens_total == 0, "a way back is no hit"
+
+
+def test_a_spill_without_a_tier_is_passed_over() -> None:
+    for below, expected in (({}, False), ({HOST: 64}, True)):
+        play = Play(LIMITS, tenancy(), below=below)
+        assert play.scheduler.controller.states["spill"].is_possible is expected
