@@ -113,6 +113,7 @@ class NoLink:
 
     flight = FlightRecorder(bytearray(1024))
     is_stopped = False
+    began_at = 0.0
 
     def kill(self, reason: str) -> bool:
         return False

@@ -29,6 +29,7 @@ from dynamo_serve.cli_progress import Progress
 from dynamo_serve.config import Config, LogSection, ServerSection
 from dynamo_serve.directory import told
 from dynamo_serve.errors import ConfigError
+from dynamo_serve.fits import check_disk
 from dynamo_serve.handover import Door, take_over
 from dynamo_serve.metrics import Metrics
 from dynamo_serve.open_files import make_room
@@ -48,6 +49,7 @@ def serve(config: Config) -> int:
     configure_logging(config.log)
     names = served_names(config.model)
     path = model_path(config.model.path)
+    check_disk(config.cache)
     # Before anything slow: a port in use should be known now, not after minutes of loading.
     predecessor = take_over(config.server)
     with predecessor.listener if predecessor else listen(config.server) as listener:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
+from pathlib import Path
 
+from dynamo_serve.config import CacheSection
 from dynamo_serve.core.engine import EngineSpec
 from dynamo_serve.core.request import Request
 from dynamo_serve.core.tenant import Tenancy
-from dynamo_serve.errors import ContextTooLong
+from dynamo_serve.errors import ConfigError, ContextTooLong
 
 log = logging.getLogger(__name__)
+
+GIB = 1 << 30
 
 
 def check_fits(request: Request, spec: EngineSpec) -> None:
@@ -19,6 +25,28 @@ def check_fits(request: Request, spec: EngineSpec) -> None:
         raise ContextTooLong(
             f"{len(request.prompt_ids)} prompt tokens and max_tokens {request.max_tokens} make "
             f"{asked}, more than the limit of {spec.max_model_len}"
+        )
+
+
+def check_disk(cache: CacheSection) -> None:
+    """Raise `ConfigError` for a disk tier that cannot be: said at the start, for later an engine
+    does without."""
+    if not cache.disk_gib:
+        return
+    folder = Path(cache.disk_path)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        pages = folder / "pages"
+        held = pages.stat().st_size if pages.exists() else 0
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise ConfigError(f"cache.disk_path = {cache.disk_path!r}: {error}") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(f"cache.disk_path = {cache.disk_path!r}: this server may not write there")
+    if cache.disk_gib * GIB > free + held:
+        raise ConfigError(
+            f"cache.disk_gib = {cache.disk_gib:g}: only {free / GIB:.1f} GiB are free there; "
+            "allowed: at most that"
         )
 
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, Protocol
@@ -66,6 +67,7 @@ class Link(Protocol):
         ...
 
     flight: FlightRecorder  # what the engine is doing
+    began_at: float  # when its process or thread was there, after what only a first one waits for
 
     @property
     def is_stopped(self) -> bool:
@@ -115,6 +117,7 @@ class ProcessLink:
         threads = self._config.engine.threads
         self.process, ours, memory = await start_engine(self._template, threads, size)
         self.flight = FlightRecorder(memory)
+        self.began_at = time.monotonic()
         try:
             reader, self._writer = await asyncio.open_connection(sock=ours)
             sections = {name: asdict(getattr(self._config, name)) for name in ENGINE_SECTIONS}

@@ -68,6 +68,7 @@ class Prefixes:
         self._all: dict[str, Prefix] = {}
         self._timers = Timers()
         self._restoring: asyncio.Task[None] | None = None
+        self._is_computing = False  # what was lost; that goes on with the next engine by itself
         self._num_losses = 0  # of engines
 
     def of(self, tenant: str) -> list[Prefix]:
@@ -145,6 +146,8 @@ class Prefixes:
 
     def on_up(self) -> None:
         """Have everything computed again that was lost, one after the other."""
+        if self._is_computing:
+            return  # a second request of that id would get the end of the first
         self.close()
         if any(prefix.state is State.LOST for prefix in self._all.values()):
             self._restoring = asyncio.create_task(self._restore())
@@ -167,6 +170,7 @@ class Prefixes:
                 class_name=LOW_CLASS,
                 priority=LOW_PRIORITY,
             )
+            self._is_computing = True
             try:
                 await self._compute(prefix, again)
             except PrefixNotFound:
@@ -176,3 +180,5 @@ class Prefixes:
                 prefix.error = error.message
             except RequestError as error:
                 prefix.state, prefix.error = State.FAILED, error.message
+            finally:
+                self._is_computing = False

@@ -82,7 +82,7 @@ class Supervisor:
 
     async def start(self) -> None:
         """Start an engine and wait until it is ready. Raises `EngineStartError`."""
-        began, num_losses = time.monotonic(), self._num_losses
+        num_losses = self._num_losses
         config, standing = self._ladder.next_engine()
         tenancy, modes = self.tenancy, self._ladder.modes
         self._link = self._new_link(config, standing)
@@ -97,7 +97,7 @@ class Supervisor:
         if self._ladder.modes is not modes:
             self.send(Steer(self._ladder.modes))
         self._started_at = time.monotonic()
-        self.start_seconds = self._started_at - began
+        self.start_seconds = self._started_at - self._link.began_at
         if self._watching is None:
             self._watching = asyncio.create_task(self._watch())
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import queue
 import threading
+import time
 from collections.abc import Callable
 
 from dynamo_serve.building import Ends, Given, run_engine
@@ -42,6 +43,7 @@ class ThreadLink:
 
     async def start(self) -> EngineSpec:
         self._loop = asyncio.get_running_loop()
+        self.began_at = time.monotonic()
         self._ready: asyncio.Future[EngineSpec] = self._loop.create_future()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()

@@ -1,4 +1,4 @@
-"""What of prompts was found: counted when they are admitted, taken back if it did not come."""
+"""What of prompts was found: counted when they are admitted, or when what was found has come."""
 
 from __future__ import annotations
 
@@ -16,20 +16,17 @@ def count_in(life: Lifecycle, seq: Sequence, keys: list[bytes], now: float) -> N
     seq.cached_tokens = seq.num_computed
     if seq.num_sealed:
         life.pool.tree.found(seq.chain(keys[: seq.num_sealed]), now)
-    life.totals["prefix_asked"] += seq.num_tokens
-    life.totals["prefix_hit"] += seq.num_computed
-    life.totals["prompt"] += seq.num_tokens
-    life.shares.account(seq.request.tenant).saved_tokens += seq.num_computed
     life.shares.learn_prompt(seq.request.tenant, seq.num_pending)
     if seq.restoring:
         seq.restoring.counted = seq.num_computed
+    else:
+        add(life, seq, seq.num_computed)
     life.pins.hit(seq, keys, now)
 
 
-def take_back(life: Lifecycle, seq: Sequence, counted: int) -> None:
-    """So many tokens were counted as found, and could not be restored."""
-    life.totals["prefix_asked"] -= seq.num_tokens
-    life.totals["prefix_hit"] -= counted
-    life.totals["prompt"] -= seq.num_tokens
-    life.shares.account(seq.request.tenant).saved_tokens -= counted
-    seq.admitted_at = None
+def add(life: Lifecycle, seq: Sequence, found: int) -> None:
+    """So much of a prompt was found; for good, for who counts a fall takes it for a new engine."""
+    life.totals["prefix_asked"] += seq.num_tokens
+    life.totals["prefix_hit"] += found
+    life.totals["prompt"] += seq.num_tokens
+    life.shares.account(seq.request.tenant).saved_tokens += found

@@ -147,6 +147,8 @@ class Lifecycle:
             pages=len(seq.page_table),
             output_tokens=seq.num_outputs,
         )
+        if seq.restoring and seq.restoring.counted is not None:
+            seq.admitted_at = None  # nothing was counted: what it finds the next time is
         self._leave(seq)
         seq.phase = Phase.PREFILL
         seq.num_preemptions += 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import inf
 from typing import Any, NamedTuple, cast
 
 from dynamo_serve.core import views
@@ -143,8 +142,7 @@ class Loop:
             self.publish(events, self.scheduler.stats())
         batch = None if self._is_stopped else self.scheduler.schedule(self.clock())
         self._forget()
-        if self.copier and (copies := self.scheduler.spill.flights.take()):
-            self.copier.copy(copies)
+        self._begin_copies()
         if batch:
             self._step(batch)
             self._forget()
@@ -188,6 +186,7 @@ class Loop:
         gone = {c.request_id for c in self._postponed if isinstance(c, Cancel)}
         ids = [request.id for request in newcomers if request.id not in gone]
         batch = self.scheduler.cut_in(ids, self.clock())
+        self._begin_copies()  # for who was admitted and has to wait for pages
         if batch:
             self._step(batch)
         self.scheduler.bill.resume(self.clock())
@@ -215,12 +214,12 @@ class Loop:
         if self.scheduler.running:
             waits = is_busy and all(seq.restoring for seq in self.scheduler.running.values())
             return COPY_SECONDS if waits else 0.0
+        if is_busy:  # also where somebody waits for pages that copies hold
+            return COPY_SECONDS
         wake_at = self.scheduler.wake_at()
         if wake_at is not None:
-            return min(max(0.0, wake_at - self.clock()), COPY_SECONDS if is_busy else inf)
-        if is_busy or not self._is_checked:
-            return COPY_SECONDS if is_busy else IDLE_SECONDS
-        return None
+            return max(0.0, wake_at - self.clock())
+        return None if self._is_checked else IDLE_SECONDS
 
     def _check_if_idle(self) -> None:
         """Nobody waits for us: the time to see whether the books balance."""
@@ -255,6 +254,10 @@ class Loop:
     def _forget(self) -> None:
         if dropped := self.scheduler.take_dropped():
             self.engine.drop(dropped)
+
+    def _begin_copies(self) -> None:
+        if self.copier and (copies := self.scheduler.spill.flights.take()):
+            self.copier.copy(copies)
 
     def _take_off(self, batch: Batch) -> Doing:
         plan = self.scheduler.bill.planned

@@ -23,6 +23,8 @@ class Preemption:
         """Whoever goes when a running sequence has to grow and there are no pages left. What a
         tenant was guaranteed goes only for its own sequences."""
         running = list(self.life.running.values())
+        # Whoever waits for copies would free little: these hold its pages until they have ended.
+        running = [seq for seq in running if not seq.restoring] or running
         busy = self.life.busy
         if len(busy) < 2:
             return policy.victim(running, now)

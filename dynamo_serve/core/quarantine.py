@@ -31,8 +31,8 @@ class Quarantine:
             if not (seq.is_suspect and is_live):
                 del self._suspects[seq.id]
                 continue
-            if seq.id not in life.running:
-                self._admit(seq, now)
+            if seq.id not in life.running and not self._admit(seq, now):
+                return None
             count = min(seq.num_pending, self.intake.limits.max_prefill_tokens)
             self.intake.note_chunk(seq, count, Reason.ALONE, now)
             return seq, count
@@ -41,10 +41,14 @@ class Quarantine:
     def __len__(self) -> int:
         return len(self._suspects)
 
-    def _admit(self, seq: Sequence, now: float) -> None:
-        """Whatever the quotas say: it had its place before the engine died."""
+    def _admit(self, seq: Sequence, now: float) -> bool:
+        """Whatever the quotas say: it had its place before the engine died. False while copies hold
+        the pages that it needs."""
         life = self.intake.life
         places = self.intake.limits.max_decode_sequences
         while life.running and (len(life.running) >= places or not self.intake.has_room(seq)):
             life.preempt(policy.victim(list(life.running.values()), now), Reason.OUT_OF_PAGES, now)
+        if not self.intake.has_room(seq):
+            return False
         life.admit(seq, now)
+        return True

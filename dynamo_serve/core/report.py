@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dynamo_serve.core.controller import Controller
 from dynamo_serve.core.lifecycle import Lifecycle
-from dynamo_serve.core.stats import Stats, StepStats
+from dynamo_serve.core.spill import Spill
+from dynamo_serve.core.stats import Stats, StepStats, TierStats
+from dynamo_serve.core.tiers import DEVICE
 
 
 def report(life: Lifecycle, controller: Controller, step: StepStats | None) -> Stats:
@@ -32,7 +34,21 @@ def report(life: Lifecycle, controller: Controller, step: StepStats | None) -> S
         step=step,
         rungs=controller.levels,
         rung_changes=controller.changes,
-        tiers=spill.stats(),
+        tiers=tier_stats(spill),
         ladder=controller.take_news(),
         pages_pinned=len(life.pins.pages),
+    )
+
+
+def tier_stats(spill: Spill) -> tuple[TierStats, ...]:
+    copied = spill.num_copied.items()
+    return tuple(
+        TierStats(
+            *(tier.name, len(tier), tier.num_slots),
+            stored=sum(n for (_, to), n in copied if to == tier.number),
+            restored=spill.num_copied[tier.number, DEVICE],
+            failed=spill.num_failed[tier.number],
+            lost=tier.num_lost,
+        )
+        for tier in spill.tiers
     )

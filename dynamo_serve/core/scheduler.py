@@ -148,6 +148,8 @@ class Scheduler:
         self.intake.brake.spill(now)
         if suspect := self.quarantine.chunk(now):
             return self._batch([], {}, [suspect], now)
+        if self.quarantine:
+            return None  # nobody runs beside it, and it waits for pages that copies hold
         return self._mixed(now) if self.limits.mix_phases else self._alternate(now)
 
     def update(

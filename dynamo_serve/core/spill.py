@@ -16,7 +16,6 @@ from dynamo_serve.core.flights import Flight, Flights
 from dynamo_serve.core.page_pool import PagePool
 from dynamo_serve.core.sequence import Restoring
 from dynamo_serve.core.sequence import Sequence as Seq
-from dynamo_serve.core.stats import TierStats
 from dynamo_serve.core.step_cost import StepCost, StepShape
 from dynamo_serve.core.tiers import DEVICE, DISK, HOST, Copied, Copy, Found, Place, Tier
 
@@ -27,6 +26,7 @@ MIN_PATIENCE = 0.25  # … and so many seconds at least
 GAIN = 0.2  # of a new copy in what a page is believed to take
 MOST_KEPT = 4096  # pages that are to be copied to the lowest tier, and have not been yet
 SAMPLE = 64  # pages, to tell what computing one takes
+PROBE_SECONDS = 1.0  # between two copies into a tier that is slower than computing
 MAX_REST = 60.0  # seconds without copies into a tier where they fail again and again
 
 
@@ -129,6 +129,10 @@ class Spill:
                 key = upper.oldest_not_clean(self.flights.going_down)
                 if key is None or tier.next_to_go in upper or not self._sink(key, i, now):
                     break  # what would have to go for it is above, too: the tier is too small
+        self._keep(now)
+
+    def _keep(self, now: float) -> None:
+        """Copy down what is to be kept, pressure or none."""
         for _ in range(len(self._kept)):
             if len(self.flights.going_down) >= MOST_DOWN:
                 break
@@ -137,13 +141,20 @@ class Spill:
                 self._kept.append(key)
                 continue
             level = next((i for i, tier in enumerate(self.tiers) if key not in tier), None)
-            if level is not None and self._may_go_down(self.tiers[level], now):
-                self._sink(key, level, now, is_kept=True)
+            if level is None:
+                continue
+            if not self._may_go_down(self.tiers[level], now):
+                self._kept.appendleft(key)
+                break
+            self._sink(key, level, now, is_kept=True)
 
     def _may_go_down(self, tier: Tier, now: float) -> bool:
-        if len(self.flights.going_down) >= MOST_DOWN or now < self._trouble[tier.number].until:
+        trouble = self._trouble[tier.number]
+        if len(self.flights.going_down) >= MOST_DOWN or now < trouble.until:
             return False
-        return SAMPLE * tier.page_seconds < self._computing(SAMPLE * self.pool.page_size, 0)
+        if SAMPLE * tier.page_seconds >= self._computing(SAMPLE * self.pool.page_size, 0):
+            trouble.until = now + PROBE_SECONDS  # one now and then tells whether it is still slow
+        return True
 
     def _sink(self, key: bytes, level: int, now: float, *, is_kept: bool = False) -> bool:
         """Copy a page from the level above into a tier; False if that is not possible now."""
@@ -164,7 +175,8 @@ class Spill:
     # ── copies ───────────────────────────────────────────────────────────────
 
     def settle(self, ended: Iterable[Copied | Found], now: float) -> list[Restoring]:
-        """Take in what the engine says of its copies; those who have waited in vain."""
+        """Take in what the engine says of its copies; whose waiting is over, in vain if anything is
+        `left`."""
         for result in ended:
             if isinstance(result, Found):
                 self._adopt(result)
@@ -178,21 +190,21 @@ class Spill:
             else:
                 self._stored(flight, result, now)
             self.flights.let_go(flight.copy)
-        failed: list[Restoring] = []
+        over: list[Restoring] = []
         for restoring in [r for r in self._waiting if r.is_over or now > r.until]:
             self._waiting.remove(restoring)
             seq = restoring.seq
             if seq.restoring is not restoring:
                 continue  # cancelled or preempted meanwhile
+            over.append(restoring)
             if restoring.left:
-                failed.append(restoring)
                 if not restoring.error:
                     self._slow_down(restoring)
                 continue
             seq.restoring = None
             self.num_restored += restoring.num_pages * self.pool.page_size
             self.saved_seconds += max(0.0, restoring.saves - restoring.seconds)
-        return failed
+        return over
 
     def _restored(self, copy: Copy, restoring: Restoring, result: Copied, now: float) -> None:
         """A copy onto the device has ended."""
@@ -215,8 +227,9 @@ class Spill:
 
     def _slow_down(self, restoring: Restoring) -> None:
         """What did not come in time would not come in time for the next one either."""
+        took = max(MIN_PATIENCE, PATIENCE * restoring.seconds) / restoring.num_pages  # at least
         for tier in {self._tier_of(key) for key in restoring.left if key in self}:
-            tier.page_seconds *= PATIENCE * restoring.num_pages
+            tier.page_seconds = max(tier.page_seconds, took)
 
     def _stored(self, flight: Flight, result: Copied, now: float) -> None:
         """A copy downwards has ended."""
@@ -226,6 +239,8 @@ class Spill:
             tier.give_back(copy.target.slot)
             trouble.count += 1
             trouble.until = now + min(MAX_REST, 2.0 ** min(trouble.count, 10) / 8)
+            if flight.is_kept:
+                self._kept.append(key)
             return
         trouble.count = 0
         tier.settle(key, copy.target.slot)
@@ -234,19 +249,6 @@ class Spill:
         tier.page_seconds += GAIN * min(0.0, result.seconds - tier.page_seconds)
         if flight.is_kept and tier is not self.tiers[-1]:
             self._kept.append(key)
-
-    def stats(self) -> tuple[TierStats, ...]:
-        copied = self.num_copied.items()
-        return tuple(
-            TierStats(
-                *(tier.name, len(tier), tier.num_slots),
-                stored=sum(n for (_, to), n in copied if to == tier.number),
-                restored=self.num_copied[tier.number, DEVICE],
-                failed=self.num_failed[tier.number],
-                lost=tier.num_lost,
-            )
-            for tier in self.tiers
-        )
 
     # ── books ────────────────────────────────────────────────────────────────
 

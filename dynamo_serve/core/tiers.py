@@ -61,7 +61,8 @@ class Tier:
     def __init__(self, spec: TierSpec) -> None:
         self.number, self.num_slots, self.page_seconds = spec  # the last one is learned
         self.num_lost = 0  # forgotten here, and nowhere below
-        self._free = list(range(self.num_slots - 1, -1, -1))  # a stack
+        self._num_fresh = self.num_slots  # of the highest numbers, never used
+        self._free: list[int] = []  # a stack
         self._clean: OrderedDict[bytes, int] = OrderedDict()
         self._others: OrderedDict[bytes, int] = OrderedDict()
         self._reserved: set[int] = set()
@@ -81,7 +82,7 @@ class Tier:
     @property
     def num_ready(self) -> int:
         """Slots that can be had without losing a page."""
-        return len(self._free) + len(self._clean)
+        return self._num_fresh + len(self._free) + len(self._clean)
 
     def place(self, key: bytes) -> Place:
         slot = self._clean.get(key)
@@ -97,6 +98,9 @@ class Tier:
         while every page is being read."""
         if self._free:
             slot, gone = self._free.pop(), None
+        elif self._num_fresh:
+            slot, gone = self.num_slots - self._num_fresh, None
+            self._num_fresh -= 1
         else:
             gone = self._oldest()
             if gone is None:
@@ -121,7 +125,11 @@ class Tier:
 
     def adopt(self, pages: Iterable[tuple[bytes, int]]) -> None:
         """List pages that were there before this engine; newer ones in the same slot stand."""
-        free = set(self._free)
+        pages = [(key, slot) for key, slot in pages if slot < self.num_slots]
+        first_fresh = self.num_slots - self._num_fresh
+        end = max((slot + 1 for _, slot in pages), default=0)
+        free = {*self._free, *range(first_fresh, end)}
+        self._num_fresh = min(self._num_fresh, self.num_slots - end)
         for key, slot in pages:
             if slot in free and key not in self:
                 free.remove(slot)
@@ -145,7 +153,7 @@ class Tier:
     @property
     def next_to_go(self) -> bytes | None:
         """The key of the page that `reserve` would forget; None if it need not, or cannot."""
-        return None if self._free else self._oldest()
+        return None if self._free or self._num_fresh else self._oldest()
 
     def forget(self, key: bytes) -> None:
         """Its content is of no use."""
@@ -170,7 +178,8 @@ class Tier:
     def check(self) -> None:
         """Raise AssertionError if a slot is lost or in two states."""
         listed = [*self._clean.values(), *self._others.values()]
-        slots = [*self._free, *listed, *self._reserved, *self._doomed]
+        fresh = range(self.num_slots - self._num_fresh, self.num_slots)
+        slots = [*fresh, *self._free, *listed, *self._reserved, *self._doomed]
         assert sorted(slots) == list(range(self.num_slots)), f"{self.name}: a slot is lost"
         assert not self._clean.keys() & self._others.keys(), f"{self.name}: clean and not"
         assert self._doomed <= self._holders.keys(), f"{self.name}: doomed, and nobody reads it"

@@ -48,7 +48,7 @@ LAW: dict[str, tuple[str, ...]] = {
     ),
     "dynamo_serve.observer": ("core.",),
     "dynamo_serve.questions": ("core.", "errors"),
-    "dynamo_serve.fits": ("core.", "errors"),
+    "dynamo_serve.fits": ("config", "core.", "errors"),
     "dynamo_serve.service": (
         *("building", "config", "core.", "deliveries", "delivery", "errors", "fits", "inbox"),
         *("link", "observer", "prefixes", "questions", "supervisor"),
@@ -93,8 +93,17 @@ LAW: dict[str, tuple[str, ...]] = {
     "dynamo_serve.open_files": (),
     "dynamo_serve.cli": (*("", "errors", "settings", "chat", "cli_keys", "cli_serve", "tenants"),),
     "dynamo_serve.cli_serve": (
-        *("", "api.", "cli_model", "cli_progress", "config", "directory", "errors", "garbage"),
-        *("handover", "metrics", "open_files", "service", "starlette.", "succession", "uvicorn."),
+        *("", "api.", "cli_model", "cli_progress", "config", "directory", "errors", "fits"),
+        *(
+            "garbage",
+            "handover",
+            "metrics",
+            "open_files",
+            "service",
+            "starlette.",
+            "succession",
+            "uvicorn.",
+        ),
     ),
     "dynamo_serve.reference": (
         *("", "api.", "cli", "config", "errors", "metrics_declared", "settings"),

@@ -372,7 +372,7 @@ BROKEN_LADDER = {
     ),
     "let nobody pass who is kept back": (
         "intake.py",
-        "(Reason.PREFIX, Reason.WIDEN_WINDOW, Reason.CAP_BATCH)",
+        "(Reason.PREFIX, Reason.WIDEN_WINDOW, Reason.CAP_BATCH, Reason.SPILL)",
         "(Reason.PREFIX,)",
     ),
     "let a backlog hide who is behind it": (
@@ -542,8 +542,8 @@ BROKEN_TIERS = {
     "wait for a slow page for ever": ("spill.py", " or now > r.until", ""),
     "count a head that did not come": (
         "hits.py",
-        'life.totals["prefix_hit"] -= counted',
-        "pass",
+        "    else:\n        add(life, seq, seq.num_computed)",
+        "    add(life, seq, seq.num_computed)",
     ),
     "restore what is sooner computed": (
         "spill.py",

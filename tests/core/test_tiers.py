@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from dynamo_serve.core.loop import Cancel, Submit
+from dynamo_serve.core.loop import Cancel, Command, Submit
 from dynamo_serve.core.request import Request
 from dynamo_serve.core.scheduler import Limits
 from dynamo_serve.core.tiers import DISK, HOST, Found, Place, Tier, TierSpec
@@ -259,3 +259,63 @@ def test_prices_of_restoring_are_learned() -> None:
     believed = tier.page_seconds
     ask(harness, "b")
     assert tier.page_seconds < believed
+
+
+def test_a_tier_that_stood_still_once_is_used_again() -> None:
+    harness = serve(pages=60, host=400)
+    rng = random.Random(5)
+    heads = [tuple(rng.randrange(VOCAB_SIZE) for _ in range(17)) for _ in range(8)]
+    for i, head in enumerate(heads):
+        ask(harness, f"a{i}", head)
+    for _ in range(3):
+        flood(harness)
+    rough(harness).slowest = 10**9
+    harness.generate(*(Request(f"b{i}", h, 2, arrival=harness.now) for i, h in enumerate(heads)))
+    assert harness.scheduler.journal.counts["preempt", "not_restored"] > 4
+    engine = rough(harness)
+    engine.under_way = {ticket: (copy, 0) for ticket, (copy, _) in engine.under_way.items()}
+    engine.slowest = 0
+    for _ in range(12):
+        harness.now += 1.0
+        flood(harness)
+    assert harness.scheduler.spill.tiers[0].page_seconds < 1e-4
+    ask(harness, "c", heads[0])
+    flood(harness)
+    assert ask(harness, "d", heads[0]) == 16
+
+
+def test_what_is_to_be_kept_waits_for_a_tier_that_fails() -> None:
+    harness = serve(pages=200, host=0, disk=64)
+    rough(harness).failing = 1.0
+    ask(harness, "a")
+    ask(harness, "b")
+    for _ in range(50):
+        harness.turn()
+    rough(harness).failing = 0.0
+    for i in range(10):
+        harness.now += 100.0
+        ask(harness, f"c{i}", (1, 2, i))
+        settle(harness)
+    assert len(harness.scheduler.spill.tiers[0]) == 4
+
+
+def test_nobody_spins_while_a_copy_hangs() -> None:
+    long = tuple((i * 5) % VOCAB_SIZE for i in range(50))
+    harness = serve(pages=16)
+    ask(harness, "a", long)
+    flood(harness)
+    flood(harness)
+    rough(harness).slowest = 10**9
+    waited: list[float | None] = []
+    inbox = harness.loop.inbox
+
+    def watched(patience: float | None) -> list[Command]:
+        waited.append(patience)
+        return inbox(patience)
+
+    harness.loop.inbox = watched
+    harness.commands.append(Submit(Request("b", long, 4, arrival=harness.now)))
+    for _ in range(1000):
+        harness.turn()
+    assert not harness.scheduler.running and len(harness.scheduler.waiting) == 1
+    assert 0.0 not in waited[-500:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import struct
@@ -17,8 +18,9 @@ import torch
 from dynamo_serve.engines.local.malloc import zeros_on_huge_pages
 from dynamo_serve.errors import EngineStartError
 
-FORMAT = 1
-HEADER = struct.Struct("<8s16sIQ")  # magic, key, checksum of what follows, order of writing
+FORMAT = 2
+# Magic, what has to be the same for a page to mean the same, key, checksum, order of writing.
+HEADER = struct.Struct("<8s8s16sIQ")
 MAGIC = b"dserveKV"
 SECTOR = 4096  # a header takes one, so that pages begin at a boundary of the file system's
 KEY_BYTES = 16
@@ -67,8 +69,8 @@ class HostStore:
 class DiskStore:
     """One file of slots in a folder that says which model they are of; for one process at a time.
 
-    `open` is false while another process has the folder. Nothing is flushed on purpose: a page that
-    was half written when the power went has a wrong checksum, and is computed again.
+    Every page says for itself what it is of. Nothing is flushed on purpose: a page that was half
+    written when the power went has a wrong checksum, and is computed again.
     """
 
     def __init__(self, folder: Path, num_slots: int, page_bytes: int, facts: Mapping[str, str]):
@@ -77,16 +79,18 @@ class DiskStore:
         self._page_bytes = page_bytes
         self._stride = SECTOR + -(-page_bytes // SECTOR) * SECTOR
         self._facts = {"format": str(FORMAT), **facts, "page_bytes": str(page_bytes)}
+        told = json.dumps(self._facts, sort_keys=True).encode()
+        self._kind = hashlib.blake2b(told, digest_size=8).digest()
         self._order = 0
         self._fd = self._lock = -1
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._compare()
-        except OSError as error:
-            raise EngineStartError(f"cache.disk_path: {error}") from None
+        self._compare()
 
     def open(self) -> list[tuple[bytes, int]] | None:
-        """What it holds, as (key, slot), the oldest first; None while another process uses it."""
+        """What it holds, as (key, slot), the oldest first; None while another process uses it.
+
+        Raises `OSError` if the folder cannot be used, `EngineStartError` if it must not be.
+        """
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -94,22 +98,24 @@ class DiskStore:
             os.close(self._lock)
             return None
         self._compare()
-        (self._folder / "model.json").write_text(json.dumps(self._facts, indent=1) + "\n")
+        self._sign()
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
         self._fd = os.open(self._folder / "pages", flags, 0o600)  # it is what people wrote
-        os.ftruncate(self._fd, self._num_slots * self._stride)
+        if os.fstat(self._fd).st_size > self._num_slots * self._stride:
+            os.ftruncate(self._fd, self._num_slots * self._stride)
         return self._scan()
 
     def write(self, slot: int, key: bytes, row: torch.Tensor) -> None:
         self._order += 1
-        head = HEADER.pack(MAGIC, key, checksum(row), self._order).ljust(SECTOR, b"\0")
+        head = HEADER.pack(MAGIC, self._kind, key, checksum(row), self._order)
+        head = head.ljust(SECTOR, b"\0")
         self._whole(os.pwritev(self._fd, [head, memoryview(row.numpy())], slot * self._stride))
 
     def read(self, slot: int, key: bytes, row: torch.Tensor) -> None:
         head = bytearray(SECTOR)
         self._whole(os.preadv(self._fd, [head, memoryview(row.numpy())], slot * self._stride))
-        magic, found, expected, _ = HEADER.unpack_from(head)
-        if (magic, found, expected) != (MAGIC, key, checksum(row)):
+        found = HEADER.unpack_from(head)[:4]
+        if found != (MAGIC, self._kind, key, checksum(row)):
             raise PageLost(f"slot {slot} of {self._folder}: the checksum is wrong")
 
     def close(self) -> None:
@@ -124,14 +130,9 @@ class DiskStore:
 
     def _compare(self) -> None:
         """Raises `EngineStartError` if the folder holds pages that would be wrong here."""
-        try:
-            theirs = json.loads((self._folder / "model.json").read_text())
-        except FileNotFoundError:
+        theirs = self._signature()
+        if theirs is None:
             return
-        except ValueError:
-            raise EngineStartError(
-                f"cache.disk_path: {self._folder}/model.json cannot be read; remove the folder"
-            ) from None
         for name, ours in self._facts.items():
             if theirs.get(name) != ours:
                 raise EngineStartError(
@@ -140,12 +141,29 @@ class DiskStore:
                     "this one"
                 )
 
+    def _signature(self) -> dict[str, object] | None:
+        """What `model.json` says; None where there is none that can be read, after a loss of power,
+        say: then the pages tell for themselves."""
+        try:
+            told = json.loads((self._folder / "model.json").read_text())
+        except (OSError, ValueError, RecursionError):
+            return None
+        return told if isinstance(told, dict) else None
+
+    def _sign(self) -> None:
+        """Write `model.json`, whole or not at all."""
+        if self._signature() == self._facts:
+            return
+        new = self._folder / "model.json.new"
+        new.write_text(json.dumps(self._facts, indent=1) + "\n")
+        new.replace(self._folder / "model.json")
+
     def _scan(self) -> list[tuple[bytes, int]]:
         found = []
-        for slot in range(self._num_slots):
+        for slot in range(-(-os.fstat(self._fd).st_size // self._stride)):
             head = os.pread(self._fd, HEADER.size, slot * self._stride)
-            if len(head) == HEADER.size and head.startswith(MAGIC):
-                _, key, _, order = HEADER.unpack(head)
+            if len(head) == HEADER.size and head.startswith(MAGIC + self._kind):
+                _, _, key, _, order = HEADER.unpack(head)
                 found.append((order, key, slot))
         found.sort()
         self._order = found[-1][0] if found else 0

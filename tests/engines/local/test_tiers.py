@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from dynamo_serve.config import CacheSection
 from dynamo_serve.core.loop import Command, Loop, Submit
 from dynamo_serve.core.page_pool import PagePool
 from dynamo_serve.core.request import Request, TokenEvent
@@ -20,7 +21,8 @@ from dynamo_serve.core.step_cost import StepCost, StepShape
 from dynamo_serve.core.tiers import DISK, HOST
 from dynamo_serve.engines.local import LocalEngine
 from dynamo_serve.engines.local.tier_stores import SECTOR
-from dynamo_serve.errors import EngineStartError
+from dynamo_serve.errors import ConfigError, EngineStartError
+from dynamo_serve.fits import check_disk
 from tests.engines.local.driver import GREEDY, make_engine
 from tests.engines.local.zoo import checkpoint, expected_tokens
 
@@ -189,8 +191,51 @@ def test_tiers_that_cannot_be_are_refused(tmp_path: Path) -> None:
     for cache, message in (
         ({"host_gib": 1e6}, "do not fit"),
         ({"host_gib": 1e-7}, "a page takes"),
-        ({"disk_gib": MIB, "disk_path": "/proc/none"}, "cache.disk_path"),
     ):
         engine = make_engine(checkpoint(MODEL), num_pages=NUM_PAGES, **cache)
         with pytest.raises(EngineStartError, match=message):
             engine.start()
+
+
+def test_pages_tell_for_themselves_whose_they_are(tmp_path: Path) -> None:
+    """Where `model.json` was lost, its own model finds them, and no other."""
+    cache = {"disk_gib": 4 * MIB, "disk_path": str(tmp_path)}
+    with served(**cache) as first:
+        first.ask(PROMPT)
+        first.ask(PROMPT)
+        first.until(lambda: all(key in first.spill for key in first.keys(PROMPT)))
+    for spoiled in ("", "[]", "[" * 100_000):
+        (tmp_path / "model.json").write_text(spoiled)
+        with served(**cache) as again:
+            again.until(lambda: len(again.spill.tiers[0]) >= 10)
+            assert again.ask(PROMPT) == (expected(), 40)
+    (tmp_path / "model.json").unlink()
+    other = make_engine(checkpoint("qwen2"), num_pages=NUM_PAGES, **cache)
+    try:
+        server = Served(other)
+        server.until((tmp_path / "model.json").exists)
+        assert not len(server.spill.tiers[0])
+    finally:
+        other.close()
+
+
+def test_an_engine_does_without_a_disk_that_cannot_be_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with served(disk_gib=4 * MIB, disk_path=str(tmp_path / "file")) as server:
+        server.until(lambda: "no disk tier" in caplog.text)
+        assert server.ask(PROMPT) == (expected(), 0)
+        assert server.ask(PROMPT) == (expected(), 40)
+
+
+def test_a_disk_tier_that_cannot_be_stops_the_start(tmp_path: Path) -> None:
+    check_disk(CacheSection(disk_gib=MIB, disk_path=str(tmp_path / "new" / "folder")))
+    assert (tmp_path / "new" / "folder").stat().st_mode & 0o077 == 0
+    (tmp_path / "file").write_text("in the way")
+    for gib, path, message in (
+        (1e9, tmp_path, "GiB are free"),
+        (MIB, tmp_path / "file", "cache.disk_path"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            check_disk(CacheSection(disk_gib=gib, disk_path=str(path)))
