@@ -17,7 +17,8 @@ from bench.survival import Answer, Run, bodies
 TENANTS: dict[str, Any] = {"day": {"class": "batch", "weight": 3}, "night": {"class": "batch"}}
 # How often each kind of client comes, of a hundred.
 KINDS = {"plain": 60, "comes_back": 15, "hangs_up": 8, "slow": 6, "stuck": 2, "wrong": 9}
-SLOW_TOKENS, STUCK_TOKENS = 400, 1500  # more than the buffers of soak.SETTINGS take
+# More than the buffers of soak.SETTINGS take: 1,500 tokens that come in few events may fit.
+SLOW_TOKENS, STUCK_TOKENS = 400, 3500
 PATIENCE_S = 10  # server.reader_patience_s
 STUCK_S = 60.0
 CHAT, PLAIN = "/v1/chat/completions", "/v1/completions"
