@@ -127,8 +127,9 @@ class Loop:
     def turn(self) -> None:
         events: list[TokenEvent] = []
         commands = self._commands()
+        ended = self.copier.copied() if self.copier else []
         if self.copier:
-            take_copies(self.scheduler.life, self.copier.copied(), self.clock())
+            take_copies(self.scheduler.life, ended, self.clock())
         until = self.clock() + COMMAND_SECONDS
         for count, command in enumerate(commands, start=1):
             events += self._obey(command)
@@ -146,7 +147,7 @@ class Loop:
         if batch:
             self._step(batch)
             self._forget()
-        elif self.scheduler.controller.has_news:
+        elif self.scheduler.controller.has_news or ended:
             self.publish([], self.scheduler.stats())
 
     def _between(self) -> None:

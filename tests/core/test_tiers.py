@@ -319,3 +319,11 @@ def test_nobody_spins_while_a_copy_hangs() -> None:
         harness.turn()
     assert not harness.scheduler.running and len(harness.scheduler.waiting) == 1
     assert 0.0 not in waited[-500:]
+
+
+def test_what_goes_down_while_nothing_runs_is_told() -> None:
+    harness = serve()
+    ask(harness, "a")
+    settle(harness)
+    (told,) = harness.published[-1].tiers
+    assert told.num_pages == told.stored == 4
