@@ -133,7 +133,8 @@ class Pins:
     ) -> Shortage:
         ends = (p.until for p in self.by_id.values() if p.request.tenant in names)
         until = min(ends, default=inf) if len(keys) <= limit else inf
-        return Shortage(f"{text}: {REMEDY}", limit, until)
+        help = REMEDY if until < inf else f"{REMEDY}; waiting does not help"
+        return Shortage(f"{text}: {help}", limit, until)
 
     def settle(self, seq: Seq, *, is_computed: bool) -> list[bytes]:
         """A request ends: if it is that of a pin, its pages are held from now on, if they are all
