@@ -5,13 +5,17 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11 python; do \
   $$python -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: serve test check sanitize install test-gpu bench reference
+.PHONY: serve test mutants check sanitize install test-gpu bench reference
 
 serve: install
 	$(BIN)/dynamo-serve serve $(ARGS)
 
 test: install
-	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
+	$(BIN)/python -m pytest -m "not gpu and not mutants" $(ARGS)
+
+# Whether the tests of the core notice a core that is broken on purpose.
+mutants: install
+	$(BIN)/python -m pytest -m mutants $(ARGS)
 
 check: install
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy

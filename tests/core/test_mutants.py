@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.mutants
 ROOT = Path(__file__).parents[2]
 BOOKS = ("test_page_pool.py", "test_scheduler.py", "test_random_traffic.py")
 PROMISES = ("test_hard_cases.py", "test_promises.py", "test_tenant_traffic.py")
