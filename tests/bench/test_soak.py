@@ -121,7 +121,7 @@ def test_a_run_in_which_nothing_changed_passes() -> None:
 
 def test_what_is_left_in_the_end_is_named() -> None:
     assert failed(run(descriptors=10)) == ["descriptors of the API process"]
-    assert failed(run(threads=6)) == ["threads of the API process"]
+    assert failed(run(threads=60)) == ["threads of the API process"]
     rows = run()
     rows[-1]["numbers"]["dserve_sequences_parked"] = 1.0
     rows[-1]["others"] = [{"pid": 9, "cpu_s": 0.0}]

@@ -19,7 +19,7 @@ PROMISES = ("test_hard_cases.py", "test_promises.py", "test_tenant_traffic.py")
 DRAFTS = ("test_lookup.py", "test_speculation.py")
 HURRY = ("test_cut_in.py", "test_tenant_traffic.py")
 SURVIVAL = ("test_resume.py",)
-TIERS = ("test_tiers.py",)
+TIERS = ("test_tiers.py", "test_mixed_traffic.py", "test_page_events.py")
 TOLD = ("test_views_cache.py",)
 EVENTS = ("test_page_events.py",)
 PINS = ("test_pins.py",)
@@ -287,11 +287,6 @@ BROKEN_SURVIVAL = {
         "return self._batch([], {}, [suspect], now)",
         "return self._batch(self._in(Phase.DECODE), {}, [suspect], now)",
     ),
-    "admit a suspect without room": (
-        "quarantine.py",
-        "(len(life.running) >= places or not self.intake.has_room(seq))",
-        "len(life.running) >= places",
-    ),
     "fail the half of the culprit": (
         "rescue.py",
         "                todo[:0] = _halves(part)\n",
@@ -518,7 +513,11 @@ BROKEN_TIERS = {
         "            self._books(place).hold(place.slot)\n",
         "            self._books(place)\n",
     ),
-    "publish what could not be copied": ("spill.py", "        if not result.error:\n", ""),
+    "publish what could not be copied": (
+        "spill.py",
+        "        if not result.error:\n",
+        "        if True:\n",
+    ),
     "list what could not be copied": (
         "spill.py",
         "            tier.give_back(copy.target.slot)\n",
@@ -534,6 +533,11 @@ BROKEN_TIERS = {
         "tiers.py",
         "        self._free.append(slot)\n\n    def adopt",
         "\n    def adopt",
+    ),
+    "admit a suspect without room": (
+        "quarantine.py",
+        "        if not self.intake.has_room(seq):\n            return False\n",
+        "",
     ),
     "keep a claim on what was not restored": (
         "lifecycle.py",
