@@ -1,0 +1,1 @@
+"""The load generator and its reports: `dynamo-serve bench`, `replay`, what `simulate` prints."""

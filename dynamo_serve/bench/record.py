@@ -1,0 +1,102 @@
+"""What a run leaves behind: one record for each request, and what the run was.
+
+A run is a file of JSON lines: the header, then records and samples in any order. Real runs, replays
+and simulations write the same, so that one report fits all. Keys that equal their defaults are
+left out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from dynamo_serve.errors import ConfigError
+from dynamo_serve.json_lines import check_header, parse
+
+FORMAT, VERSION = "dynamo-serve-run", 1
+OUTCOMES = ("ok", "refused", "failed", "cancelled")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One request as its client saw it; seconds since the run began.
+
+    It was due at `due` and sent at `sent`: latencies count from `due` in an open loop, so that a
+    client that falls behind hides nothing (coordinated omission). `first` is when the first token
+    came, `gaps` the seconds between reads that brought tokens, `end` the last byte. `outcome`:
+    "ok", "refused" (429 or 503), "failed", or "cancelled" by the client's own will. `attempts`
+    counts retries, too; `targets` are what was promised (ttft, itl, e2e; seconds).
+    `server` has times by the server's own account, where it gives one.
+    """
+
+    number: int
+    due: float
+    sent: float
+    outcome: str = "ok"
+    status: int = 200
+    kind: str = ""  # of the workload: "chat", "rag", "probe", …
+    tenant: str = ""
+    class_name: str = ""
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    first: float | None = None
+    end: float | None = None
+    gaps: tuple[float, ...] = ()
+    finish: str = ""
+    attempts: int = 1
+    retry_after: float | None = None
+    error: str = ""
+    is_warm_up: bool = False
+    targets: dict[str, float] = field(default_factory=dict)
+    server: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Gauges and counters of a server at one time, by their metric names with labels."""
+
+    at: float
+    values: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """`about` says what ran: command, plan, loop ("open" or "closed"), url, model, settings,
+    versions, commit, machine, seed; `seconds` how long it measured (warm-up left out)."""
+
+    about: dict[str, Any]
+    seconds: float
+    records: list[Record]
+    samples: list[Sample] = field(default_factory=list)
+
+
+def write(run: Run, path: Path) -> None:
+    head = {"format": FORMAT, "format_version": VERSION, "seconds": run.seconds, "about": run.about}
+    with path.open("w") as file:
+        for line in (head, *map(_plain, run.records), *map(asdict, run.samples)):
+            file.write(json.dumps(line, separators=(",", ":")) + "\n")
+
+
+def read(path: Path) -> Run:
+    """A run from its file. Raises `ConfigError` naming what is wrong with it."""
+    with path.open() as file:
+        lines = [parse(path, number, text) for number, text in enumerate(file, 1)]
+    if not lines:
+        raise ConfigError(f"{path} is empty")
+    head = lines[0]
+    check_header(head, path, FORMAT, VERSION)
+    records = [
+        Record(**{**line, "gaps": tuple(line.get("gaps", ()))}) for line in lines if "due" in line
+    ]
+    samples = [Sample(**line) for line in lines if "values" in line]
+    return Run(head["about"], head["seconds"], records, samples)
+
+
+def _plain(record: Record) -> dict[str, Any]:
+    pairs: Iterable[tuple[str, Any]] = ((f.name, getattr(record, f.name)) for f in fields(record))
+    defaults = {f.name: f.default for f in fields(record)}
+    return {name: value for name, value in pairs if value != defaults[name] and value != {}}

@@ -1,0 +1,148 @@
+"""Recorded traffic: who asked when, for how much, and what became of it; never what was said.
+
+A trace is JSON lines, gzipped if its name ends in `.gz`. The first line is the header; every other
+one is an arrival or a step, told apart by its `kind`. Keys that equal their defaults are left out.
+docs/traces.md describes the format for other programs.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import IO, Any, TypeVar, cast
+
+from dynamo_serve.errors import ConfigError
+from dynamo_serve.json_lines import check_header, parse
+
+FORMAT, VERSION = "dynamo-serve-trace", 1
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What was recorded where. `began_at` is a Unix time; `spec` has facts of the engine
+    (num_pages, max_model_len, …), `settings` the wishes that differ from the defaults, by key."""
+
+    began_at: float = 0.0
+    model: str = ""
+    page_size: int = 16
+    spec: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    version: str = ""  # of the server
+    part: int = 0  # files of one recording are counted from 0
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """One request, written when it is over. Times are seconds.
+
+    `at`: since `Header.began_at`. `pages`: the full pages of its prompt as runs [first, count] of
+    numbers; equal numbers mean equal text up to there, within a recording. `ended`: a `Finish`
+    ("stop", "length", "cancelled", "error", "deadline") or "refused". `gone_at`: when its client
+    hung up, after so many seconds. `reading`: bytes per second that a slow reader took, where one
+    was noticed. Waiting, first token and end are since `at`.
+    """
+
+    at: float
+    prompt_tokens: int
+    output_tokens: int
+    max_tokens: int
+    pages: tuple[tuple[int, int], ...] = ()
+    tenant: str = "default"
+    class_name: str = ""
+    priority: int = 0
+    num_choices: int = 1
+    group: str = ""  # a hash of its `prompt_cache_key`
+    is_stream: bool = True
+    is_open_ended: bool = False
+    deadline: float | None = None
+    ended: str = "length"
+    status: int = 200
+    retry_after: float | None = None
+    cached_tokens: int = 0
+    waited: float | None = None
+    first_token: float | None = None
+    end: float | None = None
+    gone_at: float | None = None
+    reading: float | None = None
+    preemptions: int = 0
+    text: str | None = None  # the prompt, only where the operator asked for it
+    kind: str = "arrival"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One engine step: what it ran (`core.step_cost.StepShape`, in its order) and its seconds."""
+
+    at: float
+    seconds: float
+    shape: tuple[float, ...]
+    kind: str = "step"
+
+
+Line = Arrival | Step
+KINDS: dict[str, type[Arrival] | type[Step]] = {"arrival": Arrival, "step": Step}
+T = TypeVar("T", Header, Arrival, Step)
+
+
+def dump(line: Header | Line) -> str:
+    """One line of JSON, without its end."""
+    if isinstance(line, Header):
+        return json.dumps({"format": FORMAT, "format_version": VERSION, **asdict(line)})
+    plain = {
+        f.name: value
+        for f in fields(line)
+        if (value := getattr(line, f.name)) != f.default or f.name == "kind"
+    }
+    return json.dumps(plain, separators=(",", ":"))
+
+
+def open_trace(path: Path, mode: str) -> IO[str]:
+    if path.suffix == ".gz":
+        return cast(IO[str], gzip.open(path, mode + "t"))
+    return path.open(mode)
+
+
+def read(path: Path) -> tuple[Header, Iterator[Line]]:
+    """The header and the lines of a trace, read as they are asked for. Raises `ConfigError` naming
+    the line at fault; a last line that was cut off is left out."""
+    file = open_trace(path, "r")
+    try:
+        first = parse(path, 1, file.readline())
+        check_header(first, path, FORMAT, VERSION)
+    except ConfigError:
+        file.close()
+        raise
+    return _made(Header, first, path, 1), _lines(file, path)
+
+
+def _lines(file: IO[str], path: Path) -> Iterator[Line]:
+    with file:
+        for number, text in enumerate(file, 2):
+            if not text.endswith("\n"):
+                return  # whoever wrote it was killed
+            plain = parse(path, number, text)
+            kind = KINDS.get(plain.get("kind", ""))
+            if kind is None:
+                raise ConfigError(f"{path}, line {number}: unknown kind {plain.get('kind')!r}")
+            try:
+                if "pages" in plain:
+                    plain["pages"] = tuple((first, count) for first, count in plain["pages"])
+                if "shape" in plain:
+                    plain["shape"] = tuple(plain["shape"])
+            except (TypeError, ValueError):
+                raise ConfigError(f"{path}, line {number}: bad pages or shape") from None
+            made: Line = _made(kind, plain, path, number)  # type: ignore[type-var]
+            yield made
+
+
+def _made(kind: type[T], plain: dict[str, Any], path: Path, number: int) -> T:
+    known = {f.name for f in fields(kind)}
+    needed = {f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING}
+    if unknown := plain.keys() - known:
+        raise ConfigError(f"{path}, line {number}: unknown key {min(unknown)!r}")
+    if missing := needed - plain.keys():
+        raise ConfigError(f"{path}, line {number}: {min(missing)!r} is missing")
+    return kind(**plain)
