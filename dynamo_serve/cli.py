@@ -1,4 +1,4 @@
-"""The command line: serve, chat, check-config, hash-key, version."""
+"""The command line: serve, chat, check-config, hash-key, bench, version."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from dynamo_serve import __version__, settings
+from dynamo_serve.cli_bench_parser import add_bench
 from dynamo_serve.errors import ConfigError, DynamoServeError
 
 # flag → the key it sets; --served-model-name is apart because it takes several names.
@@ -71,6 +72,7 @@ def parser() -> argparse.ArgumentParser:
     _add_chat(_command(commands, "chat", "Chat with any OpenAI endpoint in a terminal.", _chat))
     keys = _command(commands, "hash-key", "Print a key as the tenants file has it.", _hash_key)
     keys.add_argument("--new", action="store_true", help="Make a random key and show it once.")
+    add_bench(commands)
     _command(commands, "version", "Print the version.", _version)
     return root
 

@@ -9,6 +9,7 @@ from itertools import pairwise
 
 from dynamo_serve.bench.figures import figures, more_is_better
 from dynamo_serve.bench.record import Run
+from dynamo_serve.bench.repeats import MEASURED, root
 from dynamo_serve.bench.spread import Estimate, mean, standard_error, within
 from dynamo_serve.bench.summary import Summary, summary
 from dynamo_serve.bench.words import facts
@@ -166,7 +167,7 @@ def _apart(a: Summary, b: Summary) -> tuple[tuple[str, str, str], ...]:
     return tuple(
         (key, of_a.get(key, ""), of_b.get(key, ""))
         for key in dict.fromkeys((*of_a, *of_b))
-        if of_a.get(key) != of_b.get(key)
+        if of_a.get(key) != of_b.get(key) and root(key) not in MEASURED
     )
 
 
@@ -179,10 +180,13 @@ def _notes(
     notes = []
     if len(a) < LEAST_PAIRS:
         notes.append(f"Not enough runs to tell: {LEAST_PAIRS} of each are the least.")
-    strange = [key for key, _, _ in apart if key.split(".")[0] in SAME]
+    strange = [key for key, _, _ in apart if root(key) in SAME]
     if strange:
         notes.append(f"A and B differ in what should be the same: {', '.join(strange)}.")
-    if not _in_turns(a, b):
+    turns = _in_turns(a, b)
+    if turns is None:
+        notes.append("The runs do not all say when they began: nobody knows if A and B took turns.")
+    elif not turns:
         notes.append("The runs were not made in turns: what drifted over time may look like B.")
     if unknown:
         notes.append(f"Not known in every run, so not compared: {', '.join(unknown)}.")
@@ -192,10 +196,12 @@ def _notes(
     return notes
 
 
-def _in_turns(a: Sequence[Summary], b: Sequence[Summary]) -> bool:
-    """By `began_at` of what the runs say; runs that do not say it are believed."""
+def _in_turns(a: Sequence[Summary], b: Sequence[Summary]) -> bool | None:
+    """Whether each pair was over before the next began; None: the runs do not say."""
     pairs = [(_start(x), _start(y)) for x, y in zip(a, b, strict=True)]
     spans = [sorted((x, y)) for x, y in pairs if x is not None and y is not None]
+    if len(spans) < len(pairs):
+        return None
     return all(first[1] < second[0] for first, second in pairwise(spans))
 
 

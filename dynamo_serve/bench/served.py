@@ -39,13 +39,15 @@ def split(name: str) -> tuple[str, Labels]:
 
 
 def measured(run: Run) -> list[Sample]:
-    """From the last sample before the first measured request on: warm-up is not to be counted."""
-    sent = [record.sent for record in run.records if not record.is_warm_up]
+    """By time, from the first measured request on: what warm-up did is not to be counted. The
+    first has the last value of everything until then, for not every sample has all metrics."""
+    due = [record.due for record in run.records if not record.is_warm_up]
     samples = sorted(run.samples, key=lambda sample: sample.at)
-    if not any(record.is_warm_up for record in run.records) or not sent:
+    before = [sample for sample in samples if due and sample.at <= min(due)]
+    if not before:
         return samples
-    before = [number for number, sample in enumerate(samples) if sample.at <= min(sent)]
-    return samples[before[-1] if before else 0 :]
+    known = {name: value for sample in before for name, value in sample.values.items()}
+    return [Sample(before[-1].at, known), *samples[len(before) :]]
 
 
 def series(samples: list[Sample], metric: str) -> dict[Labels, list[tuple[float, float]]]:

@@ -117,6 +117,7 @@ def _notes(run: Run, load: Sequence[Record], samples: list[Sample], unsound: int
                 f"The client was a bottleneck: {late} of {len(load)} requests were sent more than "
                 f"{LATE_S * 1000:g} ms late. Use more client processes, or another machine for it."
             )
+    notes += _told(run.about)
     strange = sorted({name for record in load for name in record.targets} - set(TARGETS))
     if strange:
         notes.append(f"Unknown targets were not looked at: {', '.join(strange)}.")
@@ -135,3 +136,14 @@ def _nothing(load: Sequence[Record]) -> list[str]:
     if all(record.first is None for record in load):
         return ["No request got a token: there are no times to a first one."]
     return []
+
+
+def _told(about: Mapping[str, Any]) -> list[str]:
+    """What whoever ran it wants to be known."""
+    client = about.get("client")
+    warning = client.get("warning") if isinstance(client, dict) else None
+    interrupted = "The run was interrupted: it is shorter than planned."
+    return [
+        *([f"Of the client: {warning}."] if warning else []),
+        *([interrupted] if about.get("interrupted") else []),
+    ]

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from dynamo_serve.bench.account import Reconciled
-from dynamo_serve.bench.figures import Repeats, figures, unit
+from dynamo_serve.bench.figures import figures
 from dynamo_serve.bench.groups import Group
 from dynamo_serve.bench.latency import SHARES, Distribution
 from dynamo_serve.bench.spread import needed
@@ -39,32 +39,6 @@ def text(of: Summary) -> str:
 def line(of: Summary) -> str:
     """Everything on one line of JSON. Numbers that are none are null."""
     plain = {"format": FORMAT, "format_version": VERSION, "figures": figures(of), **asdict(of)}
-    return json.dumps(clean(plain), separators=(",", ":"), allow_nan=False)
-
-
-def repeats_text(of: Repeats) -> str:
-    """The means over repeated runs."""
-    rows = [
-        (name, unit(name), number(e.value), f"{number(e.low)} to {number(e.high)}")
-        for name, e in of.figures.items()
-    ]
-    lines = [f"{count(len(of.summaries), 'run')}: mean, and 95 % interval by Student's t", ""]
-    lines += table(("figure", "unit", "mean", "interval"), rows)
-    if of.missing:
-        lines += ["", f"note: not known in every run, so left out: {', '.join(of.missing)}."]
-    return "\n".join(lines)
-
-
-def repeats_line(of: Repeats) -> str:
-    plain = {
-        "format": FORMAT,
-        "format_version": VERSION,
-        "repeats": len(of.summaries),
-        "figures": {name: asdict(one) for name, one in of.figures.items()},
-        "missing": of.missing,
-        "about": [one.about for one in of.summaries],
-        "runs": [figures(one) for one in of.summaries],
-    }
     return json.dumps(clean(plain), separators=(",", ":"), allow_nan=False)
 
 
