@@ -17,6 +17,7 @@ from dynamo_serve.bench.words import number
 WIDTH, HEIGHT = 640, 300
 LEFT, RIGHT, TOP, BOTTOM = 66, 18, 14, 46
 NUM_COLOURS = 6
+SMALLEST = 1e-9  # of what is drawn as more than nothing
 DASHES = ("", "7 3", "2 3", "9 3 2 3", "1 4", "12 4")
 Points = Sequence[tuple[float, float]]
 
@@ -57,7 +58,7 @@ class Chart:
 
 def ticks(high: float, most: int = 6) -> list[float]:
     """Round numbers from 0 to at least `high`, evenly apart."""
-    if not high > 0:
+    if not high > SMALLEST:
         return [0.0, 1.0]
     raw = high / (most - 1)
     size = 10.0 ** math.floor(math.log10(raw))

@@ -70,5 +70,7 @@ def _flat(key: str, value: Any) -> list[tuple[str, str]]:
     if isinstance(value, Mapping):
         return [pair for name in value for pair in _flat(f"{key}.{name}", value[name])]
     if isinstance(value, list | tuple):
-        return [(key, " ".join(map(str, value)))]
+        return [(key, " ".join(told for one in value for _, told in _flat(key, one)))]
+    if isinstance(value, float) and not math.isfinite(value):
+        return [(key, NONE)]
     return [(key, str(value))] if value not in (None, "") else []
