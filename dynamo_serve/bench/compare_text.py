@@ -60,10 +60,18 @@ def rows(of: Comparison) -> list[tuple[str, ...]]:
             change(one),
             interval(one.relative or one.effect, one.relative is not None),
             NONE if one.p is None else "<0.001" if one.p < 0.001 else f"{one.p:.3f}",
-            VERDICTS[one.verdict],
+            verdict(one, of.matters),
         )
         for one in of.differences
     ]
+
+
+def verdict(of: Difference, matters: float) -> str:
+    """In words; a difference may be real and still be little."""
+    edges = (of.relative.low, of.relative.high) if of.relative else (None, None)
+    is_little = all(edge is not None and abs(edge) <= matters for edge in edges)
+    is_real = of.verdict in ("better", "worse", "other")
+    return VERDICTS[of.verdict] + (f", by less than {matters:.0%}" if is_real and is_little else "")
 
 
 def change(of: Difference) -> str:

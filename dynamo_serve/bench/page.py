@@ -24,8 +24,7 @@ def html(runs: Sequence[Run]) -> str:
     """The report on one run; on several, what they come to together, and then each."""
     if len(runs) == 1:
         found = summary(runs[0])
-        lead = f"{number(found.seconds)} s, {'open' if found.is_open else 'closed'} loop"
-        return page("Bench report", lead, _run(runs[0], found))
+        return page("Bench report", text.head(found), _run(runs[0], found))
     groups = [(name, summaries(group)) for name, group in grouped(runs)]
     parts = []
     if len(groups) > 1:

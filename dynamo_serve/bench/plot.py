@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from dynamo_serve.bench.words import number
-
 WIDTH, HEIGHT = 640, 300
 LEFT, RIGHT, TOP, BOTTOM = 66, 18, 14, 46
 NUM_COLOURS = 6
@@ -33,11 +31,12 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A point that is named in the chart."""
+    """A point that is named in the chart, on that side of it where its curve is not."""
 
     x: float
     y: float
     text: str
+    is_above: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +82,7 @@ def figure(chart: Chart) -> str:
     }
     told = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     return (
-        f'<figure class="chart">{title}{_legend(lines)}{_svg(chart, lines, scale)}'
+        f'<figure class="chart">{title}{_legend(chart, lines)}{_svg(chart, lines, scale)}'
         f'<script type="application/json">{told}</script>{note}</figure>'
     )
 
@@ -94,7 +93,7 @@ class _Scale:
     def __init__(self, chart: Chart, lines: Sequence[Line]) -> None:
         xs = [x for line in lines for x, _ in line.points]
         self.x_ticks = ticks(chart.x_high or max(xs))
-        self.y_ticks = ticks(chart.y_high or _highest(chart, lines), 5)
+        self.y_ticks = ticks(chart.y_high or _highest(chart, lines))
         self.x_high, self.y_high = self.x_ticks[-1], self.y_ticks[-1]
         if chart.x_high:  # an edge that is meant is kept
             self.x_high = chart.x_high
@@ -127,15 +126,25 @@ def stacked(lines: Sequence[Line]) -> list[list[tuple[float, float]]]:
     return edges
 
 
-def _legend(lines: Sequence[Line]) -> str:
+def _legend(chart: Chart, lines: Sequence[Line]) -> str:
+    """Nothing for one line: the title says what it is."""
+    if len(lines) < 2:
+        return ""
     keys = [
         f'<button type="button" data-line="{n}" aria-pressed="true">'
-        f'<svg width="26" height="10" aria-hidden="true"><line class="s{n % NUM_COLOURS}" x1="0" '
-        f'y1="5" x2="26" y2="5" stroke-dasharray="{DASHES[n % len(DASHES)]}"/></svg>'
+        f'<svg width="26" height="12" aria-hidden="true">{_key(chart, n)}</svg>'
         f"{escape(line.name)}</button>"
         for n, line in enumerate(lines)
     ]
     return f'<div class="legend">{"".join(keys)}</div>'
+
+
+def _key(chart: Chart, n: int) -> str:
+    colour = n % NUM_COLOURS
+    if chart.kind == "areas":
+        return f'<rect class="a{colour}" x="6" width="14" height="12"/>'
+    dash = DASHES[n % len(DASHES)]
+    return f'<line class="s{colour}" x1="0" y1="6" x2="26" y2="6" stroke-dasharray="{dash}"/>'
 
 
 def _svg(chart: Chart, lines: Sequence[Line], scale: _Scale) -> str:
@@ -156,14 +165,13 @@ def _axes(chart: Chart, scale: _Scale) -> str:
         parts.append(f'<line class="grid" x1="{LEFT}" y1="{y}" x2="{right}" y2="{y}"/>')
         parts.append(
             f'<text class="tick" x="{LEFT - 7}" y="{y}" dy="0.35em" text-anchor="end">'
-            f"{number(value)}</text>"
+            f"{value:,.6g}</text>"
         )
     for value in scale.x_ticks:
         x = f"{scale.x(value):.1f}"
         parts.append(f'<line class="grid" x1="{x}" y1="{bottom}" x2="{x}" y2="{bottom + 5}"/>')
         parts.append(
-            f'<text class="tick" x="{x}" y="{bottom + 18}" text-anchor="middle">'
-            f"{number(value)}</text>"
+            f'<text class="tick" x="{x}" y="{bottom + 18}" text-anchor="middle">{value:,.6g}</text>'
         )
     middle = f"{(TOP + bottom) / 2:.0f}"
     parts.append(
@@ -212,10 +220,10 @@ def _marks(chart: Chart, scale: _Scale) -> str:
     for mark in chart.marks:
         if mark.x <= scale.x_high and mark.y <= scale.y_high:
             x, y = scale.x(mark.x), scale.y(mark.y)
-            end = "end" if x > WIDTH * 0.8 else "start"
+            end = "end" if x > WIDTH * 0.86 else "start"
             parts.append(
                 f'<circle class="mark" cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>'
-                f'<text class="mark" x="{x + (-7 if end == "end" else 7):.1f}" y="{y + 14:.1f}" '
+                f'<text class="mark" x="{x + (-7 if end == "end" else 7):.1f}" y="{y + (-7 if mark.is_above else 14):.1f}" '
                 f'text-anchor="{end}">{escape(mark.text)}</text>'
             )
     return "".join(parts)

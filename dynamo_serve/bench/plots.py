@@ -37,7 +37,6 @@ def distribution(title: str, seconds: Iterable[float | None]) -> Chart:
     if not ordered:
         return Chart(title, x_label, y_label, [])
     edge = max(1.25 * quantile(ordered, 0.99), 1e-3)
-    edge = min(edge, max(ordered[-1], 1e-3))
     shares = [n / CURVE_POINTS for n in range(CURVE_POINTS + 1)]
     curve = [(quantile(ordered, share), share * 100) for share in shares]
     beyond = sum(value > edge for value in ordered)
@@ -50,8 +49,7 @@ def distribution(title: str, seconds: Iterable[float | None]) -> Chart:
         for share, found in known
         if found is not None
     ]
-    inside = [point for point in curve if point[0] <= edge]
-    lines = [Line("samples", inside)]
+    lines = [Line("samples", [point for point in curve if point[0] <= edge])]
     return Chart(title, x_label, y_label, lines, "line", marks, note, edge, 100)
 
 
@@ -110,7 +108,7 @@ def _pareto(placed: Sequence[tuple[float, Repeats]]) -> Chart:
         pace, output = of.figures.get("tpot_mean_ms"), of.figures.get("output_tokens_per_s")
         if pace and output and pace.value > 0:
             points.append((1000 / pace.value, output.value))
-            marks.append(Mark(1000 / pace.value, output.value, f"load {number(at)}"))
+            marks.append(Mark(1000 / pace.value, output.value, f"load {number(at)}", True))
     return Chart(
         "What one user gets, against what all get",
         "tokens/s of one user (1 / mean TPOT)",

@@ -24,7 +24,7 @@ SHORT = ("model", "url", "commit", "machine")
 def text(of: Summary) -> str:
     """The report for people, without its last line for machines."""
     blocks = [
-        _head(of),
+        [head(of)],
         _outcomes(of),
         _latencies(of),
         _attained(of),
@@ -42,6 +42,12 @@ def line(of: Summary) -> str:
     return json.dumps(clean(plain), separators=(",", ":"), allow_nan=False)
 
 
+def head(of: Summary) -> str:
+    """What ran, in a line."""
+    told = [f"{key} {value}" for key, value in facts(of.about) if key in SHORT]
+    return " · ".join((f"{number(of.seconds)} s, {'open' if of.is_open else 'closed'} loop", *told))
+
+
 def clean(value: Any) -> Any:
     """The same as JSON can say it."""
     if isinstance(value, float):
@@ -51,12 +57,6 @@ def clean(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [clean(inner) for inner in value]
     return value if isinstance(value, str | int | None) else str(value)
-
-
-def _head(of: Summary) -> list[str]:
-    loop = "open loop" if of.is_open else "closed loop"
-    told = [f"{key} {value}" for key, value in facts(of.about) if key in SHORT]
-    return [" · ".join((f"{number(of.seconds)} s, {loop}", *told))]
 
 
 def _outcomes(of: Summary) -> list[str]:

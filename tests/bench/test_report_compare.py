@@ -71,6 +71,13 @@ def test_figures_that_hardly_differ_are_alike() -> None:
     assert ttft([1.0] * 3, [1.0] * 3).verdict == "alike"
 
 
+def test_a_difference_may_be_real_and_little() -> None:
+    little = ttft([1.0, 1.001, 0.999, 1.0], [1.01, 1.011, 1.0091, 1.01])
+    assert little.verdict == "worse"
+    assert compare_text.verdict(little, 0.05) == "B is worse, by less than 5%"
+    assert compare_text.verdict(little, 0.001) == "B is worse"
+
+
 def test_noise_is_not_a_difference() -> None:
     assert ttft([1.0, 2.0, 0.5, 1.5], [1.8, 1.0, 1.1, 0.7]).verdict == "unclear"
 

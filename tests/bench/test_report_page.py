@@ -80,7 +80,7 @@ def test_names_of_others_are_text_and_never_markup() -> None:
 def test_axes_start_at_zero_and_have_round_numbers() -> None:
     assert ticks(9.3) == [0, 2, 4, 6, 8, 10]
     assert ticks(0.021) == pytest.approx([0, 0.005, 0.01, 0.015, 0.02, 0.025])
-    assert ticks(1200, 5) == [0, 500, 1000, 1500]
+    assert ticks(1200) == [0, 250, 500, 750, 1000, 1250]
     assert ticks(0) == [0, 1]
     for high in (0.001, 0.7, 3, 99, 100, 101, 12345):
         assert ticks(high)[0] == 0 and ticks(high)[-1] >= high * (1 - 1e-9)
