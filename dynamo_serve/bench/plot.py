@@ -220,10 +220,11 @@ def _marks(chart: Chart, scale: _Scale) -> str:
     for mark in chart.marks:
         if mark.x <= scale.x_high and mark.y <= scale.y_high:
             x, y = scale.x(mark.x), scale.y(mark.y)
-            end = "end" if x > WIDTH * 0.86 else "start"
+            end, aside = ("end", -7) if x > WIDTH * 0.86 else ("start", 7)
+            up = -7 if mark.is_above else 14
             parts.append(
                 f'<circle class="mark" cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>'
-                f'<text class="mark" x="{x + (-7 if end == "end" else 7):.1f}" y="{y + (-7 if mark.is_above else 14):.1f}" '
+                f'<text class="mark" x="{x + aside:.1f}" y="{y + up:.1f}" '
                 f'text-anchor="{end}">{escape(mark.text)}</text>'
             )
     return "".join(parts)
