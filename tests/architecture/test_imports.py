@@ -97,7 +97,8 @@ LAW: dict[str, tuple[str, ...]] = {
     "dynamo_serve.cli": (
         *("", "errors", "settings", "chat", "cli_bench_parser", "cli_keys", "cli_serve", "tenants"),
     ),
-    "dynamo_serve.cli_bench_parser": ("cli_report",),
+    "dynamo_serve.cli_bench_parser": ("cli_report_flags",),
+    "dynamo_serve.cli_report_flags": ("cli_report",),
     "dynamo_serve.cli_report": ("bench.", "errors"),
     "dynamo_serve.cli_serve": (
         *("", "api.", "cli_model", "cli_progress", "config", "directory", "errors", "fits"),
