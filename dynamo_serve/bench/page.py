@@ -9,6 +9,7 @@ from importlib import resources
 from dynamo_serve.bench import compare_text, plots, text, timeline
 from dynamo_serve.bench.compare import Comparison
 from dynamo_serve.bench.figures import Repeats, summaries, unit
+from dynamo_serve.bench.groups import Group
 from dynamo_serve.bench.latency import SHARES
 from dynamo_serve.bench.plot import Chart, figure
 from dynamo_serve.bench.record import Run
@@ -83,9 +84,9 @@ def _run(run: Run, of: Summary) -> str:
             _section("Targets", _targets(of)),
             f'<h2>Over time</h2><div class="charts">{charts}</div>',
             f'<h2>Distributions</h2><div class="charts">{curves}</div>',
-            _section("Tenants", _tenants(of)),
-            _section("Classes", _table(*text.group_rows(of.classes, "class"))),
-            _section("Kinds", _table(*text.group_rows(of.kinds, "kind"))),
+            _section("Tenants", _groups(of.tenants, *text.tenant_rows(of))),
+            _section("Classes", _groups(of.classes, *text.group_rows(of.classes, "class"))),
+            _section("Kinds", _groups(of.kinds, *text.group_rows(of.kinds, "kind"))),
             _section("Errors", _errors(of)),
             _section("Settings, versions, machine", _facts(of)),
         )
@@ -111,14 +112,16 @@ def _tiles(of: Summary) -> str:
             "refused · failed · cancelled",
         ),
         (number(rates.requests if rates else None), "requests/s answered"),
-        (number(rates.good if rates else None), "requests/s within all their targets"),
         (number(rates.output_tokens if rates else None), f"output tokens/s; {bound}"),
         (number(rates.input_tokens if rates else None), "input tokens/s"),
         (f"{ms(total.ttft.value('p50'))} ms", "TTFT p50"),
         (f"{ms(total.itl.value('p50'))} ms", "ITL p50"),
         (percent(total.cached_share), "of prompt tokens were cached"),
-        (text.jain(of), f"Jain index of {of.fairness.basis} by weight"),
     ]
+    if rates and rates.good is not None:
+        tiles.insert(3, (number(rates.good), "requests/s within all their targets"))
+    if of.fairness.jain is not None:
+        tiles.append((text.jain(of), f"Jain index of {of.fairness.basis} by weight"))
     drawn = (
         f'<div class="tile"><b>{escape(a)}</b><span>{escape(b)}</span></div>' for a, b in tiles
     )
@@ -147,8 +150,9 @@ def _targets(of: Summary) -> str:
     return _table(("class", "target", "kept (95 % interval)"), rows)
 
 
-def _tenants(of: Summary) -> str:
-    return _table(*text.tenant_rows(of))
+def _groups(groups: Sequence[Group], head: Sequence[str], rows: Rows) -> str:
+    """Nothing where all requests are in one that has no name."""
+    return _table(head, rows) if any(one.name for one in groups) else ""
 
 
 def _errors(of: Summary) -> str:
