@@ -21,7 +21,7 @@ from dynamo_serve.bench.words import NONE, count, facts, ms, number, percent, sh
 Rows = Iterable[Sequence[str]]
 
 
-def html(runs: Sequence[Run]) -> str:
+def html(*runs: Run) -> str:
     """The report on one run; on several, what they come to together, and then each."""
     if len(runs) == 1:
         found = summary(runs[0])
