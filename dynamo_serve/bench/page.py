@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from importlib import resources
 
-from dynamo_serve.bench import compare_text, plots, text, timeline
+from dynamo_serve.bench import compare_text, plot_effects, plots, text, timeline
 from dynamo_serve.bench.compare import Comparison
 from dynamo_serve.bench.figures import Repeats, summaries, unit
 from dynamo_serve.bench.groups import Group
@@ -44,6 +44,7 @@ def comparison(of: Comparison) -> str:
     classes = [one.verdict if one.verdict in ("better", "worse") else "" for one in of.differences]
     body += _table(compare_text.HEAD, compare_text.rows(of), last=classes)
     body += "<p>p: paired t-test, adjusted after Benjamini and Hochberg for many figures.</p>"
+    body += plot_effects.figure(of.differences, of.matters)
     if of.apart:
         body += "<h2>What differs</h2>" + _table(("what", "A", "B"), of.apart)
     for name, several in (("A", of.a), ("B", of.b)):

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from dynamo_serve.bench import page, plots, timeline
+from dynamo_serve.bench import page, plot_effects, plots, timeline
 from dynamo_serve.bench.compare import compare
 from dynamo_serve.bench.figures import summaries
 from dynamo_serve.bench.plot import Chart, Line, figure, stacked, ticks
@@ -64,6 +64,17 @@ def test_a_comparison_is_whole_too() -> None:
     runs = [made_run(seconds=20, seed=seed) for seed in range(3)]
     assert "no difference that matters" in page.comparison(compare(runs, runs))
     whole(page.comparison(compare(runs, runs)))
+
+
+def test_differences_are_drawn_about_the_middle() -> None:
+    runs = [made_run(seconds=20, seed=seed) for seed in range(3)]
+    slower = [made_run(seconds=20, seed=seed, step_ms=24) for seed in range(3)]
+    drawn = plot_effects.figure(compare(runs, slower).differences, 0.05)
+    places = dict(re.findall(r">(\w+)</text>(?:<line[^>]*>)?<circle [^>]*cx=\"([\d.]+)\"", drawn))
+    middle = (plot_effects.LEFT + plot_effects.WIDTH - plot_effects.RIGHT) / 2
+    assert float(places["itl_mean_ms"]) > middle + 100
+    assert float(places["requests_per_s"]) == middle
+    assert plot_effects.figure([], 0.05) == ""
 
 
 def test_names_of_others_are_text_and_never_markup() -> None:
