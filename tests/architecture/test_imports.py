@@ -94,7 +94,12 @@ LAW: dict[str, tuple[str, ...]] = {
     "dynamo_serve.cli_progress": (),
     "dynamo_serve.cli_model": ("bundled.", "config", "errors", "text."),
     "dynamo_serve.open_files": (),
-    "dynamo_serve.cli": (*("", "errors", "settings", "chat", "cli_keys", "cli_serve", "tenants"),),
+    "dynamo_serve.cli": (
+        *("", "errors", "settings", "chat", "cli_bench_parser", "cli_keys", "cli_serve", "tenants"),
+    ),
+    "dynamo_serve.cli_bench_parser": ("cli_report_flags",),
+    "dynamo_serve.cli_report_flags": ("cli_report",),
+    "dynamo_serve.cli_report": ("bench.", "errors"),
     "dynamo_serve.cli_serve": (
         *("", "api.", "cli_model", "cli_progress", "config", "directory", "errors", "fits"),
         *(
