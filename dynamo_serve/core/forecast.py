@@ -79,14 +79,18 @@ class _Play:
         )
 
     def _queues(self) -> dict[str, deque[Sequence]]:
-        waiting = self.life.waiting
+        waiting, is_past = self.life.waiting, self.intake.brake.lets_pass(self.seq)
         queues = {name: deque(waiting.first(name, MOST_ADMISSIONS)) for name in waiting.tenants}
+        if is_past:
+            others = {n: waiting.others(n, MOST_ADMISSIONS) for n in waiting.tenants}
+            queues = {name: deque(seqs) for name, seqs in others.items() if seqs}
         if self.seq.id not in waiting:
             own = [*queues.get(self.seq.request.tenant, ()), self.seq]
             queues[self.seq.request.tenant] = deque(sorted(own, key=place))
         for seq in chain(*queues.values()):  # as it would be if they were admitted now
             self.intake.brake.bound(seq)
-        self.behind = max(0, waiting.ahead_of(self.seq) - MOST_ADMISSIONS)
+        ahead = waiting.ahead_of(self.seq, with_batch=not is_past)
+        self.behind = max(0, ahead - MOST_ADMISSIONS)
         return queues
 
     def run(self) -> Forecast:

@@ -16,6 +16,7 @@ from dynamo_serve.core.intake import Intake
 from dynamo_serve.core.journal import Journal, Kind, Reason
 from dynamo_serve.core.ladder import Restraint
 from dynamo_serve.core.lifecycle import Lifecycle
+from dynamo_serve.core.outlook import Outlook
 from dynamo_serve.core.pace import Limits, Prompts
 from dynamo_serve.core.page_pool import PagePool
 from dynamo_serve.core.pins import NOTHING, Pinning, Pins
@@ -61,10 +62,10 @@ class Scheduler:
         self.intake = Intake(self.life, limits, self.cost, restraint)
         self.speculation = Speculation(self.intake.pace)
         self.admission = Admission(self.life, self.intake)
-        self.waiting = self.life.waiting
-        self.running = self.life.running
+        self.waiting, self.running = self.life.waiting, self.life.running
         self.bill = Bill(self.life, self.cost)
-        self.controller = Controller(self.life, restraint, self.bill.wear, limits)
+        outlook = Outlook(self.life, self.intake)
+        self.controller = Controller(self.life, restraint, self.bill.wear, limits, outlook.worst)
         self.newcomers = CutIn(self.intake, self.bill)
         self.quarantine = Quarantine(self.intake)
         self._last = Phase.DECODE  # of steps of one kind

@@ -23,7 +23,7 @@ TIERS = ("test_tiers.py", "test_mixed_traffic.py", "test_page_events.py")
 TOLD = ("test_views_cache.py",)
 EVENTS = ("test_page_events.py",)
 PINS = ("test_pins.py",)
-LADDER = ("test_controller.py", "test_rungs.py")
+LADDER = ("test_controller.py", "test_rungs.py", "test_backlog.py")
 HELPERS = ("traffic.py", "playing.py", "tiers.py")
 
 BROKEN_BOOKS = {
@@ -330,6 +330,51 @@ BROKEN_LADDER = {
         "controller.py",
         "min(2 * state.calm, MOST_CALM * state.rung.calm)",
         "state.rung.calm",
+    ),
+    "undo though a backlog waits": (
+        "controller.py",
+        "state.is_held = seen.has_backlog and self._is_needed(state, now)",
+        "state.is_held = False",
+    ),
+    "hold though there is no backlog": (
+        "controller.py",
+        "state.is_held = seen.has_backlog and self._is_needed(state, now)",
+        "state.is_held = self._is_needed(state, now)",
+    ),
+    "blame no undo": (
+        "controller.py",
+        "return self.states[last.rung] if is_its else None",
+        "return None",
+    ),
+    "try again as soon as ever": (
+        "controller.py",
+        "state.hold = min(max(HOLD_SECONDS, 2 * state.hold), MOST_HOLD)",
+        "state.hold = HOLD_SECONDS",
+    ),
+    "foresee what is and not what would be": (
+        "controller.py",
+        "state.rung.apply(self.restraint, state.level - 1)",
+        "pass",
+    ),
+    "leave a window as it was tried": (
+        "controller.py",
+        "self.restraint.take_over(as_is)",
+        "pass",
+    ),
+    "keep a backlog out as long as it stands": (
+        "outlook.py",
+        "self.restraint.batch_window, self._since = window / 2, now",
+        "self._since = now",
+    ),
+    "let it in again as fast at once": (
+        "outlook.py",
+        "self._least = min(2 * window, BATCH_WINDOW)",
+        "pass",
+    ),
+    "foresee jobs before whoever goes past them": (
+        "forecast.py",
+        "self.intake.brake.lets_pass(self.seq)",
+        "False",
     ),
     "undo what is pinned": (
         "controller.py",
