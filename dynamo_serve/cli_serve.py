@@ -129,6 +129,7 @@ class Run:
         starting = asyncio.create_task(self._service.start())
         answering = asyncio.create_task(self._succession.answer(starting, self._listener))
         handed = asyncio.create_task(self._succession.handed())
+        tidying = asyncio.create_task(garbage.tidy())
         try:
             await self._first_of(starting, stopped, answering)
             if not self._stop.is_set():
@@ -138,7 +139,7 @@ class Run:
                 await self._first_of(stopped, answering, handed)
             await self._drain()
         finally:
-            await self._close(answering, starting, stopped, handed)
+            await self._close(answering, starting, stopped, handed, tidying)
         return 0
 
     @staticmethod
