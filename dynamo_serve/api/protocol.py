@@ -93,6 +93,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._hang_up()
         super().connection_lost(exc)
         # Else it refers to itself, and stays until the collector of cycles looks at all there is.
+        self._unset_keepalive_if_required()
         self._watch.forget()
         for cycle in filter(None, (self.cycle, self._active)):
             cycle.scope.pop(CONNECTION, None)  # type: ignore[misc]

@@ -3,9 +3,8 @@
 A look, four times a second: is something wrong that lasts? Then the first rung that could help is
 taken, and the next only if the evidence since then has not become better. When all has been well
 for a while, the last one taken is undone. A rung that is needed again soon after its undo is kept
-twice as long the next time: a load that hovers at the threshold does not make it flap. If a backlog
-stands, which the undo let in, the rung is taken again before any other and held for minutes.
-"""
+twice as long the next time: a load that hovers at the threshold does not make it flap. Where a
+backlog waits for the undo, that is foreseen first; if it did harm, the rung is held for minutes."""
 
 from __future__ import annotations
 
@@ -28,7 +27,7 @@ from dynamo_serve.core.wear import Wear
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.25
-MARGIN = 0.7  # of a TTFT target: what may be foreseen if a backlog is let in
+MARGIN, CLEAR_LOOKS = 0.7, 3  # of a TTFT target, if a backlog is let in; in a row
 GAIN = 0.05  # of a score: less is no improvement
 MOST_CALM = 12.0  # times what a rung has to begin with
 RESTART_SECONDS = 3600.0  # between two rungs that have no undo
@@ -105,7 +104,7 @@ class Controller:
         self._began = 0.0  # this engine
         self._taken: list[State] = []  # in this order; one with two levels may be in it twice
         self._changed_at = 0.0
-        self._next_look = self._next_outlook = 0.0
+        self._num_clear, self._next_look, self._next_outlook = 0, 0.0, 0.0
         self._ease = Ease(restraint)
         self._reading: tuple[str, float] | None = None  # a trouble, and its score at the last rung
         self._settled_at = 0.0
@@ -196,14 +195,15 @@ class Controller:
         """Whether the backlog would break promises if it came in: as it did, or is foreseen to."""
         if now < state.held_until or not state.rung.lets_in:
             return now < state.held_until
-        if state.is_held and now < self._next_outlook:
+        if now < self._next_outlook:
             return True  # as before: to look ahead takes a while
         self._next_outlook = now + SETTLE_SECONDS
         as_is = replace(self.restraint)
         state.rung.apply(self.restraint, state.level - 1)
         worst = self._foresee(now)
         self.restraint.take_over(as_is)
-        return worst > MARGIN
+        self._num_clear = self._num_clear + 1 if worst <= MARGIN else 0
+        return self._num_clear < CLEAR_LOOKS
 
     def _take(self, state: State, trigger: str, now: float) -> None:
         if not state.level:
@@ -228,7 +228,7 @@ class Controller:
         rung, seen = state.rung, self.evidence
         state.level = level
         rung.apply(self.restraint, level)
-        self._changed_at, self.has_news = now, True
+        self._changed_at, self.has_news, self._num_clear = now, True, 0
         self.history.append(Change(now, rung.name, direction, level, trigger, seen))
         kind = Kind.TAKE_RUNG if direction == "up" else Kind.UNDO_RUNG
         self.life.journal.note(now, kind, rung.name, "", "", level=level, **seen.numbers)

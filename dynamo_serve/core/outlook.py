@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import islice
 from math import inf
 
 from dynamo_serve.core.forecast import forecast
@@ -25,13 +26,21 @@ class Outlook:
     def worst(self, now: float) -> float:
         """The wait for a first token, in TTFT targets, of a request like the latest of each class
         that has one: the longest."""
-        waits = [0.0]
+        waits, beside = [0.0], self._let_in()
         for request, promise in self.life.tally.latest.values():
             if promise.ttft < inf:
                 newcomer = replace(request, id="", arrival=now, priority=0)
                 seq = Sequence.of(newcomer, promise)
-                waits.append(forecast(seq, self.life, self.intake).first_token / promise.ttft)
+                told = forecast(seq, self.life, self.intake, beside)
+                waits.append(told.first_token / promise.ttft)
         return max(waits)
+
+    def _let_in(self) -> list[Sequence]:
+        """The batch-class work that will have taken the places it may have."""
+        life = self.life
+        room = self.intake.brake.cap - sum(s.promise.is_batch for s in life.running.values())
+        heads = (s for name in life.waiting.tenants for s in life.waiting.scan(name, max(0, room)))
+        return list(islice((seq for seq in heads if seq.promise.is_batch), max(0, room)))
 
 
 class Ease:

@@ -356,6 +356,16 @@ BROKEN_LADDER = {
         "state.rung.apply(self.restraint, state.level - 1)",
         "pass",
     ),
+    "take one good moment for calm": (
+        "controller.py",
+        "return self._num_clear < CLEAR_LOOKS",
+        "return self._num_clear < 1",
+    ),
+    "foresee an empty house": (
+        "outlook.py",
+        "beside = [0.0], self._let_in()",
+        "beside = [0.0], []",
+    ),
     "leave a window as it was tried": (
         "controller.py",
         "self.restraint.take_over(as_is)",
