@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
-from itertools import pairwise
+from itertools import cycle, pairwise
 
 import pytest
 
@@ -143,6 +143,16 @@ def test_a_rung_is_undone_once_its_backlog_is_foreseen_to_do_no_harm() -> None:
     foreseen[0] = MARGIN - 0.1
     told(controller, 100.0, 110.0, itl=1.0, batch_wait=WAITS)
     assert controller.levels[1] == 0
+
+
+def test_one_good_moment_is_not_enough() -> None:
+    """A question that is about to end leaves a place that the backlog would take."""
+    controller = controller_of([9.0], "widen_window")
+    waits = cycle([0.0, 0.0, 9.0])
+    controller._foresee = lambda now: next(waits)
+    told(controller, 0.0, 0.2, **BAD)
+    told(controller, 1.0, 100.0, itl=1.0, batch_wait=WAITS)
+    assert controller.levels[1] == 1
 
 
 @pytest.mark.parametrize(
