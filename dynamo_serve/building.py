@@ -152,6 +152,7 @@ def limits_of(config: Config, spec: EngineSpec) -> Limits:
         ladder=config.scheduler.ladder == "auto",
         ladder_max_tokens=config.scheduler.ladder_max_tokens,
         lighter=bool(config.model.lighter),
+        copy_seconds=spec.copy_seconds if config.cache.partial_pages else None,
     )
 
 

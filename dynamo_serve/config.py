@@ -181,6 +181,11 @@ class CacheSection:
         high=0.98,
     )
     prefix_sharing: bool = setting(True, "Reuse the pages of equal prompt heads.")
+    partial_pages: bool = setting(
+        True,
+        "With prefix_sharing: copy the part of a page that a prompt begins with, where that is "
+        "predicted to take less time than computing it.",
+    )
     pinned_fraction: float = setting(
         0.25,
         "Share of the pool that pinned prefixes of all tenants may take beyond what these were "

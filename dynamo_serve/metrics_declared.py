@@ -54,6 +54,11 @@ DECLARED = {
     "prefix_hit_tokens_total": Declared(
         "counter", "dserve_prefix_hit_tokens", "Prompt tokens found in the prefix cache."
     ),
+    "prefix_copied_tokens_total": Declared(
+        "counter",
+        "dserve_prefix_copied_tokens",
+        "Of these, tokens of pages that match in part, and were copied.",
+    ),
     "preemptions_total": Declared(
         "counter", "dserve_preemptions", "Sequences that lost their pages, for others."
     ),

@@ -19,6 +19,7 @@ def report(life: Lifecycle, controller: Controller, step: StepStats | None) -> S
         pages_free=pool.num_free,
         prefix_asked_tokens_total=totals["prefix_asked"],
         prefix_hit_tokens_total=totals["prefix_hit"],
+        prefix_copied_tokens_total=life.parts.num_copied,
         preemptions_total=totals["preemptions"],
         prompt_tokens_total=totals["prompt"],
         output_tokens_total=totals["output"],

@@ -17,6 +17,7 @@ from dynamo_serve.core.journal import Journal, Kind, Reason
 from dynamo_serve.core.ladder import Restraint
 from dynamo_serve.core.lifecycle import Lifecycle
 from dynamo_serve.core.pace import Limits, Prompts
+from dynamo_serve.core.page_parts import PageParts
 from dynamo_serve.core.page_pool import PagePool
 from dynamo_serve.core.pins import NOTHING, Pinning, Pins
 from dynamo_serve.core.preemption import shape_of
@@ -56,13 +57,13 @@ class Scheduler:
         self.shares = Shares(self.tenancy)
         self.spill = Spill(pool, [Tier(spec) for spec in tiers], self.cost)
         self.pins = Pins(pool, self.shares, pinning)
-        self.life = Lifecycle(pool, self.shares, self.journal, self.spill, self.pins)
+        parts = PageParts(pool, self.spill, limits.copy_seconds, limits.min_copied_tokens)
+        self.life = Lifecycle(pool, self.shares, self.journal, self.spill, self.pins, parts)
         restraint = Restraint()
         self.intake = Intake(self.life, limits, self.cost, restraint)
         self.speculation = Speculation(self.intake.pace)
         self.admission = Admission(self.life, self.intake)
-        self.waiting = self.life.waiting
-        self.running = self.life.running
+        self.waiting, self.running = self.life.waiting, self.life.running
         self.bill = Bill(self.life, self.cost)
         self.controller = Controller(self.life, restraint, self.bill.wear, limits)
         self.newcomers = CutIn(self.intake, self.bill)

@@ -62,6 +62,9 @@ class Sequence:
     page_keys: list[bytes] = field(default_factory=list)
     num_sealed: int = 0
     num_unseen: int = 0  # head from the prefix cache that the engine has not been shown
+    copied_from: int | None = (
+        None  # page of others whose head its first step copies; held till then
+    )
     may_restore: bool = True  # from tiers below: until that has failed once
     restoring: Restoring | None = None  # part of that head is still being copied: it cannot run
     num_preemptions: int = 0
@@ -149,6 +152,7 @@ class Sequence:
             cached_ids=tuple(self.tokens[: self.num_unseen]),
             banned_ids=request.stop_ids if self.num_outputs < request.min_tokens else NONE_BANNED,
             draft_len=len(draft),
+            copied_from=self.copied_from,
         )
 
     def tells_length(self, finish: Finish) -> bool:

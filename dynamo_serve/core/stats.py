@@ -53,6 +53,7 @@ class Stats(NamedTuple):
     pages_free: int = 0  # blank
     prefix_asked_tokens_total: int = 0
     prefix_hit_tokens_total: int = 0
+    prefix_copied_tokens_total: int = 0  # of the hits, in pages that match in part
     preemptions_total: int = 0
     prompt_tokens_total: int = 0
     output_tokens_total: int = 0
