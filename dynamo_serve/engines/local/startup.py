@@ -158,9 +158,7 @@ def _start_up(
     if needs.device.type == "cpu":
         keep_freed_memory()  # not sooner: the weights that were packed shall go back
         cache.take_memory()
-    told = page_facts(facts, wishes.model, wishes.path)
-    tiers, copier = build_tiers(wishes.cache, cache, told)
-    parts = PageCopier(cache)
+    tiers, copier = build_tiers(wishes.cache, cache, page_facts(facts, wishes.model, wishes.path))
     progress("warm-up", 1.0)
     spec = EngineSpec(
         *(max_model_len, size.page_size, size.num_pages),
@@ -170,9 +168,9 @@ def _start_up(
         verifies_drafts=graphs is None,
         holds_steps=isinstance(runner, NativeRunner),
         tiers=tiers,
-        copy_seconds=parts.measure(),
+        copy_seconds=PageCopier(cache).measure(),
     )
-    return Ready(spec, cache, runner, graphs, hook.name, copier, parts)
+    return Ready(spec, cache, runner, graphs, hook.name, copier, PageCopier(cache))
 
 
 def _load(
