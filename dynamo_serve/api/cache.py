@@ -30,8 +30,8 @@ WHY = {
     "evicted": "It was stored and had to go {evicted_s_ago:.0f} s ago, for {whose}.",
     "differs": "Token {position} differs: the prompt goes on with {prompt!r}, what is stored with "
     "{stored!r}.",
-    "too_short": "What is left is less than a page, and no part of one is worth a copy; or it is the "
-    "last token, which is always computed.",
+    "too_short": "What is left is less than a page, and no part of one is worth a copy; or it is "
+    "the last token, which is always computed.",
     "being_computed": "A request is computing it now; one that is sent meanwhile waits for it.",
     "not_shared": "cache.prefix_sharing is off.",
 }

@@ -36,7 +36,7 @@ def count_in(life: Lifecycle, seq: Sequence, keys: list[bytes], now: float) -> N
         seq.restoring.counted = seq.num_computed
     else:
         add(life, seq, seq.num_computed)
-        life.parts.num_copied += seq.num_computed % life.pool.page_size
+    life.parts.num_copied += seq.num_computed % life.pool.page_size
     life.pins.hit(seq, keys, now)
 
 

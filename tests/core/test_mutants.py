@@ -23,6 +23,7 @@ TIERS = ("test_tiers.py", "test_mixed_traffic.py", "test_page_events.py")
 TOLD = ("test_views_cache.py",)
 EVENTS = ("test_page_events.py",)
 PINS = ("test_pins.py",)
+PARTS = ("test_page_parts.py", "test_views_cache.py", "test_tiers.py")
 LADDER = ("test_controller.py", "test_rungs.py")
 HELPERS = ("traffic.py", "playing.py", "tiers.py")
 
@@ -48,7 +49,7 @@ BROKEN_BOOKS = {
         "        del self.running[seq.id]\n        self.waiting.add(seq)\n",
         "        del self.running[seq.id]\n",
     ),
-    "never withdraw a claim": ("lifecycle.py", "self.pool.index.unclaim(", "tuple(("),
+    "never withdraw a claim": ("lifecycle.py", "self.pool.index.unclaim(", "(lambda *_: None)("),
     "finish one token late": (
         "lifecycle.py",
         "seq.num_outputs >= seq.max_tokens",
@@ -640,6 +641,92 @@ BROKEN_PINS = {
     "count those who pin as hits": ("pins.py", " or seq.request.pinned_until is not None", ""),
 }
 
+BROKEN_PARTS = {
+    "part: copy every token, leaving none to run": (
+        "page_parts.py",
+        "num_pages, seq.num_tokens - 1)",
+        "num_pages, seq.num_tokens)",
+    ),
+    "part: copy what another tenant has sent": (
+        "page_parts.py",
+        " and chain.tenant in node.tenants",
+        "",
+    ),
+    "part: copy from pages that are not on the device": (
+        "page_parts.py",
+        "if page_id is not None and",
+        "page_id = page_id or 0\n            if",
+    ),
+    "part: copy from a page that may be evicted": (
+        "page_parts.py",
+        "            pool.hold(part.page_id)\n",
+        "",
+    ),
+    "part: hold the page for as long as it runs": (
+        "lifecycle.py",
+        "        self.parts.let_go(seq)\n        tokens, finish",
+        "        tokens, finish",
+    ),
+    "part: hold the page of who has left": (
+        "lifecycle.py",
+        "        self.parts.let_go(seq)\n        self.pool.release",
+        "        self.pool.release",
+    ),
+    "part: hold a page that somebody needs": (
+        "page_parts.py",
+        "if pool.num_idle <= pool.pages_for(seq.num_tokens) - num_pages + len(running):",
+        "if False:",
+    ),
+    "part: copy whatever it takes": (
+        "page_parts.py",
+        "self.copy_seconds <= computing",
+        "True",
+    ),
+    "part: copy a token or two": ("page_parts.py", "wanted, self.least):", "wanted, 1):"),
+    "part: hide from the engine what was copied": (
+        "page_parts.py",
+        "            seq.num_unseen = seq.num_computed\n",
+        "",
+    ),
+    "part: let suspects copy": ("page_parts.py", "if seq.is_suspect:", "if False:"),
+    "part: copy one token too few": ("batch.py", "place], num_tokens)", "place], num_tokens - 1)"),
+    "part: copy while pages are restored": (
+        "hits.py",
+        "    else:\n        life.parts.take",
+        "    if True:\n        life.parts.take",
+    ),
+    "part: count no copies": ("hits.py", "life.parts.num_copied += ", "_ = "),
+    "part: take the first page that begins alike": (
+        "prefix_tree.py",
+        "            if before > after:\n",
+        "            if before:\n",
+    ),
+    "part: think one token more is the same": (
+        "prefix_tree.py",
+        "(differs.bit_length() + 7) // 8",
+        "differs.bit_length() // 8",
+    ),
+    "part: keep what is gone in the order": (
+        "prefix_tree.py",
+        "        del by_tokens[",
+        "        by_tokens[",
+    ),
+    "part: explain what is below twice": (
+        "views_cache.py",
+        "copied if len(found) == len(tiers) else 0",
+        "copied",
+    ),
+    "part: explain a copy away": (
+        "views_cache.py",
+        "if None in found else _copied",
+        "if True else _copied",
+    ),
+    "part: call what differs too short": (
+        "views_cache.py",
+        "if is_last and (not ends.in_part or same >= left):",
+        "if is_last:",
+    ),
+}
 
 MUTANTS = {
     **{name: (BOOKS, mutant) for name, mutant in BROKEN_BOOKS.items()},
@@ -651,6 +738,7 @@ MUTANTS = {
     **{name: (TIERS, mutant) for name, mutant in BROKEN_TIERS.items()},
     **{name: (EVENTS, mutant) for name, mutant in BROKEN_EVENTS.items()},
     **{name: (PINS, mutant) for name, mutant in BROKEN_PINS.items()},
+    **{name: (PARTS, mutant) for name, mutant in BROKEN_PARTS.items()},
     **{name: (TOLD, mutant) for name, mutant in BROKEN_ANSWERS.items()},
 }
 
@@ -673,7 +761,7 @@ def copied(folder: Path) -> Path:
     suite.mkdir(parents=True)
     for file in (package, package / "engines", suite.parent, suite):
         (file / "__init__.py").touch()
-    suites = (BOOKS, PROMISES, DRAFTS, HURRY, SURVIVAL, LADDER, TIERS, EVENTS, PINS, TOLD)
+    suites = (BOOKS, PROMISES, DRAFTS, HURRY, SURVIVAL, LADDER, TIERS, EVENTS, PINS, PARTS, TOLD)
     for name in {file for files in suites for file in files} | {*HELPERS}:
         shutil.copy(ROOT / "tests" / "core" / name, suite)
     return folder
