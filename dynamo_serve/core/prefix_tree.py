@@ -74,7 +74,8 @@ class PrefixTree:
         self.nodes: dict[bytes, Node] = {}  # the latest used last
         self.lost: OrderedDict[bytes, Lost] = OrderedDict()
         self._children: dict[bytes, dict[bytes, None]] = {}
-        self._sorted: dict[bytes, list[Node]] = {}  # the same, by their tokens
+        # The same, by their tokens, where that has been of use: most pages have one after them.
+        self._sorted: dict[bytes, list[Node]] = {}
         self._going: list[Node] = []  # forgotten, and nobody has been blamed for it yet
         self._alone: dict[str, frozenset[str]] = {}  # one set for each tenant, not for each page
 
@@ -104,11 +105,13 @@ class PrefixTree:
         node = self.nodes.pop(key, None)
         if node is None:
             return
-        siblings, by_tokens = self._children[node.parent], self._sorted[node.parent]
+        siblings, by_tokens = self._children[node.parent], self._sorted.get(node.parent)
         del siblings[key]
-        del by_tokens[bisect_left(by_tokens, node.token_ids, key=_TOKEN_IDS)]
+        if by_tokens:
+            del by_tokens[bisect_left(by_tokens, node.token_ids, key=_TOKEN_IDS)]
         if not siblings:
-            del self._children[node.parent], self._sorted[node.parent]
+            del self._children[node.parent]
+            self._sorted.pop(node.parent, None)
         parent = self.nodes.get(node.parent)
         if parent and node.hits:
             parent.hits += node.hits
@@ -137,7 +140,13 @@ class PrefixTree:
     def alike(self, parent: bytes, tokens: Sequence[int], least: int) -> Iterator[tuple[Node, int]]:
         """Pages after `parent` that begin with at least so many of `tokens`, those with most of
         them first, and how many each has; not all of them where there are many."""
-        nodes = self._sorted.get(parent, ())
+        nodes = self._sorted.get(parent)
+        if nodes is None:
+            children = self._children.get(parent)
+            if not children:
+                return
+            nodes = sorted((self.nodes[key] for key in children), key=_TOKEN_IDS)
+            self._sorted[parent] = nodes
         wanted = array(TOKEN, tokens).tobytes()
         # In this order whatever begins alike is in one place: the more alike, the nearer.
         right = bisect_left(nodes, wanted, key=_TOKEN_IDS)
@@ -188,12 +197,12 @@ class PrefixTree:
 
     def check(self, places: Sequence[Container[object]]) -> None:
         """Raise AssertionError unless every node is in one of `places`, and listed once."""
-        assert self._sorted.keys() == self._children.keys()
+        assert self._sorted.keys() <= self._children.keys(), "in order, and not there"
         count = 0
         for parent, keys in self._children.items():
-            by_tokens = self._sorted[parent]
-            assert sorted(keys) == sorted(node.key for node in by_tokens)
-            assert by_tokens == sorted(by_tokens, key=_TOKEN_IDS), "not in order"
+            if by_tokens := self._sorted.get(parent):
+                assert sorted(keys) == sorted(node.key for node in by_tokens), "not the same"
+                assert by_tokens == sorted(by_tokens, key=_TOKEN_IDS), "not in order"
             count += len(keys)
             for key in keys:
                 assert self.nodes[key].parent == parent, "a page is listed after another one"
@@ -207,7 +216,8 @@ class PrefixTree:
         tokens = self._pack(*chain.token_ids[place * size : (place + 1) * size])
         self.nodes[key] = Node(key, parent, place, tokens, self.alone(chain.tenant), now)
         self._children.setdefault(parent, {})[key] = None
-        insort(self._sorted.setdefault(parent, []), self.nodes[key], key=_TOKEN_IDS)
+        if (by_tokens := self._sorted.get(parent)) is not None:
+            insort(by_tokens, self.nodes[key], key=_TOKEN_IDS)
         self.lost.pop(key, None)
 
     def _mark(self, node: Node | None, tenant: str) -> None:

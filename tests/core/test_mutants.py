@@ -708,8 +708,8 @@ BROKEN_PARTS = {
     ),
     "part: keep what is gone in the order": (
         "prefix_tree.py",
-        "        del by_tokens[",
-        "        by_tokens[",
+        "            del by_tokens[",
+        "            by_tokens[",
     ),
     "part: explain what is below twice": (
         "views_cache.py",
