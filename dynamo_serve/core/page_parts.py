@@ -76,7 +76,7 @@ class PageParts:
     def let_go(self, seq: Sequence) -> None:
         """Its page has been copied, or will not be."""
         if seq.copied_from is not None:
-            self.pool.let_go(seq.copied_from)
+            self.pool.release([seq.copied_from])  # that is: it has been of use
             seq.copied_from = None
 
     def check(self, running: Collection[Sequence]) -> list[list[int]]:
