@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
 
 def attach(life: Lifecycle, seq: Sequence, keys: list[bytes], now: float) -> None:
-    """Take the head that somebody has, and begin to restore what of it lies below."""
+    """Take the head that somebody has, and begin to restore what of it lies below, or to copy what
+    of the page after it is the same."""
     pool = life.pool
     seq.page_table, missing = pool.attach(keys)
     seq.page_part = pool.part_of(seq.page_table)

@@ -95,7 +95,7 @@ def _below(scheduler: Scheduler, keys: Sequence[bytes], tiers: list[int]) -> Tol
 
 
 def _miss(scheduler: Scheduler, chain: Chain, ends: Ends, now: float) -> Told:
-    """Why the first page that is not matched is not stored."""
+    """Why the first token that is not matched is not stored."""
     pool, tree, size = scheduler.pool, scheduler.pool.tree, scheduler.pool.page_size
     place, begin = ends.matched, ends.matched * size
     position = begin + ends.in_part

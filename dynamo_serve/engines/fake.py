@@ -134,12 +134,9 @@ class FakeEngine:
 
     def _copy_part(self, work: Work) -> None:
         if copied := work.copied(self.spec.page_size):
-            source, target = (
-                copied.source * self.spec.page_size,
-                copied.target * self.spec.page_size,
-            )
-            part = self.slots[source : source + copied.num_tokens]
-            self.slots[target : target + copied.num_tokens] = part
+            part = self._get(Place(DEVICE, copied.source))[: copied.num_tokens]
+            start = copied.target * self.spec.page_size
+            self.slots[start : start + copied.num_tokens] = part
 
     def _write(self, work: Work) -> None:
         size = self.spec.page_size
