@@ -181,6 +181,12 @@ class CacheSection:
         high=0.98,
     )
     prefix_sharing: bool = setting(True, "Reuse the pages of equal prompt heads.")
+    stale_s: float = setting(
+        3600.0,
+        "Cached pages that nobody has used for so many seconds are evicted first, whosesoever they"
+        " are; 0: never. Nobody expects a cache to last longer: providers sell an hour at most.",
+        low=0,
+    )
     pinned_fraction: float = setting(
         0.25,
         "Share of the pool that pinned prefixes of all tenants may take beyond what these were "

@@ -70,8 +70,12 @@ DECLARED = {
     "pages_pinned": Declared(
         "gauge", "dserve_pinned_pages", "KV pages that pinned prefixes hold; they are used ones."
     ),
-    "evicted_pages_total": Declared(
-        "counter", "dserve_evicted_pages", "Cached KV pages that had to leave the device."
+    "evicted": Declared(
+        "counter",
+        "dserve_evicted_pages",
+        "Cached KV pages that had to leave the device: for a page of the tenant whose they were"
+        " (own), of another one (others), or because nobody had used them for long (stale).",
+        ("cause",),
     ),
     "admission_evicted_pages_total": Declared(
         "counter",

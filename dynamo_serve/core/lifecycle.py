@@ -119,7 +119,7 @@ class Lifecycle:
 
     def _attach(self, seq: Sequence, keys: list[bytes], now: float) -> None:
         """Take the head that somebody has, and begin to restore what of it lies below."""
-        seq.page_table, missing = self.pool.attach(keys)
+        seq.page_table, missing = self.pool.attach(keys, seq.owner)
         seq.page_part = self.pool.part_of(seq.page_table)
         seq.num_sealed = len(seq.page_table)
         seq.num_computed = seq.num_unseen = seq.num_sealed * self.pool.page_size
@@ -131,7 +131,7 @@ class Lifecycle:
     def grow(self, seq: Sequence, now: float, more: int = 0) -> bool:
         """Pages for all its tokens and so many more; False, and nothing done, without room."""
         evicted, held = self.pool.num_evicted, len(seq.page_table)
-        has_grown = self.pool.grow(seq.page_table, seq.num_tokens + more)
+        has_grown = self.pool.grow(seq.page_table, seq.num_tokens + more, seq.owner)
         seq.page_part += len(seq.page_table) - held
         if evicted := self.pool.num_evicted - evicted:
             self.note(seq, now, Kind.EVICT, Reason.PAGES.value, pages=evicted)

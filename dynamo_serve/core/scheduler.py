@@ -54,6 +54,7 @@ class Scheduler:
         self.cost = cost or StepCost()
         self.journal = Journal()
         self.shares = Shares(self.tenancy)
+        pool.cached.configure(self.tenancy.tenant)
         self.spill = Spill(pool, [Tier(spec) for spec in tiers], self.cost)
         self.pins = Pins(pool, self.shares, pinning)
         self.life = Lifecycle(pool, self.shares, self.journal, self.spill, self.pins)
@@ -78,6 +79,7 @@ class Scheduler:
         """Other tenants, classes and quotas from now on; what is live keeps its class."""
         self.tenancy = tenancy
         self.shares.configure(tenancy)
+        self.pool.cached.configure(tenancy.tenant)
 
     def add(self, request: Request, now: float) -> list[TokenEvent]:
         """Queue a request, or shed it: then the one event carries the refusal. The edge has made
@@ -197,8 +199,7 @@ class Scheduler:
             return 0.0
         if self.running or not self.waiting:
             return look_at
-        look_at = inf if look_at is None else look_at
-        return min(self._merge_until(), self._deadlines.next, look_at)
+        return min(self._merge_until(), self._deadlines.next, inf if look_at is None else look_at)
 
     def take_dropped(self) -> list[str]:
         """Sequences for the engine to forget; asking twice gives nothing."""

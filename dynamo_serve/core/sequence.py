@@ -104,6 +104,11 @@ class Sequence:
         return self.request.id
 
     @property
+    def owner(self) -> tuple[str, str]:
+        """Of its pages, as `eviction` wants to know it."""
+        return self.request.salt, self.request.tenant
+
+    @property
     def prompt_len(self) -> int:
         return len(self.request.prompt_ids)
 

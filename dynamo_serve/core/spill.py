@@ -119,12 +119,13 @@ class Spill:
     def plan(self, now: float, *, is_idle: bool) -> None:
         """Begin copies downwards, if there is a reason to: few pages are left, or nothing else is
         to be done and it costs nobody anything."""
+        self.pool.cached.now = now
         for i, tier in enumerate(self.tiers):
             upper = self._levels[i]
-            size = upper.num_pages if isinstance(upper, PagePool) else upper.num_slots
-            if upper.num_ready < LOW * size or (is_idle and tier.number == HOST):
+            ready = upper.part_ready
+            if ready < LOW or (is_idle and tier.number == HOST):
                 self._spills[i] = True
-            elif upper.num_ready >= HIGH * size:
+            elif ready >= HIGH:
                 self._spills[i] = False
             while self._spills[i] and self._may_go_down(tier, now):
                 key = upper.oldest_not_clean(self.flights.going_down)

@@ -14,6 +14,7 @@ import pytest
 
 pytestmark = pytest.mark.mutants
 ROOT = Path(__file__).parents[2]
+EVICTION = ("test_eviction.py",)
 BOOKS = ("test_page_pool.py", "test_scheduler.py", "test_random_traffic.py")
 PROMISES = ("test_hard_cases.py", "test_promises.py", "test_tenant_traffic.py")
 DRAFTS = ("test_lookup.py", "test_speculation.py")
@@ -72,17 +73,59 @@ BROKEN_BOOKS = {
     "hash without the salt": ("prefix_index.py", "blake2b(salt.encode()", 'blake2b(b""'),
     "share a page without counting": (
         "page_pool.py",
-        "        self._clean.pop(page_id, None)\n        self._ref_counts[page_id] += 1",
-        "        self._clean.pop(page_id, None)",
+        "        for page_id in here:\n            self._ref_counts[page_id] += 1\n",
+        "",
     ),
     "share a page that may still be evicted": (
         "page_pool.py",
-        "        self._cached.pop(page_id, None)\n        self._clean",
-        "        self._clean",
+        "self.cached.remove([page_id for page_id in here if self._ref_counts[page_id] == 0])",
+        "pass",
     ),
     "evict and stay listed": ("page_pool.py", "        del self.index.pages[key]\n", ""),
-    "evict the head of a chain first": ("page_pool.py", "in reversed(page_table)", "in page_table"),
+    "evict the head of a chain first": ("page_pool.py", "page_table[::-1]", "page_table[:]"),
     "cover one page too few": ("page_pool.py", "-(-num_tokens //", "(num_tokens //"),
+}
+BROKEN_EVICTION = {
+    "let the smallest owner lose": (
+        "eviction.py",
+        "return (self.held - self.guaranteed) / self.weight",
+        "return (self.guaranteed - self.held) / self.weight",
+    ),
+    "forget the weights": ("eviction.py", "sum(tenant.weight for tenant in tenants)", "1.0"),
+    "take what was guaranteed first": (
+        "eviction.py",
+        "sum(tenant.quota.pages_guaranteed for tenant in tenants)",
+        "0",
+    ),
+    "count no page that is in use": ("eviction.py", "            owner.held += 1\n", ""),
+    "keep stale pages": ("eviction.py", "if len(self._owners) == 1:", "if True:"),
+    "evict dirty pages first": (
+        "eviction.py",
+        "owner.clean or owner.dirty, min",
+        "owner.dirty or owner.clean, min",
+    ),
+    "let go of what was used last": (
+        "eviction.py",
+        "some = list(islice(pages, left))",
+        "some = list(islice(reversed(pages), left))",
+    ),
+    "spill what would be lost last": (
+        "eviction.py",
+        "(self.held - len(self.clean) - self.guaranteed)",
+        "(self.held - self.guaranteed)",
+    ),
+    "believe what is listed": (
+        "ranking.py",
+        "if -entry == level:",
+        "if True:",
+    ),
+    "let a heap grow": ("ranking.py", "2 * len(self._listed) + SPARE_ENTRIES", "10**9"),
+    "divide a salt among its tenants": (
+        "eviction.py",
+        "owner = self._by_salt.get(salt)",
+        "owner = None",
+    ),
+    "know no time": ("spill.py", "self.pool.cached.now = now", "pass"),
 }
 BROKEN_PROMISES = {
     "let a share grow with what was missed": (
@@ -557,7 +600,7 @@ BROKEN_TIERS = {
     ),
     "spill though there is room": (
         "spill.py",
-        "if upper.num_ready < LOW * size or (is_idle and tier.number == HOST):",
+        "if ready < LOW or (is_idle and tier.number == HOST):",
         "if True:",
     ),
 }
@@ -643,6 +686,7 @@ BROKEN_PINS = {
 
 MUTANTS = {
     **{name: (BOOKS, mutant) for name, mutant in BROKEN_BOOKS.items()},
+    **{name: (EVICTION, mutant) for name, mutant in BROKEN_EVICTION.items()},
     **{name: (PROMISES, mutant) for name, mutant in BROKEN_PROMISES.items()},
     **{name: (DRAFTS, mutant) for name, mutant in BROKEN_DRAFTS.items()},
     **{name: (HURRY, mutant) for name, mutant in BROKEN_HURRY.items()},
@@ -673,7 +717,7 @@ def copied(folder: Path) -> Path:
     suite.mkdir(parents=True)
     for file in (package, package / "engines", suite.parent, suite):
         (file / "__init__.py").touch()
-    suites = (BOOKS, PROMISES, DRAFTS, HURRY, SURVIVAL, LADDER, TIERS, EVENTS, PINS, TOLD)
+    suites = {files for files, _ in MUTANTS.values()}
     for name in {file for files in suites for file in files} | {*HELPERS}:
         shutil.copy(ROOT / "tests" / "core" / name, suite)
     return folder

@@ -226,10 +226,10 @@ def test_found_pages_are_clean_where_they_are_above() -> None:
     keys: list[bytes] = []
     pool = harness.scheduler.pool
     pool.extend_keys(keys, PROMPT, "", len(PROMPT))
-    assert pool.num_ready == pool.num_free
+    assert not any(pool.cached.is_clean)
     found = Found(DISK, tuple((key, slot) for slot, key in enumerate(keys)))
     assert harness.scheduler.spill.settle([found], harness.now) == []
-    assert pool.num_ready == pool.num_free + len(keys)
+    assert sum(pool.cached.is_clean) == len(keys)
     harness.scheduler.check()
 
 
