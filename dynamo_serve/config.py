@@ -183,9 +183,12 @@ class CacheSection:
     prefix_sharing: bool = setting(True, "Reuse the pages of equal prompt heads.")
     stale_s: float = setting(
         3600.0,
-        "Cached pages that nobody has used for so many seconds are evicted first, whosesoever they"
-        " are; 0: never. Nobody expects a cache to last longer: providers sell an hour at most.",
+        "Cached pages unused for so many seconds go first, whosesoever they are; 0: never.",
         low=0,
+    )
+    shared_prefixes: str = setting(
+        "",
+        "YAML file of prefixes that tenants share, read at the start; empty: none.",
     )
     pinned_fraction: float = setting(
         0.25,

@@ -15,6 +15,7 @@ from enum import Enum
 from itertools import islice
 from math import ceil, inf
 
+from dynamo_serve.core.prefix_index import SHARED_SALT
 from dynamo_serve.core.ranking import Ranking
 from dynamo_serve.core.tenant import Tenant
 
@@ -22,6 +23,8 @@ Who = tuple[str, str]
 """A salt, and a tenant that has it."""
 
 ANYBODY: Who = ("", "")
+ALL: Who = (SHARED_SALT, "(shared)")  # of pages that all tenants have in common
+LAST = 1e12  # pages, of a guarantee that nobody reaches
 GRAIN = 128  # of a pool; so exact are shares, or not every page would be worth looking whose it is
 
 
@@ -114,6 +117,8 @@ class Cached:
         tenants = [self._tenant(name) for name in owner.tenants]
         owner.weight = sum(tenant.weight for tenant in tenants)
         owner.guaranteed = sum(tenant.quota.pages_guaranteed for tenant in tenants)
+        if ALL[1] in owner.tenants:  # tails of all tenants build on its pages
+            owner.guaranteed = LAST
         self._changed.add(owner)
 
     # ── used, cached, blank ──────────────────────────────────────────────────
@@ -124,6 +129,13 @@ class Cached:
             self._owner_of[page_id] = owner
             owner.held += 1
         self._changed.add(owner)
+
+    def share(self, page_id: int) -> None:
+        """A used page is everybody's from now on."""
+        before, owner = self._owner_of[page_id], self.owner(ALL)
+        assert before is not None, f"page {page_id} is nobody's"
+        before.held -= 1
+        self.take((page_id,), owner)
 
     def give_back(self, page_id: int) -> None:
         """A used page is blank again."""
@@ -274,6 +286,6 @@ class Cached:
                     assert self.is_clean[page_id] == clean, f"page {page_id}: wrong list"
                 listed.update(pages)
         for page_id, of in enumerate(self._owner_of):
-            assert (of is None) == (page_id in blank), f"page {page_id}: owned and blank"
+            assert (of is None) == (page_id in blank), f"page {page_id}: lost, or owned and blank"
         assert self.num == len(listed), "cached pages are counted wrongly"
         return listed

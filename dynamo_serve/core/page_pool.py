@@ -109,7 +109,13 @@ class PagePool:
     ) -> None:
         """Append the keys of the pages that the first `num_tokens` of `token_ids` fill."""
         if self.prefix_sharing:
-            extend_keys(keys, token_ids, salt, self.page_size, num_tokens)
+            shared = self.index.shared
+            extend_keys(keys, token_ids, salt, self.page_size, num_tokens, shared)
+
+    def declare(self, keys: Iterable[bytes]) -> None:
+        """Tenants share pages with these keys. To be said before there are any pages."""
+        assert not self.index.pages, "too late"
+        self.index.shared = self.tree.shared = frozenset(keys)
 
     def has_room(self, keys: Sequence[bytes], num_tokens: int, reserve: int) -> bool:
         """Whether `attach(keys)` and `grow` to `num_tokens` would leave `reserve` pages."""
@@ -166,6 +172,8 @@ class PagePool:
         assert self._ref_counts[page_id] > 0, f"page {page_id}: sealed but not held"
         if key not in self.index.pages and self._keys[page_id] is None:
             self._keys[page_id] = key
+            if key in self.index.shared:
+                self.cached.share(page_id)
             self.cached.is_clean[page_id] = key in self.below
             self.index.add(key, page_id)
 

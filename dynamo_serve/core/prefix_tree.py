@@ -13,7 +13,7 @@ from itertools import islice
 from struct import Struct
 from typing import NamedTuple
 
-from dynamo_serve.core.prefix_index import root_key
+from dynamo_serve.core.prefix_index import NOTHING, parent_of
 
 MOST_LOST = 65_536  # pages that are stored nowhere any more, and still remembered
 MOST_BRANCHES = 1024  # looked at, the latest first, for the one that is most like a prompt
@@ -55,10 +55,6 @@ class Chain(NamedTuple):
     keys: Sequence[bytes]
     token_ids: Sequence[int]
 
-    def parent(self, place: int) -> bytes:
-        """The key before the one at a place."""
-        return self.keys[place - 1] if place else root_key(self.salt)
-
 
 class PrefixTree:
     """Has a node for every stored page that a request made or found; none for what was found on
@@ -66,6 +62,7 @@ class PrefixTree:
 
     def __init__(self, page_size: int) -> None:
         self.page_size = page_size
+        self.shared: Container[bytes] = NOTHING  # as in `PrefixIndex`
         self._pack = Struct(f"{page_size}{TOKEN}").pack
         self.nodes: dict[bytes, Node] = {}  # the latest used last
         self.lost: OrderedDict[bytes, Lost] = OrderedDict()
@@ -122,6 +119,11 @@ class PrefixTree:
         node = self.nodes.get(key)
         self.blame(node.tenants if node else frozenset(), now)
 
+    def parent(self, chain: Chain, place: int) -> bytes:
+        """The page before the one at a place, whose children are all of one salt: after a shared
+        head it is none that is stored."""
+        return parent_of(chain.keys, place, chain.salt, self.shared)
+
     def alone(self, tenant: str) -> frozenset[str]:
         alone = self._alone.get(tenant)
         if alone is None:
@@ -170,7 +172,7 @@ class PrefixTree:
         assert not self.lost.keys() & self.nodes.keys(), "a page is stored and forgotten"
 
     def _add(self, chain: Chain, place: int, now: float) -> None:
-        key, parent, size = chain.keys[place], chain.parent(place), self.page_size
+        key, parent, size = chain.keys[place], self.parent(chain, place), self.page_size
         tokens = self._pack(*chain.token_ids[place * size : (place + 1) * size])
         self.nodes[key] = Node(key, parent, place, tokens, self.alone(chain.tenant), now)
         self._children.setdefault(parent, {})[key] = None

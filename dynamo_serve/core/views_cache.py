@@ -40,6 +40,7 @@ def explain(scheduler: Scheduler, chain: Chain, now: float) -> Told:
         "page_size": size,
         "prompt_tokens": len(chain.token_ids),
         "matched_tokens": len(tiers) * size,
+        "shared_tokens": sum(key in pool.index.shared for key in stored) * size,
         "reused_tokens": len(pool.match(stored)) * size,
         "tiers": {name: tiers.count(number) * size for number, name in _tiers(scheduler)},
         "below": _below(scheduler, stored, tiers),
@@ -94,7 +95,7 @@ def _miss(scheduler: Scheduler, chain: Chain, end: int, place: int, now: float) 
             "pressure": _pressure(gone[0], chain.tenant),
         }
     wanted = chain.token_ids[place * size : (place + 1) * size]
-    node, same = tree.branch(chain.parent(place), wanted, chain.tenant)
+    node, same = tree.branch(tree.parent(chain, place), wanted, chain.tenant)
     if node and place + same:
         begin = place * size
         ids = _going_on(scheduler, node, chain.tenant)[same:]
@@ -213,5 +214,6 @@ def _run(
         "used_s_ago": now - max(hit_at or 0.0, *(node.born for node in nodes)),
         "age_s": now - first.born,
         "tenants": sorted(first.tenants),
+        "shared": first.key in scheduler.pool.index.shared,
         "first_ids": [token for node in nodes[:SHOWN_PAGES] for token in node.tokens],
     }

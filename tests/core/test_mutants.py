@@ -15,6 +15,7 @@ import pytest
 pytestmark = pytest.mark.mutants
 ROOT = Path(__file__).parents[2]
 EVICTION = ("test_eviction.py",)
+SHARED = ("test_shared.py",)
 BOOKS = ("test_page_pool.py", "test_scheduler.py", "test_random_traffic.py")
 PROMISES = ("test_hard_cases.py", "test_promises.py", "test_tenant_traffic.py")
 DRAFTS = ("test_lookup.py", "test_speculation.py")
@@ -126,6 +127,29 @@ BROKEN_EVICTION = {
         "owner = None",
     ),
     "know no time": ("spill.py", "self.pool.cached.now = now", "pass"),
+}
+BROKEN_SHARING = {
+    "let tenants meet after a shared head": (
+        "prefix_index.py",
+        "    if before in shared:\n        return blake2b(root_key(salt) + before",
+        "    if before in shared:\n        return blake2b(before",
+    ),
+    "share a page that is not declared": (
+        "prefix_index.py",
+        "            if key in shared:\n                keys.append(key)",
+        "            if True:\n                keys.append(key)",
+    ),
+    "hang tails of all tenants on one page": (
+        "prefix_index.py",
+        "    return _own_parent(before, salt, shared)\n\n\ndef _own",
+        "    return before or root_key(salt)\n\n\ndef _own",
+    ),
+    "let whoever computed a shared page own it": (
+        "page_pool.py",
+        "                self.cached.share(page_id)\n",
+        "                pass\n",
+    ),
+    "evict a shared page like any": ("eviction.py", "owner.guaranteed = LAST", "pass"),
 }
 BROKEN_PROMISES = {
     "let a share grow with what was missed": (
@@ -686,6 +710,7 @@ BROKEN_PINS = {
 
 MUTANTS = {
     **{name: (BOOKS, mutant) for name, mutant in BROKEN_BOOKS.items()},
+    **{name: (SHARED, mutant) for name, mutant in BROKEN_SHARING.items()},
     **{name: (EVICTION, mutant) for name, mutant in BROKEN_EVICTION.items()},
     **{name: (PROMISES, mutant) for name, mutant in BROKEN_PROMISES.items()},
     **{name: (DRAFTS, mutant) for name, mutant in BROKEN_DRAFTS.items()},
