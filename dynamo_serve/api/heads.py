@@ -20,8 +20,6 @@ def declared_heads(cache: CacheSection, tokenizer: Tokenizer) -> list[Head]:
     """Those in `cache.shared_prefixes`, none without it. Raises `ConfigError`."""
     if not cache.shared_prefixes:
         return []
-    if not cache.prefix_sharing:
-        raise ConfigError("cache.shared_prefixes: nothing is shared while prefix_sharing is off")
     return [_head(item, cache, tokenizer) for item in read(cache.shared_prefixes)]
 
 

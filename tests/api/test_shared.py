@@ -177,6 +177,14 @@ def test_check_config_looks_into_the_file(
     assert "prefixes.a.text" in capsys.readouterr().err
 
 
+def test_without_prefix_sharing_there_is_nothing_to_declare(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [f"cache.shared_prefixes={file_of(tmp_path)}", "cache.prefix_sharing=false"]
+    assert main(["check-config", *(f"--set={setting}" for setting in settings)]) == 2
+    assert "set cache.prefix_sharing to true" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("prefix", "fault"),
     [
@@ -190,5 +198,3 @@ def test_what_cannot_be_shared_is_named(
     cache = CacheSection(page_size=PAGE, shared_prefixes=file_of(tmp_path, {"a": prefix}))
     with pytest.raises(ConfigError, match=fault):
         declared_heads(cache, tokenizer)
-    with pytest.raises(ConfigError, match="prefix_sharing"):
-        declared_heads(replace(cache, prefix_sharing=False), tokenizer)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import random
 from itertools import combinations
 from typing import Any
 
 import pytest
 
 from dynamo_serve.core import views
-from dynamo_serve.core.eviction import ALL
+from dynamo_serve.core.eviction import ALL, Cause
 from dynamo_serve.core.loop import Declare, Submit
 from dynamo_serve.core.prefix_index import extend_keys, parent_of, shared_keys
-from dynamo_serve.core.request import Request, Sampling
+from dynamo_serve.core.request import Finish, Request, Sampling
 from dynamo_serve.core.scheduler import Limits
 from dynamo_serve.core.tenant import Tenancy, Tenant
 from dynamo_serve.engines.fake import FakeEngine
-from tests.core.traffic import VOCAB_SIZE, Harness, reference
+from tests.core.tiers import RoughEngine
+from tests.core.traffic import VOCAB_SIZE, Harness, play, reference
 
 SIZE = 4
 HEAD = tuple(range(3, 15))  # three full pages
@@ -171,3 +173,58 @@ def test_requests_that_come_together_compute_a_head_once() -> None:
     harness.generate()
     stats = harness.scheduler.stats()
     assert stats.prefix_hit_tokens_total == 2 * len(HEAD)
+
+
+# ── all of it together ───────────────────────────────────────────────────────
+
+
+def play_seed(seed: int) -> RoughEngine:
+    """Tenants with shared heads over a tiny pool and tiny tiers, driven to their end; the books
+    are read after every turn."""
+    rng = random.Random(seed)
+    tiers = rng.choice([(0, 0), (12, 0), (0, 20), (6, 30)])
+    engine = RoughEngine(
+        rng,
+        failing=rng.choice([0.0, 0.1]),
+        slowest=rng.choice([0, 2, 10]),
+        vocab_size=VOCAB_SIZE,
+        max_model_len=36,
+        page_size=SIZE,
+        num_pages=9 + rng.randint(6, 14),
+        host_pages=tiers[0],
+        disk_pages=tiers[1],
+    )
+    tenancy = Tenancy({name: Tenant(name, rng.choice([0.3, 1.0, 4.0])) for name in TENANTS})
+    engine.harness = harness = Harness(engine, Limits(), tenancy=tenancy, pinned_fraction=0.5)
+    harness.scheduler.pool.cached.stale_seconds = rng.choice([1e9, 0.05])
+    harness.commands.append(Declare(sorted(SHARED)))
+    harness.turn()
+    if rng.random() < 0.7:
+        pin(harness)
+    requests = []
+    for i in range(24):
+        head = rng.choice([HEAD, OTHER, HEAD[: rng.randrange(12)], ()])
+        tail = tuple(rng.randrange(4) for _ in range(rng.randint(1, 14)))
+        tenant = rng.choice(TENANTS)
+        salt = rng.choice([tenant, tenant, "common"])
+        most = rng.randint(1, 8)
+        requests.append(Request(f"r{i}", (*head, *tail), most, tenant=tenant, salt=salt))
+    cancelled = {request.id for request in requests if rng.random() < 0.2}
+    harness.events.clear()
+    play(harness, rng, requests, cancelled)
+    for request in requests:
+        events = [e for e in harness.events if e.request_id == request.id]
+        tokens, finish = harness.tokens_of(request.id), events[-1].finish
+        expected, reason = reference(request)
+        assert tokens == expected[: len(tokens)], request.id
+        assert finish is Finish.CANCELLED or (tokens, finish) == (expected, reason), request.id
+    return engine
+
+
+@pytest.mark.parametrize("first", range(0, 120, 40))
+def test_random_traffic_with_shared_heads_ends_exactly(first: int) -> None:
+    ends = [play_seed(seed) for seed in range(first, first + 40)]
+    schedulers = [engine.harness.scheduler for engine in ends]
+    assert sum(scheduler.spill.num_restored for scheduler in schedulers), "nothing came back"
+    causes = [scheduler.pool.cached.evicted for scheduler in schedulers]
+    assert all(sum(evicted[cause] for evicted in causes) for cause in Cause)
