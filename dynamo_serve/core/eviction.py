@@ -204,11 +204,8 @@ class Cached:
             left = count - len(gone)
             owner = self._stale(self._oldest)
             if owner is not None:
-                pages, cause = (
-                    owner.clean if self._is_old(owner.clean) else owner.dirty,
-                    Cause.STALE,
-                )
-                left = 1
+                pages = owner.clean if self._is_old(owner.clean) else owner.dirty
+                left, cause = 1, Cause.STALE
             else:
                 owner, most = self._loser()
                 pages, left = owner.clean or owner.dirty, min(left, most)

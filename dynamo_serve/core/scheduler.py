@@ -141,6 +141,7 @@ class Scheduler:
     def schedule(self, now: float) -> Batch | None:
         """The plan for the next step, or None if nothing can run (yet: see `wake_at`)."""
         self.bill.begin(now)
+        self.pool.cached.now = now
         self.controller.look(now)
         batch = self._plan(now)
         self.spill.plan(now, is_idle=self.is_idle)
@@ -168,8 +169,7 @@ class Scheduler:
             if seq is None:
                 continue  # cancelled while the step was in flight
             out = produced.get(work.seq_id) or SequenceOutput(work.seq_id)
-            event = self.life.accept(seq, work, out, now)
-            if event is not None:
+            if (event := self.life.accept(seq, work, out, now)) is not None:
                 events.append(event)
         if batch.phase is Phase.DECODE and self.bill.step is not None:
             accepted = self.life.totals["draft_accepted"] - accepted

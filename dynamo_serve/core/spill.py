@@ -119,7 +119,6 @@ class Spill:
     def plan(self, now: float, *, is_idle: bool) -> None:
         """Begin copies downwards, if there is a reason to: few pages are left, or nothing else is
         to be done and it costs nobody anything."""
-        self.pool.cached.now = now
         for i, tier in enumerate(self.tiers):
             upper = self._levels[i]
             ready = upper.part_ready

@@ -371,3 +371,22 @@ def test_a_tenant_keeps_its_hits_beside_a_flood() -> None:
     assert before < 0.05, "the flood evicts every head"
     assert after > 0.85, "of 320 / 352 that can be found, but for the first four"
     assert flood == 0
+
+
+def test_what_an_absent_tenant_has_is_there_for_others_after_a_while() -> None:
+    engine = QuickEngine(vocab_size=50_000, max_model_len=1024, page_size=16, num_pages=64)
+    tenancy = Tenancy({name: Tenant(name) for name in ("away", "here")})
+    engine.harness = harness = Harness(engine, Limits(), tenancy=tenancy)
+    cached = harness.scheduler.pool.cached
+    cached.stale_seconds = 60.0
+    harness.generate(Request("first", tuple(range(400)), 2, tenant="away", salt="away"))
+    for i in range(4):
+        harness.now += 10.0
+        once = tuple(range(1000 * i, 1000 * i + 400))
+        harness.generate(Request(f"early{i}", once, 2, tenant="here", salt="here"))
+    assert cached.evicted[Cause.OWN] > 0 == cached.evicted[Cause.STALE]
+    harness.now += 30.0
+    once = tuple(range(9000, 9400))
+    harness.generate(Request("late", once, 2, tenant="here", salt="here"))
+    assert cached.evicted[Cause.STALE] == 25 and not cached.evicted[Cause.OTHERS]
+    assert harness.scheduler.stats().evicted_stale_total == 25

@@ -126,7 +126,7 @@ BROKEN_EVICTION = {
         "owner = self._by_salt.get(salt)",
         "owner = None",
     ),
-    "know no time": ("spill.py", "self.pool.cached.now = now", "pass"),
+    "know no time": ("scheduler.py", "self.pool.cached.now = now", "pass"),
 }
 BROKEN_SHARING = {
     "let tenants meet after a shared head": (
