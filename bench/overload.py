@@ -4,9 +4,10 @@
 
 Short questions that were promised a TTFT and an ITL, and batch work that was promised nothing. In
 the scene two-tenants they come from different ones, so that fair share keeps them apart; in
-one-tenant a team's nightly jobs have the key of its chat, as happens. Calm, overload, calm. Every
-second the ladder is read; every answer is timed at the client. Writes DIR/overload.json and
-DIR/overload.svg.
+one-tenant a team's nightly jobs have the key of its chat, as happens. Calm, overload, calm: first
+until the backlog has gone (`--backlog cancel`: it is cancelled) and every rung is undone, at most
+`--wait` seconds, and then as long as before. Every second the ladder is read; every answer is timed
+at the client. Writes DIR/overload.json and DIR/overload.svg.
 """
 
 from __future__ import annotations
@@ -98,21 +99,22 @@ class Load:
         self.began = time.monotonic()
         self.tasks: set[asyncio.Task[None]] = set()
         self.open = 0
+        self.is_over = False
 
     @property
     def now(self) -> float:
         return time.monotonic() - self.began
 
     async def send(self, kind: str, size: tuple[int, int], rates: Sequence[float]) -> None:
-        """`rates` of the three phases, in requests a second."""
+        """`rates` before, in and after the overload, in requests a second."""
         rng = random.Random(kind)
         at = 0.0
-        while max(at, self.now) < self.run.phases[2]:
-            rate = rates[sum(at >= end for end in self.run.phases[:2])]
+        while max(at, self.now) < self.run.last:
+            rate = rates[sum(at >= end for end in self.run.overload)]
             at += rng.expovariate(rate)
             await asyncio.sleep(max(0.0, at - self.now))
             self.run.behind = max(self.run.behind, self.now - at)
-            task = asyncio.create_task(self._one(kind, size))
+            task = asyncio.create_task(self._one(kind, size), name=kind)
             self.tasks.add(task)
             task.add_done_callback(self.tasks.discard)
 
@@ -127,6 +129,9 @@ class Load:
             answer = await self.client.send(kind, size)
         except httpx.HTTPError:
             return
+        except asyncio.CancelledError:
+            sent.status = 0 if self.is_over else -2
+            raise
         finally:
             self.open -= kind == "batch"
         sent.status, sent.retry_after = answer.status, answer.retry_after
@@ -150,6 +155,13 @@ class Load:
                 }
             )
             self.run.history = [{**c, "at": self.now - c["s_ago"]} for c in told["history"]]
+            self.run.look(self.now)
+
+    async def cancel_backlog(self) -> None:
+        """Hang up on the jobs that are open when the overload ends."""
+        await asyncio.sleep(max(0.0, self.run.overload[1] - self.now))
+        for task in [task for task in self.tasks if task.get_name() == "batch"]:
+            task.cancel()
 
 
 async def act(url: str, ladder: str, args: argparse.Namespace) -> Run:
@@ -159,22 +171,26 @@ async def act(url: str, ladder: str, args: argparse.Namespace) -> Run:
         await client.learn()
         capacity = args.capacity or await probe(client, args.workers)
         calm, over = args.calm, args.seconds
-        run = Run(ladder, capacity, (calm, calm + over, 2 * calm + over))
+        run = Run(ladder, capacity, (calm, calm + over), calm, args.wait)
         load = Load(client, run, args.most_open)
         # A question costs about a quarter of a batch request.
         asked = 4 * CALM_LOAD * capacity
         batch = CALM_LOAD * capacity
         flood = (args.factor - 2 * CALM_LOAD) * capacity
         watching = asyncio.create_task(load.watch())
+        helpers = [watching]
+        if args.backlog == "cancel":
+            helpers.append(asyncio.create_task(load.cancel_backlog()))
         await asyncio.gather(
             load.send("questions", QUESTION, (asked, 2 * asked, asked)),
             load.send("batch", BATCH, (batch, flood, batch)),
         )
-        watching.cancel()
-        left = list(load.tasks)
+        if watching.done():
+            watching.result()  # raises: nobody has looked
+        left, load.is_over = [*helpers, *load.tasks], True
         for task in left:  # what is still open had its time
             task.cancel()
-        await asyncio.gather(watching, *left, return_exceptions=True)
+        await asyncio.gather(*left, return_exceptions=True)
         return run
 
 
@@ -194,6 +210,8 @@ def main() -> None:
     parser.add_argument("--scene", choices=SCENES, default="two-tenants")
     parser.add_argument("--seconds", type=float, default=300.0, help="of overload")
     parser.add_argument("--calm", type=float, default=120.0, help="seconds before, and after")
+    parser.add_argument("--wait", type=float, default=900.0, help="for what the overload leaves")
+    parser.add_argument("--backlog", choices=("wait", "cancel"), default="wait")
     parser.add_argument("--factor", type=float, default=3.0)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--ladder", nargs="+", choices=("auto", "off"), default=["off", "auto"])

@@ -143,7 +143,12 @@ class Clients:
 
     def _http(self, tenant: str, *, pause: float = 0.0) -> httpx.AsyncClient:
         """A client with a connection of its own; with a pause it has small buffers, and reads on
-        so many seconds after the headers have come."""
+        so many seconds after the headers have come.
+
+        httpx makes them small after it has connected and promised the server more room. What was
+        sent into that is dropped, and once the server has closed, its kernel tries again for less
+        than two minutes only: who had all of the answer coming then is never told another byte.
+        """
 
         async def wait(_: httpx.Response) -> None:
             await asyncio.sleep(pause)

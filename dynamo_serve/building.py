@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
@@ -120,7 +121,11 @@ def run_engine(given: Given, ends: Ends) -> None:
 
 def build_loop(given: Given, engine: Engine, spec: EngineSpec, ends: Ends) -> Loop:
     cache = given.config.cache
-    pool = PagePool(spec.num_pages, spec.page_size, prefix_sharing=cache.prefix_sharing)
+    pool = PagePool(
+        *(spec.num_pages, spec.page_size),
+        prefix_sharing=cache.prefix_sharing,
+        stale_seconds=cache.stale_s or inf,
+    )
     limits = limits_of(given.config, spec)
     longest = pool.pages_for(spec.max_model_len)
     pinning = Pinning.of(spec.num_pages, longest, cache.pinned_fraction)
@@ -152,6 +157,7 @@ def limits_of(config: Config, spec: EngineSpec) -> Limits:
         ladder=config.scheduler.ladder == "auto",
         ladder_max_tokens=config.scheduler.ladder_max_tokens,
         lighter=bool(config.model.lighter),
+        copy_seconds=spec.copy_seconds if config.cache.partial_pages else None,
     )
 
 

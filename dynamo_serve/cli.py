@@ -145,8 +145,10 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> int:
     loaded = load_settings(arguments)
-    from dynamo_serve import tenants
+    from dynamo_serve import shared, tenants
 
+    if loaded.config.cache.shared_prefixes:
+        shared.read(loaded.config.cache.shared_prefixes)
     names = tenants.load(loaded.config.server).tenancy.tenants
     if arguments.print:
         print(settings.render(loaded), end="")

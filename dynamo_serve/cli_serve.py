@@ -23,6 +23,7 @@ from dynamo_serve.api import middleware
 from dynamo_serve.api.app import create_app
 from dynamo_serve.api.auth import Access
 from dynamo_serve.api.gate import ACCEPTED_AT_ONCE
+from dynamo_serve.api.heads import declared_heads
 from dynamo_serve.api.protocol import limited
 from dynamo_serve.cli_model import load_tokenizer, model_path, served_names
 from dynamo_serve.cli_progress import Progress
@@ -58,6 +59,7 @@ def serve(config: Config) -> int:
         service = Service(config, model_path=path, observer=metrics, progress=progress)
         access = Access(config.server, service.configure)
         tokenizer = load_tokenizer(path)
+        service.declare(declared_heads(config.cache, tokenizer))
         app = create_app(service, tokenizer, config, metrics, access, model_names=names)
         http = HttpServer(http_settings(app, config.server))
         succession = Succession(
@@ -129,6 +131,7 @@ class Run:
         starting = asyncio.create_task(self._service.start())
         answering = asyncio.create_task(self._succession.answer(starting, self._listener))
         handed = asyncio.create_task(self._succession.handed())
+        tidying = asyncio.create_task(garbage.tidy())
         try:
             await self._first_of(starting, stopped, answering)
             if not self._stop.is_set():
@@ -138,7 +141,7 @@ class Run:
                 await self._first_of(stopped, answering, handed)
             await self._drain()
         finally:
-            await self._close(answering, starting, stopped, handed)
+            await self._close(answering, starting, stopped, handed, tidying)
         return 0
 
     @staticmethod

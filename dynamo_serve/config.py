@@ -7,30 +7,24 @@ become these sections is in `settings.py`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
+
+from dynamo_serve.config_cache import CacheSection
+from dynamo_serve.config_field import setting
+
+__all__ = [
+    "CacheSection",
+    "Config",
+    "EngineSection",
+    "LogSection",
+    "ModelSection",
+    "SchedulerSection",
+    "ServerSection",
+]
 
 # The rungs, as in `core.ladder`; the last one has no undo, so nobody can want it to stay.
 PINNED = "shrink_chunks|widen_window|cap_batch|spill|shed_batch|lighter_weights"
 RUNG = f"{PINNED}|restart_engine"
-ENDPOINT = r"(tcp://(\*|[\w.-]+|\[[\da-fA-F:.]+\]):\d{1,5})?"
-
-
-def setting(
-    default: Any,
-    help: str,
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    pattern: str | None = None,
-    secret: bool = False,
-) -> Any:
-    """A field with a default, a sentence for people, and what is allowed.
-
-    `low` and `high` are inclusive bounds of a number; `pattern` is a regular expression that a
-    text matches as a whole; a `secret` is masked wherever it would be shown.
-    """
-    rules = {"low": low, "high": high, "pattern": pattern, "secret": secret}
-    return field(default=default, metadata={"help": help, **rules})
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,58 +161,6 @@ class EngineSection:
     )
     fake_step_ms: float = setting(
         0.0, "kind fake: how long it sleeps in every step, as a device would compute.", low=0
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class CacheSection:
-    page_size: int = setting(16, "Tokens in a KV page.", low=1, high=1024)
-    num_pages: int = setting(0, "Pages in the KV pool; 0 sizes it from memory_fraction.", low=0)
-    memory_fraction: float = setting(
-        0.0,
-        "Share of the device's free memory for KV after loading; 0 means 0.85 on CUDA, 0.4 on CPU.",
-        low=0,
-        high=0.98,
-    )
-    prefix_sharing: bool = setting(True, "Reuse the pages of equal prompt heads.")
-    pinned_fraction: float = setting(
-        0.25,
-        "Share of the pool that pinned prefixes of all tenants may take beyond what these were "
-        "guaranteed; never what the longest request needs.",
-        low=0,
-        high=1,
-    )
-    pinned_ttl_max_s: float = setting(
-        86_400.0, "Longest time for which a prefix may be pinned, in seconds.", low=1
-    )
-    host_gib: float = setting(
-        0.0, "Host memory for pages that have to leave the device, in GiB; 0: none.", low=0
-    )
-    disk_gib: float = setting(
-        0.0, "Disk space for pages that have to leave host memory, in GiB; 0: none.", low=0
-    )
-    disk_path: str = setting(
-        "",
-        "Folder of the disk tier. The next server with the same model finds its prefixes there; "
-        "what people wrote is in it, so keep it as private as they would.",
-    )
-    kv_events: str = setting(
-        "",
-        "Where cluster routers are told what becomes of KV pages, such as tcp://127.0.0.1:5557; "
-        "empty: nowhere. What people wrote is in these events, and nobody is asked for a key.",
-        pattern=ENDPOINT,
-    )
-    kv_events_topic: str = setting("", "Topic of these events, such as kv@10.0.0.7@my-model.")
-    kv_events_replay: str = setting(
-        "",
-        "Where routers ask for events that they have missed, such as tcp://127.0.0.1:5558; empty: "
-        "nowhere.",
-        pattern=ENDPOINT,
-    )
-    kv_events_buffer: int = setting(
-        10_000,
-        "Events that may wait to be published; beyond it everything is told anew.",
-        low=1,
     )
 
 

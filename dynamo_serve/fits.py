@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from dynamo_serve.config import CacheSection
 from dynamo_serve.core.engine import EngineSpec
+from dynamo_serve.core.pins import Pinning
 from dynamo_serve.core.request import Request
 from dynamo_serve.core.tenant import Tenancy
-from dynamo_serve.errors import ConfigError, ContextTooLong
+from dynamo_serve.errors import ConfigError, ContextTooLong, EngineStartError
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +49,19 @@ def check_disk(cache: CacheSection) -> None:
         raise ConfigError(
             f"cache.disk_gib = {cache.disk_gib:g}: only {free / GIB:.1f} GiB are free there; "
             "allowed: at most that"
+        )
+
+
+def check_shared(pages: Iterable[int], cache: CacheSection, spec: EngineSpec) -> None:
+    """Raise `EngineStartError` for shared prefixes that cannot stay in the pool."""
+    asked = sum(pages)
+    longest = -(-spec.max_model_len // spec.page_size)
+    rules = Pinning.of(spec.num_pages, longest, cache.pinned_fraction)
+    if asked > min(rules):
+        raise EngineStartError(
+            f"cache.shared_prefixes: they take {asked} KV pages; cache.pinned_fraction of "
+            f"{spec.num_pages} allows {rules.common}, the longest request leaves {rules.most}: "
+            "declare less, or raise cache.num_pages or cache.pinned_fraction"
         )
 
 

@@ -15,6 +15,7 @@ from prometheus_client.metrics_core import (
 )
 
 from dynamo_serve.core.batch import Phase
+from dynamo_serve.core.eviction import Cause
 from dynamo_serve.core.request import Finish, Request, TokenEvent
 from dynamo_serve.core.stats import Stats
 from dynamo_serve.metrics_declared import (
@@ -140,9 +141,11 @@ class Metrics:
     def _numbers(self) -> dict[str, Samples]:
         """Everything that is not a histogram, by key and label values."""
         stats = self._stats
-        states = ("used", "cached", "free")
+        states, causes = ("used", "cached", "free"), [cause.value for cause in Cause]
+        counted = {key: self._before_restart[key] + getattr(stats, key) for key in COUNTED}
         return {
-            **{key: {(): self._before_restart[key] + getattr(stats, key)} for key in COUNTED},
+            **{key: {(): number} for key, number in counted.items()},
+            "evicted": {(cause,): counted[f"evicted_{cause}_total"] for cause in causes},
             "num_running": {(): stats.num_running},
             "num_waiting": {(): stats.num_waiting},
             "pages": {(state,): getattr(stats, f"pages_{state}") for state in states},

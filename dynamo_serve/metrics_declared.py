@@ -54,6 +54,11 @@ DECLARED = {
     "prefix_hit_tokens_total": Declared(
         "counter", "dserve_prefix_hit_tokens", "Prompt tokens found in the prefix cache."
     ),
+    "prefix_copied_tokens_total": Declared(
+        "counter",
+        "dserve_prefix_copied_tokens",
+        "Of these, tokens of pages that match in part, and were copied.",
+    ),
     "preemptions_total": Declared(
         "counter", "dserve_preemptions", "Sequences that lost their pages, for others."
     ),
@@ -70,8 +75,12 @@ DECLARED = {
     "pages_pinned": Declared(
         "gauge", "dserve_pinned_pages", "KV pages that pinned prefixes hold; they are used ones."
     ),
-    "evicted_pages_total": Declared(
-        "counter", "dserve_evicted_pages", "Cached KV pages that had to leave the device."
+    "evicted": Declared(
+        "counter",
+        "dserve_evicted_pages",
+        "Cached KV pages that had to leave the device: for a page of the tenant whose they were"
+        " (own), of another one (others), or because nobody had used them for long (stale).",
+        ("cause",),
     ),
     "admission_evicted_pages_total": Declared(
         "counter",

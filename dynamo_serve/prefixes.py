@@ -4,16 +4,21 @@ an engine holds of them is in `core.pins`."""
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
+from math import inf
+from typing import NamedTuple
 
+from dynamo_serve.core.eviction import ALL
 from dynamo_serve.core.loop import Unpin
-from dynamo_serve.core.request import Finish, Request, TokenEvent
+from dynamo_serve.core.request import Finish, Request, Sampling, TokenEvent
 from dynamo_serve.errors import (
+    Forbidden,
     PrefixNotFound,
     QuotaExceeded,
     RequestError,
@@ -26,6 +31,10 @@ from dynamo_serve.timers import Timers
 MOST_PREFIXES = 1000  # of one tenant; pages do not bound them, for equal ones share theirs
 LOW_CLASS, LOW_PRIORITY = "batch", 100  # of what is computed again: nobody waits for it
 
+MOST_REST = 60.0  # seconds between two tries to have one computed again
+
+log = logging.getLogger(__name__)
+
 Generate = Callable[[Request], AsyncGenerator[TokenEvent, None]]
 
 
@@ -34,6 +43,14 @@ class State(Enum):
     LOST = "lost"  # with its engine; told as "computing"
     READY = "ready"
     FAILED = "failed"
+
+
+class Head(NamedTuple):
+    """A prefix that tenants share, and the keys of its full pages."""
+
+    name: str
+    token_ids: tuple[int, ...]
+    keys: tuple[bytes, ...]
 
 
 @dataclass(slots=True, eq=False)
@@ -49,6 +66,11 @@ class Prefix:
     cached_tokens: int = 0  # found when it was pinned first
     error: str | None = None
     not_before: float = 0.0
+
+    @property
+    def is_shared(self) -> bool:
+        """Between tenants: declared by operators, and nobody's to give up."""
+        return self.request.tenant == ALL[1]
 
     @property
     def status(self) -> str:
@@ -70,14 +92,48 @@ class Prefixes:
         self._restoring: asyncio.Task[None] | None = None
         self._is_computing = False  # what was lost; that goes on with the next engine by itself
         self._num_losses = 0  # of engines
+        self.heads: list[Head] = []
+        self.shared_keys: frozenset[bytes] = frozenset()
+
+    def declare(self, heads: Iterable[Head]) -> None:
+        """Prefixes that tenants share, before there is an engine: each one computes them."""
+        self.heads = list(heads)
+        self.shared_keys = frozenset(key for head in self.heads for key in head.keys)
+        salt, tenant = ALL
+        for head in self.heads:
+            request = Request(
+                id=f"shared-{head.name}",
+                prompt_ids=head.token_ids,
+                max_tokens=1,
+                sampling=Sampling(temperature=0.0),
+                tenant=tenant,
+                salt=salt,
+                pinned_until=inf,
+            )
+            prefix = Prefix(request, head.name, time.time(), inf, State.LOST)
+            self._all[request.id] = prefix
+
+    def name_of(self, keys: Sequence[bytes]) -> str | None:
+        """Of the shared prefixes the one that has most of the pages that `keys` begin with."""
+        best, most = None, 0
+        for head in self.heads:
+            count = 0
+            while count < min(len(keys), len(head.keys)) and keys[count] == head.keys[count]:
+                count += 1
+            if count > most:
+                best, most = head.name, count
+        return best
 
     def of(self, tenant: str) -> list[Prefix]:
         return [p for p in self._all.values() if p.request.tenant == tenant]
 
+    def shared(self) -> list[Prefix]:
+        return self.of(ALL[1])
+
     def find(self, tenant: str, id: str) -> Prefix:
-        """Raises `PrefixNotFound`, also for another tenant's."""
+        """Its own, or a shared one. Raises `PrefixNotFound`, also for another tenant's."""
         prefix = self._all.get(id)
-        if prefix is None or prefix.request.tenant != tenant:
+        if prefix is None or not (prefix.is_shared or prefix.request.tenant == tenant):
             raise PrefixNotFound("There is no such prefix; it may have expired.")
         return prefix
 
@@ -103,8 +159,13 @@ class Prefixes:
         return prefix
 
     def delete(self, tenant: str, id: str) -> None:
-        """Raises `PrefixNotFound`."""
+        """Raises `PrefixNotFound`; `Forbidden` for a shared one."""
         prefix = self.find(tenant, id)
+        if prefix.is_shared:
+            raise Forbidden(
+                "This prefix is shared by all tenants: the server's operator has declared it "
+                "(cache.shared_prefixes)."
+            )
         if prefix.state in (State.COMPUTING, State.LOST):
             self._cancel(id)
         self._forget(prefix)
@@ -176,9 +237,18 @@ class Prefixes:
             except PrefixNotFound:
                 continue
             except TryLater as error:
-                prefix.not_before = time.monotonic() + max(1.0, error.retry_after)
-                prefix.error = error.message
+                rest = min(MOST_REST, max(1.0, error.retry_after))
+                prefix.not_before = time.monotonic() + rest
+                self._fail(prefix, error.message, "is not computed yet")
             except RequestError as error:
-                prefix.state, prefix.error = State.FAILED, error.message
+                prefix.state = State.FAILED
+                self._fail(prefix, error.message, "cannot be computed")
             finally:
                 self._is_computing = False
+
+    @staticmethod
+    def _fail(prefix: Prefix, why: str, what: str) -> None:
+        """Its tenant sees why; of a shared one the operator has to."""
+        if prefix.is_shared and prefix.error != why:
+            log.warning("the shared prefix %s %s: %s", prefix.name, what, why)
+        prefix.error = why

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from enum import Enum
 from typing import Any
 
@@ -18,11 +18,11 @@ from dynamo_serve.core.tenant import Tenancy
 from dynamo_serve.deliveries import Deliveries
 from dynamo_serve.delivery import Delivery, nobody, refused, stream_lag
 from dynamo_serve.errors import EngineFailure, Unavailable
-from dynamo_serve.fits import check_fits, check_guarantees
+from dynamo_serve.fits import check_fits, check_guarantees, check_shared
 from dynamo_serve.inbox import Inbox
 from dynamo_serve.link import Loss
 from dynamo_serve.observer import NoObserver, Observer, Vitals
-from dynamo_serve.prefixes import Prefixes
+from dynamo_serve.prefixes import Head, Prefixes
 from dynamo_serve.questions import Questions
 from dynamo_serve.supervisor import Supervisor, Watcher
 
@@ -55,6 +55,7 @@ class Service:
         self.stats = Stats()
         self._observer = observer or NoObserver()
         self._questions = Questions()
+        self._cache = config.cache
         self._restart_patience = config.engine.restart_patience_s
         watcher = Watcher(
             self._on_step, self._questions.answer, self._on_lost, self._on_up, progress
@@ -77,9 +78,16 @@ class Service:
     async def start(self) -> None:
         """Return when the engine is ready. Raises `EngineStartError`."""
         await self.engine.start()
+        check_shared((len(head.keys) for head in self.prefixes.heads), self._cache, self.spec)
         self._has_started = True
         self._tell(Stats(pages_free=self.spec.num_pages))
         check_guarantees(self.engine.tenancy, self.spec)
+        self.prefixes.on_up()
+
+    def declare(self, heads: Iterable[Head]) -> None:
+        """Prefixes that tenants share; before the start."""
+        self.prefixes.declare(heads)
+        self.engine.shared_keys = sorted(self.prefixes.shared_keys)
 
     @property
     def spec(self) -> EngineSpec:

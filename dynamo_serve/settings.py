@@ -95,7 +95,7 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if bool(values["cache.disk_gib"]) != bool(values["cache.disk_path"]):
         key = "cache.disk_path" if values["cache.disk_path"] else "cache.disk_gib"
         yield key, f"{key}: set cache.disk_gib and cache.disk_path, or neither"
-    for key in ("cache.host_gib", "cache.disk_gib"):
+    for key in ("cache.host_gib", "cache.disk_gib", "cache.shared_prefixes"):
         if values[key] and not values["cache.prefix_sharing"]:
             yield key, f"{key}: pages are found again by content: set cache.prefix_sharing to true"
     key = "scheduler.ladder_pin"

@@ -15,7 +15,7 @@ from dynamo_serve.building import Progress
 from dynamo_serve.config import Config
 from dynamo_serve.core.engine import EngineSpec
 from dynamo_serve.core.flight import Activity
-from dynamo_serve.core.loop import Command, Configure, Steer
+from dynamo_serve.core.loop import Command, Configure, Declare, Steer
 from dynamo_serve.core.request import TokenEvent
 from dynamo_serve.core.stats import Standing, Stats
 from dynamo_serve.core.tenant import Tenancy
@@ -59,6 +59,7 @@ class Supervisor:
         self.start_seconds = 1.0
         self.incidents: deque[dict[str, Any]] = deque(maxlen=MOST_INCIDENTS)
         self.tenancy = Tenancy()
+        self.shared_keys: list[bytes] = []  # of pages that tenants share, with every engine
         self._ladder = Ladder(config)
         self._config = config
         self._model_path = model_path
@@ -92,6 +93,8 @@ class Supervisor:
         if self._num_losses > num_losses:  # it was ready, and gone before we got to know
             raise EngineStartError(self.lost_reason or "the engine was lost")
         self.is_up = True
+        if self.shared_keys:
+            self.send(Declare(self.shared_keys))
         if self.tenancy is not tenancy:  # reloaded while the engine was starting
             self.send(Configure(self.tenancy))
         if self._ladder.modes is not modes:

@@ -2,7 +2,7 @@
 
 To the engine     ["configure", sections, model path, tenancy, ladder], once and first
                   · ["submit", request, how far it had got or nil] · ["cancel", id]
-                  · ["unpin", id]
+                  · ["unpin", id] · ["declare", keys]
                   · ["tenancy", tenancy] · ["steer", modes] · ["inspect", ticket, what, id, about]
                   · ["stop"]
 From the engine   ["progress", stage, fraction] · ["ready", spec] · ["step", events, stats]
@@ -19,7 +19,17 @@ from typing import Any
 import msgpack
 
 from dynamo_serve.core.engine import EngineSpec
-from dynamo_serve.core.loop import Cancel, Command, Configure, Inspect, Steer, Stop, Submit, Unpin
+from dynamo_serve.core.loop import (
+    Cancel,
+    Command,
+    Configure,
+    Declare,
+    Inspect,
+    Steer,
+    Stop,
+    Submit,
+    Unpin,
+)
 from dynamo_serve.core.request import (
     Finish,
     Refusal,
@@ -80,8 +90,8 @@ def pack_command(command: Command) -> bytes:
             return pack("cancel" if isinstance(command, Cancel) else "unpin", request_id)
         case Configure(tenancy):
             return pack("tenancy", asdict(tenancy))
-        case Steer(modes):
-            return pack("steer", modes)
+        case Declare(data) | Steer(data):
+            return pack("declare" if isinstance(command, Declare) else "steer", data)
         case Inspect():
             return pack("inspect", *command)
         case Stop():
@@ -96,8 +106,8 @@ def command_of(message: list[Any]) -> Command:
             return Cancel(message[1]) if what == "cancel" else Unpin(message[1])
         case "tenancy":
             return Configure(Tenancy.of(message[1]))
-        case "steer":
-            return Steer(message[1])
+        case "declare" | "steer" as what:
+            return Declare(message[1]) if what == "declare" else Steer(message[1])
         case "inspect":
             return Inspect(*message[1:])
         case "stop":

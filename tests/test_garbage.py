@@ -1,6 +1,19 @@
+from __future__ import annotations
+
+import asyncio
+import ctypes
 import gc
+import os
+import threading
+from pathlib import Path
+
+import pytest
 
 from dynamo_serve import garbage
+
+MIB = 2**20
+LIBC = ctypes.CDLL(None)
+HAS_TRIM = hasattr(LIBC, "malloc_trim")
 
 
 def test_what_start_up_made_is_never_looked_through_again() -> None:
@@ -13,3 +26,40 @@ def test_what_start_up_made_is_never_looked_through_again() -> None:
     finally:
         gc.unfreeze()
         gc.set_threshold(*threshold)
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
+def leave_holes(size: int) -> int:
+    """Take `size` bytes in small pieces and free all but the last, which lies at the end."""
+    LIBC.malloc.restype = ctypes.c_void_p
+    pieces = [LIBC.malloc(ctypes.c_size_t(1024)) for _ in range(size // 1024)]
+    for piece in pieces:
+        ctypes.memset(piece, 1, 1024)
+    *holes, last = map(int, pieces)
+    for piece in holes:
+        LIBC.free(ctypes.c_void_p(piece))
+    return last
+
+
+@pytest.mark.skipif(not HAS_TRIM, reason="the C library is not glibc")
+def test_what_a_thread_has_freed_is_given_back() -> None:
+    left: list[int] = []
+    thread = threading.Thread(target=lambda: left.append(leave_holes(32 * MIB)))
+    before = resident()
+    thread.start()
+    thread.join()
+    assert resident() - before > 24 * MIB, "nothing was kept"
+    assert garbage.give_back()
+    assert resident() - before < 12 * MIB
+    LIBC.free(ctypes.c_void_p(left[0]))
+
+
+def test_it_is_done_again_and_again_where_it_is_possible(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(garbage, "TIDY_SECONDS", 0.0)
+    can, times = [True] * 4 + [False], iter(range(100))
+    monkeypatch.setattr(garbage, "give_back", lambda: can[next(times)])
+    asyncio.run(garbage.tidy())
+    assert next(times) == len(can)

@@ -16,6 +16,7 @@ from dynamo_serve.api.render import answer
 from dynamo_serve.api.schema import ChatRequest, CompletionRequest
 from dynamo_serve.core.prefix_index import extend_keys
 from dynamo_serve.errors import ContextTooLong, InvalidRequest
+from dynamo_serve.prefixes import Prefix
 from dynamo_serve.text.tokenizer import Tokenizer
 
 INLINE_TOKENS = 8192  # to hash more would hold up every other stream
@@ -30,8 +31,8 @@ WHY = {
     "evicted": "It was stored and had to go {evicted_s_ago:.0f} s ago, for {whose}.",
     "differs": "Token {position} differs: the prompt goes on with {prompt!r}, what is stored with "
     "{stored!r}.",
-    "too_short": "What is left is less than a page, or has the last token, which is always "
-    "computed.",
+    "too_short": "What is left is less than a page, and no part of one is worth a copy; or it is "
+    "the last token, which is always computed.",
     "being_computed": "A request is computing it now; one that is sent meanwhile waits for it.",
     "not_shared": "cache.prefix_sharing is off.",
 }
@@ -57,15 +58,18 @@ def cache_routes(edge: Edge) -> APIRouter:
         ids = await _ids(edge, body)
         # Now, not before the body: meanwhile the tenants may have been reloaded.
         caller = edge.access.caller(http.headers.get("authorization"))
-        size = edge.service.spec.page_size
+        size, prefixes = edge.service.spec.page_size, edge.service.prefixes
         keys: list[bytes] = []
+        chain = (keys, ids, caller.salt, size, len(ids), prefixes.shared_keys)
         if len(ids) <= INLINE_TOKENS:
-            extend_keys(keys, ids, caller.salt, size, len(ids))
+            extend_keys(*chain)
         else:
-            await asyncio.to_thread(extend_keys, keys, ids, caller.salt, size, len(ids))
+            await asyncio.to_thread(extend_keys, *chain)
         about = (caller.tenant, caller.salt, keys, ids)
         told = await edge.service.inspect("prompt", about=about)
-        return answer({"model": model, **told, "miss": _miss(told["miss"], ids, edge.tokenizer)})
+        miss = _miss(told["miss"], ids, edge.tokenizer)
+        shared = prefixes.name_of(keys) if told["shared_tokens"] else None
+        return answer({"model": model, **told, "shared_prefix": shared, "miss": miss})
 
     return routes
 
@@ -79,7 +83,9 @@ def cache_admin_routes(edge: Edge) -> APIRouter:
         hits, ages, tenants and how their text begins; the latest used and the largest 200."""
         told = await edge.service.inspect("cache")
         runs = [_run(run, edge.tokenizer) for run in told["runs"]]
-        return answer({**told, "runs": runs})
+        pins = await edge.service.inspect("pins")
+        shared = [_shared(prefix, pins) for prefix in edge.service.prefixes.shared()]
+        return answer({**told, "shared_prefixes": shared, "runs": runs})
 
     return routes
 
@@ -136,3 +142,15 @@ def _after(before: Sequence[int], ids: Sequence[int], tokenizer: Tokenizer) -> s
 def _run(run: Told, tokenizer: Tokenizer) -> Told:
     told = {name: value for name, value in run.items() if name != "first_ids"}
     return {**told, "text": tokenizer.decode(run["first_ids"])[:SHOWN_CHARACTERS]}
+
+
+def _shared(prefix: Prefix, pins: dict[str, Told]) -> Told:
+    pinned = pins.get(prefix.request.id, {})
+    return {
+        "name": prefix.name,
+        "status": prefix.status,
+        "error": prefix.error,
+        "tokens": len(prefix.request.prompt_ids),
+        "hits": pinned.get("hits"),
+        "last_hit_s_ago": pinned.get("last_hit_age_s"),
+    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from math import inf
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -41,9 +42,10 @@ def prefix_routes(edge: Edge, cache: CacheSection) -> APIRouter:
 
     @routes.get("")
     async def prefixes(http: Request) -> Response:
-        """The pinned prefixes of the caller's tenant."""
+        """The pinned prefixes of the caller's tenant, and those that all tenants share."""
         known = await _known(edge)
-        own = edge.service.prefixes.of(http.state.caller.tenant)
+        prefixes = edge.service.prefixes
+        own = [*prefixes.of(http.state.caller.tenant), *prefixes.shared()]
         return answer({"object": "list", "data": [_told(edge, p, known) for p in own]})
 
     @routes.get("/{id}")
@@ -123,12 +125,15 @@ async def _known(edge: Edge) -> dict[str, dict[str, Any]]:
 def _told(edge: Edge, prefix: Prefix, known: dict[str, dict[str, Any]]) -> dict[str, Any]:
     request, size = prefix.request, edge.service.spec.page_size
     held = known.get(request.id, {})
-    age = held.get("last_hit_age_s")
+    # Of a shared one they would tell what other tenants do.
+    seen = {} if prefix.is_shared else held
+    age = seen.get("last_hit_age_s")
     pages = len(request.prompt_ids) // size
     return {
         "id": request.id,
         "object": "prefix",
         "name": prefix.name,
+        "shared": prefix.is_shared,
         "status": prefix.status,
         "error": prefix.error,
         "tokens": len(request.prompt_ids),
@@ -136,8 +141,8 @@ def _told(edge: Edge, prefix: Prefix, known: dict[str, dict[str, Any]]) -> dict[
         "pages": pages,
         "cached_tokens": prefix.cached_tokens,
         "created_at": prefix.created_at,
-        "expires_at": prefix.expires_at,
-        "hits": held.get("hits"),
+        "expires_at": prefix.expires_at if prefix.expires_at < inf else None,
+        "hits": seen.get("hits"),
         "last_hit_at": None if age is None else time.time() - age,
         "tiers": ["device", *held["below"]] if held else [],
     }

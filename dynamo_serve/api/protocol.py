@@ -89,10 +89,14 @@ class LimitedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.gate.forget(self)
         self._forget_deadline()
-        self._watch.stop()
         self.pipeline.clear()
         self._hang_up()
         super().connection_lost(exc)
+        # Else it refers to itself, and stays until the collector of cycles looks at all there is.
+        self._unset_keepalive_if_required()
+        self._watch.forget()
+        for cycle in filter(None, (self.cycle, self._active)):
+            cycle.scope.pop(CONNECTION, None)  # type: ignore[misc]
 
     def _hang_up(self) -> None:
         """Tell the application that the client has gone. uvicorn tells the latest request only."""

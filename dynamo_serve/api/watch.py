@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from dynamo_serve.delivery import nobody
+
 
 class Watch:
     """Calls `cut` when, from one look to the next, nothing of what waits has left.
@@ -30,6 +32,11 @@ class Watch:
         if self._next_look is not None:
             self._next_look.cancel()
             self._next_look = None
+
+    def forget(self) -> None:
+        """The connection is closed."""
+        self.stop()
+        self._cut = nobody
 
     def _look(self, before: int) -> None:
         if self._transport.get_write_buffer_size() >= before:

@@ -17,6 +17,14 @@ class Phase(Enum):
     MIXED = "mixed"
 
 
+class PageCopy(NamedTuple):
+    """Copy the KV of the first `num_tokens` of a page of the device to another one."""
+
+    source: int
+    target: int
+    num_tokens: int
+
+
 class Work(NamedTuple):
     """One sequence's share of a step: run `token_ids` at `position`, `position` + 1, …
 
@@ -33,6 +41,10 @@ class Work(NamedTuple):
     The last `draft_len` of `token_ids` are a draft: a guess at what the engine will pick. It picks
     after each of them, and after the token before them, as if all before were settled, and returns
     as many as `kept` says. Work with a draft samples and never looks at a history.
+
+    With `copied_from`, a full page that nobody writes to, the tokens before `position` that are in
+    the same page as it are to be copied from there first (`copied`); not for engines whose
+    `EngineSpec` has no `copy_seconds`.
     """
 
     seq_id: str
@@ -45,6 +57,14 @@ class Work(NamedTuple):
     cached_ids: tuple[int, ...] = ()
     banned_ids: frozenset[int] = frozenset()
     draft_len: int = 0
+    copied_from: int | None = None
+
+    def copied(self, page_size: int) -> PageCopy | None:
+        """What of a page has to be copied before it runs."""
+        if self.copied_from is None:
+            return None
+        place, num_tokens = divmod(self.position, page_size)
+        return PageCopy(self.copied_from, self.page_table[place], num_tokens)
 
     @property
     def is_decode(self) -> bool:

@@ -19,6 +19,8 @@ class EngineSpec:
     hold. `facts` (device, dtype, attention backend, …) go to the log and `/v1/server` as they are.
     With `verifies_drafts` work may have a draft (`Work.draft_len`); with `holds_steps` the engine
     is a `HoldingEngine`, with `tiers` below the device, the highest first, a `CopyingEngine`.
+    With `copy_seconds`, what it takes to copy a page within the device, work may begin with that
+    (`Work.copied_from`).
     """
 
     max_model_len: int
@@ -29,6 +31,7 @@ class EngineSpec:
     verifies_drafts: bool = False
     holds_steps: bool = False
     tiers: tuple[TierSpec, ...] = ()
+    copy_seconds: float | None = None
 
 
 class EngineBroken(Exception):
@@ -41,7 +44,8 @@ class Engine(Protocol):
         ...
 
     def step(self, batch: Batch) -> list[SequenceOutput]:
-        """Run all of `batch`, writing the KV of every token in it.
+        """Run all of `batch`, writing the KV of every token in it, and before that what of pages
+        is to be copied.
 
         Returns 0..n tokens for any subset of the sequences whose work samples: one that is not
         mentioned has none yet. Work that does not sample may be answered, too, with

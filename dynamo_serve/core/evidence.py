@@ -12,8 +12,10 @@ from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
 from dynamo_serve.core.journal import Kind, Reason
+from dynamo_serve.core.request import Request
 from dynamo_serve.core.sequence import Sequence
 from dynamo_serve.core.shares import Account
+from dynamo_serve.core.tenant import Class
 from dynamo_serve.core.wear import Wear
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ MISSED, KEPT = 0.85, 0.95  # of targets: below the one is trouble, from the othe
 LATE, IN_TIME = 1.5, 1.0  # the longest wait, in TTFT targets: the same
 FULL, ROOMY = 0.95, 0.85  # of the pool, in use by live sequences
 THRASH, CALM = 0.5, 0.1  # preemptions a second for want of pages
+BACKLOG = 5.0  # seconds that batch-class work waits: more than a rung's window makes it wait
 HEADS = 8  # waiting requests of each tenant that are looked at, of either kind
 TTFT_KEPT, TTFT_LATE, ITL_KEPT, ITL_LATE = range(4)
 PREEMPTIONS = (Kind.PREEMPT.value, Reason.OUT_OF_PAGES.value)  # a key of the journal's counts
@@ -39,12 +42,14 @@ class Tally:
     def __init__(self) -> None:
         self.by_class: dict[str, list[int]] = {}
         self.num_batch = 0
+        self.latest: dict[str, tuple[Request, Class]] = {}  # with a target, by class
 
     def arrive(self, seq: Sequence) -> None:
         if seq.promise.is_batch:
             self.num_batch += 1
         elif seq.promise.is_promised:
             self.by_class.setdefault(seq.promise.name, [0, 0, 0, 0])
+            self.latest[seq.promise.name] = seq.request, seq.promise
 
     def token(self, seq: Sequence, account: Account, now: float) -> None:
         """A token has come; the times in `seq` are those of the tokens before it."""
@@ -75,8 +80,9 @@ class Evidence(NamedTuple):
     """What a window comes to. `ttft` and `itl`: the share of targets kept, of the class that fares
     worst; None if too little has happened. `longest_wait`: of those that wait for a first token, in
     TTFT targets. `pages`: the largest share of the pool in use; `preemptions` for want of pages, a
-    second. `slowdown`: how many times as long as before steps take, if that is known. `troubles`
-    are what lasts and is worse than it may be, the worst first."""
+    second. `slowdown`: how many times as long as before steps take, if that is known.
+    `batch_wait`: seconds that batch-class work waits, not for its own quota. `troubles` are what
+    lasts and is worse than it may be, the worst first."""
 
     ttft: float | None = None
     itl: float | None = None
@@ -87,6 +93,7 @@ class Evidence(NamedTuple):
     troubles: tuple[str, ...] = ()
     is_good: bool = True
     slowdown: float | None = None
+    batch_wait: float = 0.0
 
     def score(self, trouble: str) -> float:
         """0 to 1: how far from a trouble; to see whether it gets better."""
@@ -108,7 +115,14 @@ class Evidence(NamedTuple):
             "longest_wait": self.longest_wait,
             "pages_used": self.pages,
             "preemptions_per_s": self.preemptions,
+            "batch_wait_s": self.batch_wait,
         }
+
+    @property
+    def has_backlog(self) -> bool:
+        """Whether batch-class work waits that would come at once, beside work with targets."""
+        is_alone = self.ttft is None and self.itl is None and not self.longest_wait
+        return self.batch_wait >= BACKLOG and not is_alone
 
 
 class Snapshot(NamedTuple):
@@ -120,6 +134,7 @@ class Snapshot(NamedTuple):
     longest_wait: float
     pages: float
     has_batch: bool
+    batch_wait: float
 
 
 NOTHING = [0, 0, 0, 0]
@@ -158,6 +173,7 @@ class Window:
             preemptions=(last.preemptions - first.preemptions) / seconds,
             has_batch=any(shot.has_batch for shot in shots),
             slowdown=self.wear.factor(now),
+            batch_wait=last.batch_wait,
         )
         found = [
             *(["itl"] if self._is_missed(itl, LEAST_GAPS, ITL_LATE) else ()),
@@ -185,7 +201,17 @@ class Window:
             longest_wait=self._longest_wait(now),
             pages=life.pool.num_used / life.pool.num_pages,
             has_batch=has_batch,
+            batch_wait=self._batch_wait(now),
         )
+
+    def _batch_wait(self, now: float) -> float:
+        heads = (
+            seq
+            for name in self.life.waiting.tenants
+            for seq in self.life.waiting.scan(name, 1)
+            if seq.promise.is_batch and not is_own_doing(seq, self.life.shares.account(name))
+        )
+        return max((now - seq.request.arrival for seq in heads), default=0.0)
 
     def _longest_wait(self, now: float) -> float:
         waiting, shares, longest = self.life.waiting, self.life.shares, 0.0

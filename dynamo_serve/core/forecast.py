@@ -8,6 +8,7 @@ not know who will come.
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Iterable
 from heapq import heapify, heappop, heappush
 from itertools import chain
 from typing import NamedTuple
@@ -31,9 +32,14 @@ class Forecast(NamedTuple):
     position: int
 
 
-def forecast(seq: Sequence, life: Lifecycle, intake: Intake) -> Forecast:
-    """When `seq` gets its first token and its last. It waits, or is about to."""
-    return _Play(seq, life, intake).run()
+def forecast(
+    seq: Sequence, life: Lifecycle, intake: Intake, beside: Iterable[Sequence] = ()
+) -> Forecast:
+    """When `seq` gets its first token and its last. It waits, or is about to. `beside` are others
+    that wait now, and will have come in by then: each as far as chance has it."""
+    play = _Play(seq, life, intake)
+    play.fill(list(beside))
+    return play.run()
 
 
 class _End(NamedTuple):
@@ -79,15 +85,33 @@ class _Play:
         )
 
     def _queues(self) -> dict[str, deque[Sequence]]:
-        waiting = self.life.waiting
+        waiting, is_past = self.life.waiting, self.intake.brake.lets_pass(self.seq)
         queues = {name: deque(waiting.first(name, MOST_ADMISSIONS)) for name in waiting.tenants}
+        if is_past:
+            others = {n: waiting.others(n, MOST_ADMISSIONS) for n in waiting.tenants}
+            queues = {name: deque(seqs) for name, seqs in others.items() if seqs}
         if self.seq.id not in waiting:
             own = [*queues.get(self.seq.request.tenant, ()), self.seq]
             queues[self.seq.request.tenant] = deque(sorted(own, key=place))
         for seq in chain(*queues.values()):  # as it would be if they were admitted now
             self.intake.brake.bound(seq)
-        self.behind = max(0, waiting.ahead_of(self.seq) - MOST_ADMISSIONS)
+        ahead = waiting.ahead_of(self.seq, with_batch=not is_past)
+        self.behind = max(0, ahead - MOST_ADMISSIONS)
         return queues
+
+    def fill(self, others: list[Sequence]) -> None:
+        """These run, too: one of them is about to end, another has just begun. Places that work
+        with targets has for the moment are theirs when it ends."""
+        if not others:
+            return
+        batch = [seq for seq in self.life.running.values() if seq.promise.is_batch]
+        self.ends = [_End(self.shares.steps(s), self._pages(s), s.request.tenant) for s in batch]
+        for i, seq in enumerate(others[: max(0, self.places - len(self.ends))]):
+            steps = self.shares.steps(seq) * (i + 1) / len(others)
+            self.ends.append(_End(steps, self._pages(seq), seq.request.tenant))
+            self.live[seq.request.tenant] += 1
+            self.free -= self._pages(seq)
+        heapify(self.ends)
 
     def run(self) -> Forecast:
         for position in range(MOST_ADMISSIONS):

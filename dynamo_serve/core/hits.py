@@ -1,4 +1,4 @@
-"""What of prompts was found: counted when they are admitted, or when what was found has come."""
+"""What of prompts is found: taken when they are admitted; counted then, or when it has come."""
 
 from __future__ import annotations
 
@@ -8,6 +8,22 @@ from dynamo_serve.core.sequence import Sequence
 
 if TYPE_CHECKING:
     from dynamo_serve.core.lifecycle import Lifecycle
+
+
+def attach(life: Lifecycle, seq: Sequence, keys: list[bytes], now: float) -> None:
+    """Take the head that somebody has, and begin to restore what of it lies below, or to copy what
+    of the page after it is the same."""
+    pool = life.pool
+    seq.page_table, missing = pool.attach(keys, seq.owner)
+    seq.page_part = pool.part_of(seq.page_table)
+    seq.num_sealed = len(seq.page_table)
+    seq.num_computed = seq.num_unseen = seq.num_sealed * pool.page_size
+    if missing:
+        life.spill.restore(seq, missing, now)
+    else:
+        life.parts.take(seq, life.running.values())
+    pool.index.claim([keys[i] for i in missing] + keys[seq.num_sealed :], seq.id)
+    life.spill.asked(keys[: seq.num_sealed])
 
 
 def count_in(life: Lifecycle, seq: Sequence, keys: list[bytes], now: float) -> None:
@@ -21,6 +37,7 @@ def count_in(life: Lifecycle, seq: Sequence, keys: list[bytes], now: float) -> N
         seq.restoring.counted = seq.num_computed
     else:
         add(life, seq, seq.num_computed)
+    life.parts.num_copied += seq.num_computed % life.pool.page_size
     life.pins.hit(seq, keys, now)
 
 

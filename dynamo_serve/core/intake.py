@@ -59,6 +59,15 @@ class Intake:
 
     # ── who ──────────────────────────────────────────────────────────────────
 
+    def merge_until(self) -> float:
+        """When those that wait begin, if nothing runs: more may join them until then."""
+        return policy.merge_until(
+            self.life.waiting,
+            delay=self.limits.max_queue_delay,
+            tokens=self.limits.max_prefill_tokens,
+            sequences=self.limits.max_decode_sequences,
+        )
+
     def choose(self, budget: int, limit: Reason, now: float) -> list[Sequence]:
         """Running prompts that get a chunk of this step, in the order of their turn; those that
         waited until now are admitted."""

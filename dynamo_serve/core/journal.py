@@ -29,7 +29,7 @@ class Reason(Enum):
     """Why. The comment says what the numbers of an entry tell."""
 
     # admit
-    TURN = "turn"  # cached_tokens, pages, waited_s
+    TURN = "turn"  # cached_tokens (of these copied_tokens), pages, waited_s
     # defer: what a waiting request waits for
     STEP = "step"  # the running step has to end first
     MERGE_WINDOW = "merge_window"  # others may join within the delay

@@ -41,6 +41,11 @@ class Restraint:
     sheds_batch: bool = False
     sheds_until: float = 0.0  # the soonest that this can end, as far as is known
 
+    def take_over(self, other: Restraint) -> None:
+        """Be as `other`; whoever looks at this one goes on doing so."""
+        for name in self.__slots__:
+            setattr(self, name, getattr(other, name))
+
     @property
     def places_part(self) -> float:
         """Of the places, for batch-class sequences."""
@@ -71,6 +76,7 @@ class Rung(NamedTuple):
     settle: float = SETTLE_SECONDS
     calm: float = CALM_SECONDS
     has_undo: bool = True  # without, it is for an engine that has become slow
+    lets_in: bool = False  # its undo lets in, all at once, what it has kept waiting
 
     @property
     def name(self) -> str:
@@ -124,6 +130,7 @@ RUNGS = (
         f"batch-class prompts are admitted in groups, {BATCH_WINDOW:g} s apart, while work with"
         " targets is live",
         "they are admitted as they come",
+        lets_in=True,
     ),
     Rung(
         Reason.CAP_BATCH,
@@ -133,6 +140,7 @@ RUNGS = (
         " get scheduler.ladder_max_tokens if nobody stated a length; what runs, stays as it is",
         "they take every place that fair share gives them, and all the room there is",
         levels=2,
+        lets_in=True,
     ),
     Rung(
         Reason.SPILL,
@@ -141,6 +149,7 @@ RUNGS = (
         "running batch-class sequences beyond a quarter of the places (or what cap_batch says) wait"
         " again, one a step, while work with targets is live; their pages go to the tier below",
         "they are admitted again, and their pages come back",
+        lets_in=True,
     ),
     Rung(
         Reason.SHED_BATCH,
@@ -196,6 +205,10 @@ class Brake:
     def cap(self) -> int:
         """Places for batch-class sequences."""
         return max(1, int(self.restraint.places_part * self._places))
+
+    def lets_pass(self, seq: Sequence) -> bool:
+        """Whether it goes past whatever batch-class work waits, but for one group at a time."""
+        return seq.promise.is_promised and self.restraint.batch_window > 0
 
     def bound(self, seq: Sequence) -> None:
         """Say how long the answer may get of one that has not been admitted yet: less than there is

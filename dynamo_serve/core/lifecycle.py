@@ -6,8 +6,9 @@ from itertools import takewhile
 
 from dynamo_serve.core.batch import Phase, SequenceOutput, Work
 from dynamo_serve.core.evidence import Tally
-from dynamo_serve.core.hits import count_in
+from dynamo_serve.core.hits import attach, count_in
 from dynamo_serve.core.journal import Journal, Kind, Reason
+from dynamo_serve.core.page_parts import PageParts
 from dynamo_serve.core.page_pool import PagePool
 from dynamo_serve.core.pins import Pins
 from dynamo_serve.core.request import Finish, TokenEvent
@@ -24,9 +25,16 @@ class Lifecycle:
     """Holds every live sequence. Each change of state is one method here, and nowhere else."""
 
     def __init__(
-        self, pool: PagePool, shares: Shares, journal: Journal, spill: Spill, pins: Pins
+        self,
+        pool: PagePool,
+        shares: Shares,
+        journal: Journal,
+        spill: Spill,
+        pins: Pins,
+        parts: PageParts,
     ) -> None:
         self.pool = pool
+        self.parts = parts
         self.spill = spill
         self.pins = pins
         self.shares = shares
@@ -90,7 +98,7 @@ class Lifecycle:
     def admit(self, seq: Sequence, now: float) -> None:
         """waiting → running, with pages for all its tokens; there must be room."""
         evicted, tree, keys = self.pool.num_evicted, self.pool.tree, self.reusable_keys(seq)
-        self._attach(seq, keys, now)
+        attach(self, seq, keys, now)
         has_grown = self.grow(seq, now)
         assert has_grown, "has_room promised it"
         tree.blame(tree.alone(seq.request.tenant), now)
@@ -106,6 +114,7 @@ class Lifecycle:
         self.note(
             *(seq, now, Kind.ADMIT, Reason.TURN.value),
             cached_tokens=seq.num_computed,
+            copied_tokens=seq.num_computed % self.pool.page_size,
             pages=len(seq.page_table),
             waited_s=now - seq.request.arrival,
         )
@@ -117,21 +126,10 @@ class Lifecycle:
                 computing_s=seq.restoring.saves,
             )
 
-    def _attach(self, seq: Sequence, keys: list[bytes], now: float) -> None:
-        """Take the head that somebody has, and begin to restore what of it lies below."""
-        seq.page_table, missing = self.pool.attach(keys)
-        seq.page_part = self.pool.part_of(seq.page_table)
-        seq.num_sealed = len(seq.page_table)
-        seq.num_computed = seq.num_unseen = seq.num_sealed * self.pool.page_size
-        if missing:
-            self.spill.restore(seq, missing, now)
-        self.pool.index.claim([keys[i] for i in missing] + keys[seq.num_sealed :], seq.id)
-        self.spill.asked(keys[: seq.num_sealed])
-
     def grow(self, seq: Sequence, now: float, more: int = 0) -> bool:
         """Pages for all its tokens and so many more; False, and nothing done, without room."""
         evicted, held = self.pool.num_evicted, len(seq.page_table)
-        has_grown = self.pool.grow(seq.page_table, seq.num_tokens + more)
+        has_grown = self.pool.grow(seq.page_table, seq.num_tokens + more, seq.owner)
         seq.page_part += len(seq.page_table) - held
         if evicted := self.pool.num_evicted - evicted:
             self.note(seq, now, Kind.EVICT, Reason.PAGES.value, pages=evicted)
@@ -152,8 +150,7 @@ class Lifecycle:
         self._leave(seq)
         seq.phase = Phase.PREFILL
         seq.num_preemptions += 1
-        seq.preempted_at = now
-        seq.waits_for, seq.waits_since = reason.value, now
+        seq.waits_for, seq.waits_since, seq.preempted_at = reason.value, now, now
         self.totals["preemptions"] += 1
         del self.running[seq.id]
         self.waiting.add(seq)
@@ -166,6 +163,7 @@ class Lifecycle:
         """Take in what a step produced for one sequence."""
         if out.finish is Finish.ERROR:  # what it left in its pages must not be published
             return self.finish(seq, Finish.ERROR, now, out._replace(token_ids=()))
+        self.parts.let_go(seq)
         tokens, finish, stop_id = self._append(seq, out)
         if work.samples:
             self._count(seq, work.draft_len, len(tokens))
@@ -234,6 +232,7 @@ class Lifecycle:
         begin = 0 if seq.restoring else seq.num_sealed
         self.pool.index.unclaim(seq.page_keys[begin:], seq.id)
         seq.restoring = None
+        self.parts.let_go(seq)
         self.pool.release(seq.page_table)
         seq.page_part = 0.0
         seq.num_computed = seq.num_sealed = seq.num_unseen = 0
@@ -284,7 +283,8 @@ class Lifecycle:
         """Raise AssertionError if pages, claims or phases are inconsistent."""
         tables = [seq.page_table for seq in self.running.values()]
         pinned = [pinned.page_table for pinned in self.pins.by_id.values()]
-        self.pool.check([*tables, *self.spill.flights.held_pages, *pinned])
+        copied = self.parts.check(self.running.values())
+        self.pool.check([*tables, *self.spill.flights.held_pages, *pinned, *copied])
         self.spill.check()
         self.pins.check()
         self.pool.index.check(set(self.running))

@@ -44,6 +44,12 @@ class Unpin(NamedTuple):
     request_id: str
 
 
+class Declare(NamedTuple):
+    """Keys of pages that all tenants share; before anything else."""
+
+    keys: list[bytes]
+
+
 class Configure(NamedTuple):
     """Other tenants, classes and quotas from now on; nothing live is dropped."""
 
@@ -70,7 +76,7 @@ class Stop(NamedTuple):
     """End the loop after this turn; whatever is live is abandoned."""
 
 
-Command = Submit | Cancel | Unpin | Configure | Steer | Inspect | Stop
+Command = Submit | Cancel | Unpin | Declare | Configure | Steer | Inspect | Stop
 
 Inbox = Callable[[float | None], list[Command]]
 """Everything that has arrived; waits at most so many seconds for the first (None: for ever)."""
@@ -240,6 +246,8 @@ class Loop:
             case Unpin(request_id):
                 self.scheduler.pins.release(request_id)
                 self.publish([], self.scheduler.stats())
+            case Declare(keys):
+                self.scheduler.pool.declare(keys)
             case Configure(tenancy):
                 self.scheduler.configure(tenancy)
             case Steer(modes):

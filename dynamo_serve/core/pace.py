@@ -28,6 +28,8 @@ class Limits:
     With `mix_phases` a step decodes every live sequence and fills up with prompt chunks, of at most
     `max_mixed_tokens`; without, prefill and decode steps alternate. With `fit_chunks` the size of a
     chunk follows from the ITL targets of whoever is decoding; without, only from the caps.
+    What of a page is to be reused is copied where that takes `copy_seconds` and is at least
+    `min_copied_tokens`; without the former, never.
     `max_draft_tokens` of one sequence are verified in a step; 0 is for engines that cannot. With
     `hold_steps` a step is held between two layers for prompts that cannot wait for its end. With
     `ladder` the server takes rungs by itself when promises are missed; `ladder_max_tokens` are left
@@ -47,6 +49,8 @@ class Limits:
     ladder: bool = False
     ladder_max_tokens: int = 512
     lighter: bool = False
+    copy_seconds: float | None = None
+    min_copied_tokens: int = 4
 
 
 class Budget(NamedTuple):

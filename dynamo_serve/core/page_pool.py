@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Container, Iterable, Sequence
+from math import inf
 from typing import Protocol
 
+from dynamo_serve.core.eviction import ANYBODY, Cached, Who
 from dynamo_serve.core.page_events import PageEvents
 from dynamo_serve.core.prefix_index import PrefixIndex, extend_keys
 from dynamo_serve.core.prefix_tree import PrefixTree
@@ -47,12 +48,19 @@ class PagePool:
         cached   ref_count = 0, has a key; kept for reuse until somebody needs the room
         blank    ref_count = 0, no key
 
-    A cached page is *clean* if a tier below has it, too: clean ones are evicted first.
+    A cached page is *clean* if a tier below has it, too. Which one is evicted is in `eviction`.
 
     `prefix_sharing=False` gives no page a key, so that nothing is ever cached.
     """
 
-    def __init__(self, num_pages: int, page_size: int, *, prefix_sharing: bool = True) -> None:
+    def __init__(
+        self,
+        num_pages: int,
+        page_size: int,
+        *,
+        prefix_sharing: bool = True,
+        stale_seconds: float = inf,
+    ) -> None:
         self.num_pages = num_pages
         self.page_size = page_size
         self.prefix_sharing = prefix_sharing
@@ -61,13 +69,10 @@ class PagePool:
         self.below: Below = NoTiers()
         self.events: PageEvents | None = None  # if anybody wants to know what becomes of pages
         self.num_evicted = 0
+        self.cached = Cached(num_pages, stale_seconds)
         self._ref_counts = [0] * num_pages
         self._keys: list[bytes | None] = [None] * num_pages
         self._blank = list(range(num_pages - 1, -1, -1))  # a stack
-        # An ordered set, next to be evicted first; a dict would pass over every one gone before.
-        self._cached: OrderedDict[int, None] = OrderedDict()
-        self._clean: OrderedDict[int, None] = OrderedDict()  # the same for clean ones
-        self._is_clean = bytearray(num_pages)
 
     @property
     def num_free(self) -> int:
@@ -75,7 +80,7 @@ class PagePool:
 
     @property
     def num_cached(self) -> int:
-        return len(self._cached) + len(self._clean)
+        return self.cached.num
 
     @property
     def num_used(self) -> int:
@@ -87,9 +92,10 @@ class PagePool:
         return len(self._blank) + self.num_cached
 
     @property
-    def num_ready(self) -> int:
-        """Pages that can be had without losing what is in them."""
-        return len(self._blank) + len(self._clean)
+    def part_ready(self) -> float:
+        """How much can be had without losing what is in it: of the blank pages and those of the
+        owner who would be the first to lose something."""
+        return self.cached.part_ready(len(self._blank))
 
     def part_of(self, page_table: Iterable[int]) -> float:
         """How many pages a table is worth if each is divided among its holders."""
@@ -103,7 +109,13 @@ class PagePool:
     ) -> None:
         """Append the keys of the pages that the first `num_tokens` of `token_ids` fill."""
         if self.prefix_sharing:
-            extend_keys(keys, token_ids, salt, self.page_size, num_tokens)
+            shared = self.index.shared
+            extend_keys(keys, token_ids, salt, self.page_size, num_tokens, shared)
+
+    def declare(self, keys: Iterable[bytes]) -> None:
+        """Tenants share pages with these keys. To be said before there are any pages."""
+        assert not self.index.pages, "too late"
+        self.index.shared = self.tree.shared = frozenset(keys)
 
     def has_room(self, keys: Sequence[bytes], num_tokens: int, reserve: int) -> bool:
         """Whether `attach(keys)` and `grow` to `num_tokens` would leave `reserve` pages."""
@@ -131,23 +143,28 @@ class PagePool:
             del found[found.index(None) :]
         return found
 
-    def attach(self, keys: Sequence[bytes]) -> tuple[list[int], list[int]]:
+    def attach(self, keys: Sequence[bytes], who: Who = ANYBODY) -> tuple[list[int], list[int]]:
         """A new page table: the longest head of the chain that can be had, each page now held once
-        more; and the places in it of pages that are still to be restored. There must be room for
-        these."""
+        more; and the places in it of pages that are still to be restored: new ones, for `who`.
+        There must be room for these."""
         found = self.match(keys)
-        for page_id in found:
-            if page_id is not None:
-                self.hold(page_id)
+        here = [page_id for page_id in found if page_id is not None]
+        self.cached.remove([page_id for page_id in here if self._ref_counts[page_id] == 0])
+        for page_id in here:
+            self._ref_counts[page_id] += 1
         missing = [i for i, page_id in enumerate(found) if page_id is None]
-        return [self._new() if page_id is None else page_id for page_id in found], missing
+        if not missing:
+            return here, missing
+        new = self._new(len(missing), who)
+        return [new.pop() if page_id is None else page_id for page_id in found], missing
 
-    def grow(self, page_table: list[int], num_tokens: int) -> bool:
+    def grow(self, page_table: list[int], num_tokens: int, who: Who = ANYBODY) -> bool:
         """Extend `page_table` to cover `num_tokens`; False, and nothing done, without room."""
         missing = self.pages_for(num_tokens) - len(page_table)
         if missing > self.num_idle:
             return False
-        page_table += [self._new() for _ in range(missing)]
+        if missing > 0:
+            page_table += self._new(missing, who)
         return True
 
     def seal(self, page_id: int, key: bytes) -> None:
@@ -155,31 +172,43 @@ class PagePool:
         assert self._ref_counts[page_id] > 0, f"page {page_id}: sealed but not held"
         if key not in self.index.pages and self._keys[page_id] is None:
             self._keys[page_id] = key
-            self._is_clean[page_id] = key in self.below
+            if key in self.index.shared:
+                self.cached.share(page_id)
+            self.cached.is_clean[page_id] = key in self.below
             self.index.add(key, page_id)
 
     def release(self, page_table: list[int]) -> None:
         """Give every page of the table back and empty it."""
         # Tail first: a page is always evicted before the page it builds on, because whoever
         # holds it holds that one too and gives it back later.
-        for page_id in reversed(page_table):
-            self.let_go(page_id)
+        now, used_at = self.cached.now, self.cached.used_at
+        for page_id in page_table:
+            used_at[page_id] = now
+        self._let_go(page_table[::-1])
         page_table.clear()
 
     def hold(self, page_id: int) -> None:
         """Hold a page once more."""
-        self._cached.pop(page_id, None)
-        self._clean.pop(page_id, None)
+        if self._ref_counts[page_id] == 0:
+            self.cached.remove((page_id,))
         self._ref_counts[page_id] += 1
 
     def let_go(self, page_id: int) -> None:
-        """Hold it once less."""
-        self._ref_counts[page_id] -= 1
-        if self._ref_counts[page_id] == 0:
-            if self._keys[page_id] is None:
-                self._blank.append(page_id)
-            else:
-                (self._clean if self._is_clean[page_id] else self._cached)[page_id] = None
+        """Hold it once less. It does not count as used by that."""
+        self._let_go((page_id,))
+
+    def _let_go(self, page_ids: Sequence[int]) -> None:
+        counts, keys = self._ref_counts, self._keys
+        cached = []
+        for page_id in page_ids:
+            counts[page_id] -= 1
+            if counts[page_id] == 0:
+                if keys[page_id] is None:
+                    self.cached.give_back(page_id)
+                    self._blank.append(page_id)
+                else:
+                    cached.append(page_id)
+        self.cached.add(cached)
 
     # ── for the tiers below ──────────────────────────────────────────────────
 
@@ -191,27 +220,20 @@ class PagePool:
 
     def oldest_not_clean(self, but: Container[bytes]) -> bytes | None:
         """The key of the cached page that would be lost next, leaving out some."""
-        keys = (self._keys[page_id] for page_id in self._cached)
+        keys = (self._keys[page_id] for page_id in self.cached.dirty_by_loss())
         return next((key for key in keys if key is not None and key not in but), None)
 
     def clean(self, key: bytes) -> None:
         """A tier below has it now."""
         page_id = self.index.pages.get(key)
-        if page_id is not None and not self._is_clean[page_id]:
-            self._is_clean[page_id] = 1
-            if page_id in self._cached:
-                del self._cached[page_id]
-                self._clean[page_id] = None
+        if page_id is not None and not self.cached.is_clean[page_id]:
+            self.cached.wash(page_id, is_used=self._ref_counts[page_id] > 0)
 
     def soil(self, key: bytes) -> None:
         """No tier below has it any more."""
         page_id = self.index.pages.get(key)
-        if page_id is not None and self._is_clean[page_id]:
-            self._is_clean[page_id] = 0
-            if page_id in self._clean:
-                del self._clean[page_id]
-                self._cached[page_id] = None
-                self._cached.move_to_end(page_id, last=False)
+        if page_id is not None and self.cached.is_clean[page_id]:
+            self.cached.soil(page_id, is_used=self._ref_counts[page_id] > 0)
 
     def check(self, page_tables: Iterable[Sequence[int]]) -> None:
         """Raise AssertionError if the books do not balance; O(pages + table entries)."""
@@ -222,37 +244,45 @@ class PagePool:
                 held[page_id] += 1
         blank = set(self._blank)
         assert len(blank) == len(self._blank), "a page is free twice"
+        all_cached = self.cached.check(blank)
         for page_id, count in enumerate(self._ref_counts):
             assert count == held[page_id], f"page {page_id}: ref_count {count}, held {held}"
-            cached = (page_id in self._cached) + (page_id in self._clean)
+            cached = page_id in all_cached
             states = (count > 0) + (page_id in blank) + cached
             assert states == 1, f"page {page_id}: lost or in two states"
             key = self._keys[page_id]
             assert key is None or self.index.pages.get(key) == page_id, f"page {page_id}: stale key"
             assert page_id not in blank or key is None, f"page {page_id}: blank with a key"
             assert not cached or key, f"page {page_id}: cached without a key"
-            clean = bool(self._is_clean[page_id])
+            clean = bool(self.cached.is_clean[page_id])
             assert clean == (key is not None and key in self.below), f"page {page_id}: clean?"
-            assert not cached or clean == (page_id in self._clean), f"page {page_id}: wrong list"
         assert len(self.index.pages) == sum(key is not None for key in self._keys), "stale index"
 
-    def _new(self) -> int:
-        page_id = self._blank.pop() if self._blank else self._evict()
-        self._ref_counts[page_id] = 1
-        return page_id
+    def _new(self, count: int, who: Who) -> list[int]:
+        """So many pages, each held once; there is room for them."""
+        owner, blank = self.cached.owner(who), self._blank
+        new = [blank.pop() for _ in range(min(count, len(blank)))]
+        if len(new) < count:
+            evicted = self.cached.evict(count - len(new), owner)
+            for page_id in evicted:
+                self._forget(page_id)
+            new += evicted
+        for page_id in new:
+            self._ref_counts[page_id] = 1
+        self.cached.take(new, owner)
+        return new
 
-    def _evict(self) -> int:
-        page_id, _ = (self._clean or self._cached).popitem(last=False)
+    def _forget(self, page_id: int) -> None:
+        """It is evicted."""
         key = self._keys[page_id]
         assert key is not None
         del self.index.pages[key]
         self._keys[page_id] = None
         self.num_evicted += 1
-        was_clean = bool(self._is_clean[page_id])
+        was_clean = bool(self.cached.is_clean[page_id])
         self.below.evicted(key, was_clean=was_clean)
         if not was_clean:
             self.tree.lose(key)
-        self._is_clean[page_id] = 0
+        self.cached.is_clean[page_id] = 0
         if self.events is not None:
             self.events.changed(key)
-        return page_id

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from hashlib import blake2b
 
 KEY_BYTES = 16
+SHARED_SALT = "shared by all"  # of declared heads; no tenant has it, for a salt has no spaces
+NOTHING: frozenset[bytes] = frozenset()
 
 
 def root_key(salt: str) -> bytes:
@@ -24,12 +26,49 @@ def page_key(parent: bytes, token_ids: Sequence[int]) -> bytes:
 
 
 def extend_keys(
-    keys: list[bytes], token_ids: Sequence[int], salt: str, size: int, num_tokens: int
+    keys: list[bytes],
+    token_ids: Sequence[int],
+    salt: str,
+    size: int,
+    num_tokens: int,
+    shared: Container[bytes] = NOTHING,
 ) -> None:
-    """Append the keys of the pages of `size` that the first `num_tokens` of `token_ids` fill."""
+    """Append the keys of the pages of `size` that the first `num_tokens` of `token_ids` fill.
+    Pages that begin a head declared to be `shared` have the same key whatever the salt; from the
+    first one on that does not, different salts never meet."""
     for start in range(len(keys) * size, num_tokens - size + 1, size):
-        parent = keys[-1] if keys else root_key(salt)
-        keys.append(page_key(parent, token_ids[start : start + size]))
+        tokens = token_ids[start : start + size]
+        before = keys[-1] if keys else None
+        if shared and (before is None or before in shared):
+            key = page_key(before or root_key(SHARED_SALT), tokens)
+            if key in shared:
+                keys.append(key)
+                continue
+        keys.append(page_key(_own_parent(before, salt, shared), tokens))
+
+
+def shared_keys(token_ids: Sequence[int], size: int) -> list[bytes]:
+    """The keys of the full pages of a head that is declared to be shared."""
+    keys: list[bytes] = []
+    extend_keys(keys, token_ids, SHARED_SALT, size, len(token_ids))
+    return keys
+
+
+def parent_of(keys: Sequence[bytes], place: int, salt: str, shared: Container[bytes]) -> bytes:
+    """What the key at a place was made of, besides its tokens."""
+    before = keys[place - 1] if place else None
+    if place < len(keys) and keys[place] in shared:
+        return before or root_key(SHARED_SALT)
+    return _own_parent(before, salt, shared)
+
+
+def _own_parent(before: bytes | None, salt: str, shared: Container[bytes]) -> bytes:
+    """For a page of the tenant alone."""
+    if before is None:
+        return root_key(salt)
+    if before in shared:
+        return blake2b(root_key(salt) + before, digest_size=KEY_BYTES).digest()
+    return before
 
 
 class PrefixIndex:
@@ -37,6 +76,7 @@ class PrefixIndex:
 
     def __init__(self) -> None:
         self.pages: dict[bytes, int] = {}
+        self.shared: frozenset[bytes] = NOTHING  # keys that all tenants have in common
         self._makers: dict[bytes, str] = {}
 
     def match(self, keys: Iterable[bytes]) -> list[int]:

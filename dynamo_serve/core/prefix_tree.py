@@ -6,18 +6,22 @@ Told to people who ask why a prompt was not found; nothing is decided by it.
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_left, insort
 from collections import OrderedDict
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from operator import attrgetter
 from struct import Struct
 from typing import NamedTuple
 
-from dynamo_serve.core.prefix_index import root_key
+from dynamo_serve.core.prefix_index import NOTHING, parent_of
 
 MOST_LOST = 65_536  # pages that are stored nowhere any more, and still remembered
 MOST_BRANCHES = 1024  # looked at, the latest first, for the one that is most like a prompt
+MOST_ALIKE = 32  # looked at for one that begins as a prompt goes on
 TOKEN = "I"
+TOKEN_BYTES = array(TOKEN).itemsize
 
 
 @dataclass(slots=True, eq=False)
@@ -55,10 +59,6 @@ class Chain(NamedTuple):
     keys: Sequence[bytes]
     token_ids: Sequence[int]
 
-    def parent(self, place: int) -> bytes:
-        """The key before the one at a place."""
-        return self.keys[place - 1] if place else root_key(self.salt)
-
 
 class PrefixTree:
     """Has a node for every stored page that a request made or found; none for what was found on
@@ -66,10 +66,13 @@ class PrefixTree:
 
     def __init__(self, page_size: int) -> None:
         self.page_size = page_size
+        self.shared: Container[bytes] = NOTHING  # as in `PrefixIndex`
         self._pack = Struct(f"{page_size}{TOKEN}").pack
         self.nodes: dict[bytes, Node] = {}  # the latest used last
         self.lost: OrderedDict[bytes, Lost] = OrderedDict()
         self._children: dict[bytes, dict[bytes, None]] = {}
+        # The same, by their tokens, where that has been of use: most pages have one after them.
+        self._sorted: dict[bytes, list[Node]] = {}
         self._going: list[Node] = []  # forgotten, and nobody has been blamed for it yet
         self._alone: dict[str, frozenset[str]] = {}  # one set for each tenant, not for each page
 
@@ -99,10 +102,13 @@ class PrefixTree:
         node = self.nodes.pop(key, None)
         if node is None:
             return
-        siblings = self._children[node.parent]
+        siblings, by_tokens = self._children[node.parent], self._sorted.get(node.parent)
         del siblings[key]
+        if by_tokens:
+            del by_tokens[bisect_left(by_tokens, node.token_ids, key=_TOKEN_IDS)]
         if not siblings:
             del self._children[node.parent]
+            self._sorted.pop(node.parent, None)
         parent = self.nodes.get(node.parent)
         if parent and node.hits:
             parent.hits += node.hits
@@ -122,24 +128,58 @@ class PrefixTree:
         node = self.nodes.get(key)
         self.blame(node.tenants if node else frozenset(), now)
 
+    def parent(self, chain: Chain, place: int) -> bytes:
+        """The page before the one at a place, whose children are all of one salt: after a shared
+        head it is none that is stored."""
+        return parent_of(chain.keys, place, chain.salt, self.shared)
+
     def alone(self, tenant: str) -> frozenset[str]:
         alone = self._alone.get(tenant)
         if alone is None:
             alone = self._alone[tenant] = frozenset((tenant,))
         return alone
 
+    def alike(self, parent: bytes, tokens: Sequence[int], least: int) -> Iterator[tuple[Node, int]]:
+        """Pages after `parent` that begin with at least so many of `tokens`, those with most of
+        them first, and how many each has; not all of them where there are many."""
+        nodes = self._sorted.get(parent)
+        if nodes is None:
+            children = self._children.get(parent)
+            if not children:
+                return
+            nodes = sorted((self.nodes[key] for key in children), key=_TOKEN_IDS)
+            self._sorted[parent] = nodes
+        wanted = array(TOKEN, tokens).tobytes()
+        # In this order whatever begins alike is in one place: the more alike, the nearer.
+        right = bisect_left(nodes, wanted, key=_TOKEN_IDS)
+        left = right - 1
+        before, after = _same(nodes, left, wanted), _same(nodes, right, wanted)
+        for _ in range(MOST_ALIKE):
+            if max(before, after) < least:
+                return
+            if before > after:
+                yield nodes[left], before
+                left -= 1
+                before = _same(nodes, left, wanted)
+            else:
+                yield nodes[right], after
+                right += 1
+                after = _same(nodes, right, wanted)
+
     # ── for who asks ─────────────────────────────────────────────────────────
 
     def branch(self, parent: bytes, tokens: Sequence[int], tenant: str) -> tuple[Node | None, int]:
         """Of the pages after `parent` that a tenant used the one that begins most like `tokens`,
         and how many of these it has; of equal ones the latest."""
+        alike = self.alike(parent, tokens, 1)
+        near = next((found for found in alike if tenant in found[0].tenants), None)
         best, most = None, -1
         for node in islice(self.children(parent), MOST_BRANCHES):
             if tenant in node.tenants:
                 same = _common(node.tokens, tokens)
                 if same > most:
                     best, most = node, same
-        return best, max(0, most)
+        return near if near and near[1] > most else (best, max(0, most))
 
     def children(self, key: bytes) -> Iterator[Node]:
         """The pages after one, the latest first."""
@@ -159,8 +199,12 @@ class PrefixTree:
 
     def check(self, places: Sequence[Container[object]]) -> None:
         """Raise AssertionError unless every node is in one of `places`, and listed once."""
+        assert self._sorted.keys() <= self._children.keys(), "in order, and not there"
         count = 0
         for parent, keys in self._children.items():
+            if by_tokens := self._sorted.get(parent):
+                assert sorted(keys) == sorted(node.key for node in by_tokens), "not the same"
+                assert by_tokens == sorted(by_tokens, key=_TOKEN_IDS), "not in order"
             count += len(keys)
             for key in keys:
                 assert self.nodes[key].parent == parent, "a page is listed after another one"
@@ -170,10 +214,12 @@ class PrefixTree:
         assert not self.lost.keys() & self.nodes.keys(), "a page is stored and forgotten"
 
     def _add(self, chain: Chain, place: int, now: float) -> None:
-        key, parent, size = chain.keys[place], chain.parent(place), self.page_size
+        key, parent, size = chain.keys[place], self.parent(chain, place), self.page_size
         tokens = self._pack(*chain.token_ids[place * size : (place + 1) * size])
         self.nodes[key] = Node(key, parent, place, tokens, self.alone(chain.tenant), now)
         self._children.setdefault(parent, {})[key] = None
+        if (by_tokens := self._sorted.get(parent)) is not None:
+            insort(by_tokens, self.nodes[key], key=_TOKEN_IDS)
         self.lost.pop(key, None)
 
     def _mark(self, node: Node | None, tenant: str) -> None:
@@ -181,6 +227,18 @@ class PrefixTree:
         while node is not None and tenant not in node.tenants:
             node.tenants |= {tenant}
             node = self.nodes.get(node.parent)
+
+
+_TOKEN_IDS = attrgetter("token_ids")
+
+
+def _same(nodes: Sequence[Node], place: int, wanted: bytes) -> int:
+    """How many tokens the page at a place begins with that are those of `wanted`."""
+    if not 0 <= place < len(nodes):
+        return 0
+    size = len(wanted)
+    differs = int.from_bytes(wanted) ^ int.from_bytes(nodes[place].token_ids[:size])
+    return (size - (differs.bit_length() + 7) // 8) // TOKEN_BYTES
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dynamo_serve.core.controller import Controller
+from dynamo_serve.core.eviction import Cause
 from dynamo_serve.core.lifecycle import Lifecycle
 from dynamo_serve.core.spill import Spill
 from dynamo_serve.core.stats import Stats, StepStats, TierStats
@@ -19,12 +20,15 @@ def report(life: Lifecycle, controller: Controller, step: StepStats | None) -> S
         pages_free=pool.num_free,
         prefix_asked_tokens_total=totals["prefix_asked"],
         prefix_hit_tokens_total=totals["prefix_hit"],
+        prefix_copied_tokens_total=life.parts.num_copied,
         preemptions_total=totals["preemptions"],
         prompt_tokens_total=totals["prompt"],
         output_tokens_total=totals["output"],
         draft_tokens_total=totals["draft"],
         draft_accepted_tokens_total=totals["draft_accepted"],
-        evicted_pages_total=pool.num_evicted,
+        evicted_own_total=pool.cached.evicted[Cause.OWN],
+        evicted_others_total=pool.cached.evicted[Cause.OTHERS],
+        evicted_stale_total=pool.cached.evicted[Cause.STALE],
         admission_evicted_pages_total=totals["evicted_admitting"],
         lost_pages_total=spill.num_lost,
         restored_tokens_total=spill.num_restored,

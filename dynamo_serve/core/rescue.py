@@ -25,8 +25,8 @@ class Rescued(NamedTuple):
 class Rescue:
     """Runs steps. One bad sequence, or a batch too large for the memory, takes nobody else down.
 
-    A step writes nothing but the KV of its own tokens, and all of them again when it is repeated;
-    so whatever a failed one has left behind does no harm.
+    A step writes nothing but the KV of its own tokens, and copies of pages that nobody writes to;
+    and all of it again when it is repeated; so whatever a failed one has left behind does no harm.
     """
 
     def __init__(self, engine: Engine) -> None:

@@ -16,7 +16,9 @@ from dynamo_serve.core.intake import Intake
 from dynamo_serve.core.journal import Journal, Kind, Reason
 from dynamo_serve.core.ladder import Restraint
 from dynamo_serve.core.lifecycle import Lifecycle
+from dynamo_serve.core.outlook import Outlook
 from dynamo_serve.core.pace import Limits, Prompts
+from dynamo_serve.core.page_parts import PageParts
 from dynamo_serve.core.page_pool import PagePool
 from dynamo_serve.core.pins import NOTHING, Pinning, Pins
 from dynamo_serve.core.preemption import shape_of
@@ -54,17 +56,19 @@ class Scheduler:
         self.cost = cost or StepCost()
         self.journal = Journal()
         self.shares = Shares(self.tenancy)
+        pool.cached.configure(self.tenancy.tenant)
         self.spill = Spill(pool, [Tier(spec) for spec in tiers], self.cost)
         self.pins = Pins(pool, self.shares, pinning)
-        self.life = Lifecycle(pool, self.shares, self.journal, self.spill, self.pins)
+        parts = PageParts(pool, self.spill, limits.copy_seconds, limits.min_copied_tokens)
+        self.life = Lifecycle(pool, self.shares, self.journal, self.spill, self.pins, parts)
         restraint = Restraint()
         self.intake = Intake(self.life, limits, self.cost, restraint)
         self.speculation = Speculation(self.intake.pace)
         self.admission = Admission(self.life, self.intake)
-        self.waiting = self.life.waiting
-        self.running = self.life.running
+        self.waiting, self.running = self.life.waiting, self.life.running
         self.bill = Bill(self.life, self.cost)
-        self.controller = Controller(self.life, restraint, self.bill.wear, limits)
+        outlook = Outlook(self.life, self.intake)
+        self.controller = Controller(self.life, restraint, self.bill.wear, limits, outlook.worst)
         self.newcomers = CutIn(self.intake, self.bill)
         self.quarantine = Quarantine(self.intake)
         self._last = Phase.DECODE  # of steps of one kind
@@ -78,6 +82,7 @@ class Scheduler:
         """Other tenants, classes and quotas from now on; what is live keeps its class."""
         self.tenancy = tenancy
         self.shares.configure(tenancy)
+        self.pool.cached.configure(tenancy.tenant)
 
     def add(self, request: Request, now: float) -> list[TokenEvent]:
         """Queue a request, or shed it: then the one event carries the refusal. The edge has made
@@ -139,6 +144,7 @@ class Scheduler:
     def schedule(self, now: float) -> Batch | None:
         """The plan for the next step, or None if nothing can run (yet: see `wake_at`)."""
         self.bill.begin(now)
+        self.pool.cached.now = now
         self.controller.look(now)
         batch = self._plan(now)
         self.spill.plan(now, is_idle=self.is_idle)
@@ -166,8 +172,7 @@ class Scheduler:
             if seq is None:
                 continue  # cancelled while the step was in flight
             out = produced.get(work.seq_id) or SequenceOutput(work.seq_id)
-            event = self.life.accept(seq, work, out, now)
-            if event is not None:
+            if (event := self.life.accept(seq, work, out, now)) is not None:
                 events.append(event)
         if batch.phase is Phase.DECODE and self.bill.step is not None:
             accepted = self.life.totals["draft_accepted"] - accepted
@@ -197,8 +202,9 @@ class Scheduler:
             return 0.0
         if self.running or not self.waiting:
             return look_at
-        look_at = inf if look_at is None else look_at
-        return min(self._merge_until(), self._deadlines.next, look_at)
+        return min(
+            self.intake.merge_until(), self._deadlines.next, inf if look_at is None else look_at
+        )
 
     def take_dropped(self) -> list[str]:
         """Sequences for the engine to forget; asking twice gives nothing."""
@@ -261,21 +267,13 @@ class Scheduler:
         """Prompts for this step. None go ahead twice in a row."""
         may_go_ahead = self.limits.fit_chunks and not self._went_ahead
         self._went_ahead = False
-        if not self.running and (not self.waiting or now < self._merge_until()):
+        if not self.running and (not self.waiting or now < self.intake.merge_until()):
             return Prompts([])
         if not self.waiting and len(decoding) == len(self.running):
             return Prompts([])
         prompts = self.intake.chunks(decoding, base, now, may_go_ahead=may_go_ahead)
         self._went_ahead = prompts.ahead
         return prompts
-
-    def _merge_until(self) -> float:
-        return policy.merge_until(
-            self.waiting,
-            delay=self.limits.max_queue_delay,
-            tokens=self.limits.max_prefill_tokens,
-            sequences=self.limits.max_decode_sequences,
-        )
 
     def _batch(
         self,

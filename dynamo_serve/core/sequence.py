@@ -62,6 +62,9 @@ class Sequence:
     page_keys: list[bytes] = field(default_factory=list)
     num_sealed: int = 0
     num_unseen: int = 0  # head from the prefix cache that the engine has not been shown
+    copied_from: int | None = (
+        None  # page of others whose head its first step copies; held till then
+    )
     may_restore: bool = True  # from tiers below: until that has failed once
     restoring: Restoring | None = None  # part of that head is still being copied: it cannot run
     num_preemptions: int = 0
@@ -102,6 +105,11 @@ class Sequence:
     @property
     def id(self) -> str:
         return self.request.id
+
+    @property
+    def owner(self) -> tuple[str, str]:
+        """Of its pages, as `eviction` wants to know it."""
+        return self.request.salt, self.request.tenant
 
     @property
     def prompt_len(self) -> int:
@@ -149,6 +157,7 @@ class Sequence:
             cached_ids=tuple(self.tokens[: self.num_unseen]),
             banned_ids=request.stop_ids if self.num_outputs < request.min_tokens else NONE_BANNED,
             draft_len=len(draft),
+            copied_from=self.copied_from,
         )
 
     def tells_length(self, finish: Finish) -> bool:

@@ -75,7 +75,7 @@ class Spill:
         lower = [key for key, page_id in zip(keys, found, strict=False) if page_id is None]
         queue = sum(r.seconds for r in self._waiting)
         seconds = queue + sum(self._tier_of(key).page_seconds for key in lower)
-        return seconds, self._computing((len(found) - first) * size, first * size)
+        return seconds, self.computing((len(found) - first) * size, first * size)
 
     def evicted(self, key: bytes, *, was_clean: bool) -> None:
         self.num_lost += not was_clean
@@ -93,7 +93,7 @@ class Spill:
             dict(zip(keys, missing, strict=True)),
             seconds,
             now + patience,
-            saves=self._computing(seq.num_computed - begin, begin),
+            saves=self.computing(seq.num_computed - begin, begin),
             num_pages=len(missing),
         )
         self._waiting.append(restoring)
@@ -121,10 +121,10 @@ class Spill:
         to be done and it costs nobody anything."""
         for i, tier in enumerate(self.tiers):
             upper = self._levels[i]
-            size = upper.num_pages if isinstance(upper, PagePool) else upper.num_slots
-            if upper.num_ready < LOW * size or (is_idle and tier.number == HOST):
+            ready = upper.part_ready
+            if ready < LOW or (is_idle and tier.number == HOST):
                 self._spills[i] = True
-            elif upper.num_ready >= HIGH * size:
+            elif ready >= HIGH:
                 self._spills[i] = False
             while self._spills[i] and self._may_go_down(tier, now):
                 key = upper.oldest_not_clean(self.flights.going_down)
@@ -150,7 +150,7 @@ class Spill:
         trouble = self._trouble[tier.number]
         if len(self.flights.going_down) >= MOST_DOWN or now < trouble.until:
             return False
-        if SAMPLE * tier.page_seconds >= self._computing(SAMPLE * self.pool.page_size, 0):
+        if SAMPLE * tier.page_seconds >= self.computing(SAMPLE * self.pool.page_size, 0):
             trouble.until = now + PROBE_SECONDS  # one now and then tells whether it is still slow
         return True
 
@@ -281,7 +281,7 @@ class Spill:
         """The highest tier that has a page."""
         return next(tier for tier in self.tiers if key in tier)
 
-    def _computing(self, tokens: int, position: int) -> float:
+    def computing(self, tokens: int, position: int) -> float:
         """Seconds that a prompt takes longer if so many of its tokens are computed, too."""
         rest, size = StepShape(), self.pool.page_size
         whole = self.cost.predict(rest.with_chunk(tokens + size, position))

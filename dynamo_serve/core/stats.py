@@ -53,12 +53,15 @@ class Stats(NamedTuple):
     pages_free: int = 0  # blank
     prefix_asked_tokens_total: int = 0
     prefix_hit_tokens_total: int = 0
+    prefix_copied_tokens_total: int = 0  # of the hits, in pages that match in part
     preemptions_total: int = 0
     prompt_tokens_total: int = 0
     output_tokens_total: int = 0
     draft_tokens_total: int = 0
     draft_accepted_tokens_total: int = 0
-    evicted_pages_total: int = 0  # of the device
+    evicted_own_total: int = 0  # pages of the device, by cause as in `eviction.Cause`
+    evicted_others_total: int = 0
+    evicted_stale_total: int = 0
     admission_evicted_pages_total: int = 0  # of these, to admit a request
     lost_pages_total: int = 0  # of the evicted, nowhere below
     restored_tokens_total: int = 0
@@ -71,3 +74,7 @@ class Stats(NamedTuple):
     tiers: tuple[TierStats, ...] = ()
     ladder: Standing | None = None  # where it has changed since it was told last
     pages_pinned: int = 0
+
+    @property
+    def evicted_pages_total(self) -> int:
+        return self.evicted_own_total + self.evicted_others_total + self.evicted_stale_total

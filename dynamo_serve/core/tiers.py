@@ -82,9 +82,10 @@ class Tier:
         return len(self._clean) + len(self._others)
 
     @property
-    def num_ready(self) -> int:
-        """Slots that can be had without losing a page."""
-        return self._num_fresh + len(self._free) + len(self._clean)
+    def part_ready(self) -> float:
+        """How many of the slots can be had without losing a page."""
+        ready = self._num_fresh + len(self._free) + len(self._clean)
+        return ready / self.num_slots if self.num_slots else 1.0
 
     def place(self, key: bytes) -> Place:
         slot = self._clean.get(key)

@@ -4,7 +4,7 @@ what is there. Where a tenant is told of stored text, it is text that the tenant
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dynamo_serve.core.prefix_tree import MOST_LOST, Chain, Lost, Node, PrefixTree
 from dynamo_serve.core.tiers import DEVICE, NAMES
@@ -16,6 +16,15 @@ MOST_RUNS = 200  # in one answer
 MOST_NODES = 8192  # that are looked at for it: the loop stands still meanwhile
 SHOWN_PAGES = 2  # of a run, and of what a prompt was expected to go on with
 Told = dict[str, Any]
+
+
+class Ends(NamedTuple):
+    """How far a prompt could be reused at most, how far it is stored, both in pages, and so many
+    tokens of the page after that."""
+
+    reusable: int
+    matched: int
+    in_part: int
 
 
 def answer(scheduler: Scheduler, what: str, about: tuple[Any, ...], now: float) -> Told:
@@ -36,15 +45,28 @@ def explain(scheduler: Scheduler, chain: Chain, now: float) -> Told:
             break
         tiers.append(tier)
     stored = keys[: len(tiers)]
+    found = pool.match(stored)
+    copied = 0 if None in found else _copied(scheduler, chain, len(found))
+    in_part = copied if len(found) == len(tiers) else 0  # else it is in what lies below, too
+    matched = {name: tiers.count(number) * size for number, name in _tiers(scheduler)}
+    matched[NAMES[DEVICE]] += in_part
     return {
         "page_size": size,
         "prompt_tokens": len(chain.token_ids),
-        "matched_tokens": len(tiers) * size,
-        "reused_tokens": len(pool.match(stored)) * size,
-        "tiers": {name: tiers.count(number) * size for number, name in _tiers(scheduler)},
+        "matched_tokens": len(tiers) * size + in_part,
+        "shared_tokens": sum(key in pool.index.shared for key in stored) * size,
+        "reused_tokens": len(found) * size + copied,
+        "copied_tokens": copied,
+        "tiers": matched,
         "below": _below(scheduler, stored, tiers),
-        "miss": _miss(scheduler, chain, len(keys), len(tiers), now),
+        "miss": _miss(scheduler, chain, Ends(len(keys), len(tiers), in_part), now),
     }
+
+
+def _copied(scheduler: Scheduler, chain: Chain, num_pages: int) -> int:
+    """How much of the page after the first ones of a chain would be copied from another."""
+    part = scheduler.life.parts.find(chain, num_pages, len(chain.token_ids) - 1)
+    return part.num_tokens if part else 0
 
 
 def _tiers(scheduler: Scheduler) -> list[tuple[int, str]]:
@@ -73,18 +95,23 @@ def _below(scheduler: Scheduler, keys: Sequence[bytes], tiers: list[int]) -> Tol
     }
 
 
-def _miss(scheduler: Scheduler, chain: Chain, end: int, place: int, now: float) -> Told:
-    """Why the page at `place` is not stored, the first of those up to `end` that is not."""
+def _miss(scheduler: Scheduler, chain: Chain, ends: Ends, now: float) -> Told:
+    """Why the first token that is not matched is not stored."""
     pool, tree, size = scheduler.pool, scheduler.pool.tree, scheduler.pool.page_size
-    miss: Told = {"reason": "first_time", "position": place * size, "tokens": 0, "stored_ids": []}
-    miss["tokens"] = len(chain.token_ids) - place * size
+    place, begin = ends.matched, ends.matched * size
+    position = begin + ends.in_part
+    miss: Told = {"reason": "first_time", "position": position, "stored_ids": []}
+    miss["tokens"] = len(chain.token_ids) - position
     if not pool.prefix_sharing:
         return {**miss, "reason": "not_shared"}
-    if place == end:
+    wanted = chain.token_ids[begin : begin + size]
+    node, same = tree.branch(tree.parent(chain, place), wanted, chain.tenant)
+    is_last, left = place == ends.reusable, len(chain.token_ids) - 1 - begin
+    if is_last and (not ends.in_part or same >= left):
         return {**miss, "reason": "too_short"}
-    if _is_computed_for(scheduler, chain.keys[place], chain.tenant):
+    if not is_last and _is_computed_for(scheduler, chain.keys[place], chain.tenant):
         return {**miss, "reason": "being_computed"}
-    gone = _lost(tree, chain.keys[place:end], chain.tenant)
+    gone = _lost(tree, chain.keys[place : ends.reusable], chain.tenant)
     if gone:
         return {
             **miss,
@@ -93,10 +120,7 @@ def _miss(scheduler: Scheduler, chain: Chain, end: int, place: int, now: float) 
             "evicted_s_ago": now - gone[0].at,
             "pressure": _pressure(gone[0], chain.tenant),
         }
-    wanted = chain.token_ids[place * size : (place + 1) * size]
-    node, same = tree.branch(chain.parent(place), wanted, chain.tenant)
     if node and place + same:
-        begin = place * size
         ids = _going_on(scheduler, node, chain.tenant)[same:]
         return {**miss, "reason": "differs", "position": begin + same, "stored_ids": ids}
     return miss
@@ -213,5 +237,6 @@ def _run(
         "used_s_ago": now - max(hit_at or 0.0, *(node.born for node in nodes)),
         "age_s": now - first.born,
         "tenants": sorted(first.tenants),
+        "shared": first.key in scheduler.pool.index.shared,
         "first_ids": [token for node in nodes[:SHOWN_PAGES] for token in node.tokens],
     }

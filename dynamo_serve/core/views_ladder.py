@@ -41,6 +41,7 @@ def _rung(state: State, now: float) -> dict[str, Any]:
         "undone_s_ago": _ago(state.undone_at, now),
         "undone_for": state.undone_for or None,
         "calm_s": state.calm,
+        "held_for_backlog": state.is_held,
         "num_taken": state.num_taken,
         "num_undone": state.num_undone,
     }

@@ -70,9 +70,13 @@ class WaitingQueue:
         heads = [list(islice(queue, most)) for queue in queues if queue]
         return heads[0] if len(heads) == 1 else list(merge(*heads, key=place))
 
-    def ahead_of(self, seq: Sequence) -> int:
+    def others(self, tenant: str, most: int) -> list[Sequence]:
+        """Up to `most` of those that are not batch-class."""
+        return list(islice(self._by_tenant[tenant][0], most))
+
+    def ahead_of(self, seq: Sequence, with_batch: bool = True) -> int:
         """How many requests of its own tenant go before it; also for one that does not wait."""
-        queues = self._by_tenant.get(seq.request.tenant, ())
+        queues = self._by_tenant.get(seq.request.tenant, ())[: 1 + with_batch]
         return sum(bisect_left(queue, place(seq), key=place) for queue in queues)
 
     def check(self) -> None:

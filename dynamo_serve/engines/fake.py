@@ -74,6 +74,7 @@ class FakeEngine:
             },
             verifies_drafts=True,
             holds_steps=True,
+            copy_seconds=0.0,
             tiers=tuple(TierSpec(n, size, PAGE_SECONDS) for n, size in below.items() if size),
         )
         self.slots = array("q")
@@ -90,6 +91,8 @@ class FakeEngine:
         return self.spec
 
     def step(self, batch: Batch) -> list[SequenceOutput]:
+        for work in batch.work:
+            self._copy_part(work)
         if self._step_seconds:
             for _ in range(self._parts):
                 self._sleep(self._step_seconds / self._parts)
@@ -128,6 +131,12 @@ class FakeEngine:
 
     def close(self) -> None:
         self.slots = array("q")
+
+    def _copy_part(self, work: Work) -> None:
+        if copied := work.copied(self.spec.page_size):
+            part = self._get(Place(DEVICE, copied.source))[: copied.num_tokens]
+            start = copied.target * self.spec.page_size
+            self.slots[start : start + copied.num_tokens] = part
 
     def _write(self, work: Work) -> None:
         size = self.spec.page_size

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import queue
 from collections.abc import AsyncGenerator, Callable
-from typing import Any
+from typing import Any, cast
 
 from dynamo_serve.core.engine import EngineSpec
 from dynamo_serve.core.request import Finish, Request, TokenEvent, TokenLogprob
 from dynamo_serve.core.stats import Stats
 from dynamo_serve.core.tenant import Tenancy
 from dynamo_serve.errors import RequestError, Unavailable
+from dynamo_serve.prefixes import Prefixes
 from dynamo_serve.service import Service, State
+from dynamo_serve.supervisor import Supervisor
 from dynamo_serve.text.tokenizer import Tokenizer
 
 WAIT_S = 10.0  # for what another thread is about to do; reached only by a failing test
@@ -39,6 +41,7 @@ class StubService(Service):
         self.tenancies: list[Tenancy] = []
         self.answers: dict[str, Any] = {}
         self.asked: list[tuple[str, str]] = []
+        self.prefixes = Prefixes(cast(Supervisor, None), self.generate, self.cancel)  # none
 
     def configure(self, tenancy: Tenancy) -> None:
         self.tenancies.append(tenancy)

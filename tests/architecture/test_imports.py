@@ -15,7 +15,9 @@ from tests.architecture import source
 LAW: dict[str, tuple[str, ...]] = {
     "dynamo_serve": (),
     "dynamo_serve.errors": (),
-    "dynamo_serve.config": (),
+    "dynamo_serve.config": ("config_cache", "config_field"),
+    "dynamo_serve.config_cache": ("config_field",),
+    "dynamo_serve.config_field": (),
     "dynamo_serve.bundled.": (),
     "dynamo_serve.core.": ("dynamo_serve.core.",),
     "dynamo_serve.engines.": (
@@ -70,11 +72,12 @@ LAW: dict[str, tuple[str, ...]] = {
     "dynamo_serve.api.protocol": ("api.", "config", "errors", "httptools.", "uvicorn."),
     "dynamo_serve.api.": (
         *("", "api.", "config", "core.", "delivery", "directory", "errors", "prefixes"),
-        *("service", "tenants", "text.", "fastapi.", "starlette.", "pydantic."),
+        *("service", "shared", "tenants", "text.", "fastapi.", "starlette.", "pydantic."),
     ),
     "dynamo_serve.settings_key": ("yaml.",),
     "dynamo_serve.settings": ("config", "errors", "settings_key", "yaml."),
     "dynamo_serve.directory": ("core.",),
+    "dynamo_serve.shared": ("errors", "settings"),
     "dynamo_serve.tenants": (
         *("config", "core.", "directory", "errors", "settings", "settings_key"),
     ),
@@ -95,7 +98,8 @@ LAW: dict[str, tuple[str, ...]] = {
     "dynamo_serve.cli_model": ("bundled.", "config", "errors", "text."),
     "dynamo_serve.open_files": (),
     "dynamo_serve.cli": (
-        *("", "errors", "settings", "chat", "cli_bench_parser", "cli_keys", "cli_serve", "tenants"),
+        *("", "errors", "settings", "chat", "cli_bench_parser", "cli_keys", "cli_serve"),
+        *("shared", "tenants"),
     ),
     "dynamo_serve.cli_bench_parser": ("cli_report_flags",),
     "dynamo_serve.cli_report_flags": ("cli_report",),

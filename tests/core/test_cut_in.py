@@ -394,6 +394,7 @@ def random_play(seed: int) -> int:
         mix_phases=rng.random() < 0.7,
         max_draft_tokens=rng.choice([0, 4]),
         hold_steps=True,
+        min_copied_tokens=1,
     )
     classes = {"quick": Class("quick", 0, ttft=0.15), "batch": Class("batch", 2)}
     tenants = {"a": Tenant("a", 1.0, "quick"), "b": Tenant("b", 1.0, "batch")}

@@ -55,6 +55,7 @@ def harness_of(rng: random.Random) -> Harness:
         hold_steps=rng.random() < 0.5,
         ladder=True,
         ladder_max_tokens=4,
+        min_copied_tokens=1,
     )
     engine.harness = harness = Harness(
         engine, limits, tenancy=Tenancy(tenants, CLASSES), pinned_fraction=rng.choice([0.3, 1.0])
@@ -166,7 +167,8 @@ def check_seed(seed: int) -> Counter[str]:
         if not scheduler.spill.flights.is_busy:
             break
     judge(clients, harness)
-    return Counter(clients.ends.values()) + Counter(restored=scheduler.spill.num_restored)
+    counts = {"restored": scheduler.spill.num_restored, "copied": scheduler.life.parts.num_copied}
+    return Counter(clients.ends.values()) + Counter(counts)
 
 
 def judge(clients: Clients, harness: Harness) -> None:
@@ -183,4 +185,6 @@ def judge(clients: Clients, harness: Harness) -> None:
 @pytest.mark.parametrize("first", range(1000, 1060, 10))
 def test_everything_at_once_ends_exactly(first: int) -> None:
     ends = sum((check_seed(seed) for seed in range(first, first + 10)), Counter[str]())
-    assert ends["restored"] > 0 and ends["cancelled"] > 0 and ends["length"] > 0
+    assert (
+        ends["restored"] > 0 and ends["copied"] > 0 and ends["cancelled"] > 0 and ends["length"] > 0
+    )

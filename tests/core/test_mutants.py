@@ -14,6 +14,8 @@ import pytest
 
 pytestmark = pytest.mark.mutants
 ROOT = Path(__file__).parents[2]
+EVICTION = ("test_eviction.py",)
+SHARED = ("test_shared.py",)
 BOOKS = ("test_page_pool.py", "test_scheduler.py", "test_random_traffic.py")
 PROMISES = ("test_hard_cases.py", "test_promises.py", "test_tenant_traffic.py")
 DRAFTS = ("test_lookup.py", "test_speculation.py")
@@ -23,7 +25,8 @@ TIERS = ("test_tiers.py", "test_mixed_traffic.py", "test_page_events.py")
 TOLD = ("test_views_cache.py",)
 EVENTS = ("test_page_events.py",)
 PINS = ("test_pins.py",)
-LADDER = ("test_controller.py", "test_rungs.py")
+PARTS = ("test_page_parts.py", "test_views_cache.py", "test_tiers.py")
+LADDER = ("test_controller.py", "test_rungs.py", "test_backlog.py")
 HELPERS = ("traffic.py", "playing.py", "tiers.py")
 
 BROKEN_BOOKS = {
@@ -48,7 +51,7 @@ BROKEN_BOOKS = {
         "        del self.running[seq.id]\n        self.waiting.add(seq)\n",
         "        del self.running[seq.id]\n",
     ),
-    "never withdraw a claim": ("lifecycle.py", "self.pool.index.unclaim(", "tuple(("),
+    "never withdraw a claim": ("lifecycle.py", "self.pool.index.unclaim(", "(lambda *_: None)("),
     "finish one token late": (
         "lifecycle.py",
         "seq.num_outputs >= seq.max_tokens",
@@ -72,17 +75,82 @@ BROKEN_BOOKS = {
     "hash without the salt": ("prefix_index.py", "blake2b(salt.encode()", 'blake2b(b""'),
     "share a page without counting": (
         "page_pool.py",
-        "        self._clean.pop(page_id, None)\n        self._ref_counts[page_id] += 1",
-        "        self._clean.pop(page_id, None)",
+        "        for page_id in here:\n            self._ref_counts[page_id] += 1\n",
+        "",
     ),
     "share a page that may still be evicted": (
         "page_pool.py",
-        "        self._cached.pop(page_id, None)\n        self._clean",
-        "        self._clean",
+        "self.cached.remove([page_id for page_id in here if self._ref_counts[page_id] == 0])",
+        "pass",
     ),
     "evict and stay listed": ("page_pool.py", "        del self.index.pages[key]\n", ""),
-    "evict the head of a chain first": ("page_pool.py", "in reversed(page_table)", "in page_table"),
+    "evict the head of a chain first": ("page_pool.py", "page_table[::-1]", "page_table[:]"),
     "cover one page too few": ("page_pool.py", "-(-num_tokens //", "(num_tokens //"),
+}
+BROKEN_EVICTION = {
+    "let the smallest owner lose": (
+        "eviction.py",
+        "return (self.held - self.guaranteed) / self.weight",
+        "return (self.guaranteed - self.held) / self.weight",
+    ),
+    "forget the weights": ("eviction.py", "sum(tenant.weight for tenant in tenants)", "1.0"),
+    "take what was guaranteed first": (
+        "eviction.py",
+        "sum(tenant.quota.pages_guaranteed for tenant in tenants)",
+        "0",
+    ),
+    "count no page that is in use": ("eviction.py", "            owner.held += 1\n", ""),
+    "keep stale pages": ("eviction.py", "if len(self._owners) == 1:", "if True:"),
+    "evict dirty pages first": (
+        "eviction.py",
+        "owner.clean or owner.dirty, min",
+        "owner.dirty or owner.clean, min",
+    ),
+    "let go of what was used last": (
+        "eviction.py",
+        "some = list(islice(pages, left))",
+        "some = list(islice(reversed(pages), left))",
+    ),
+    "spill what would be lost last": (
+        "eviction.py",
+        "(self.held - len(self.clean) - self.guaranteed)",
+        "(self.held - self.guaranteed)",
+    ),
+    "believe what is listed": (
+        "ranking.py",
+        "if -entry == level:",
+        "if True:",
+    ),
+    "let a heap grow": ("ranking.py", "2 * len(self._listed) + SPARE_ENTRIES", "10**9"),
+    "divide a salt among its tenants": (
+        "eviction.py",
+        "owner = self._by_salt.get(salt)",
+        "owner = None",
+    ),
+    "know no time": ("scheduler.py", "self.pool.cached.now = now", "pass"),
+}
+BROKEN_SHARING = {
+    "let tenants meet after a shared head": (
+        "prefix_index.py",
+        "    if before in shared:\n        return blake2b(root_key(salt) + before",
+        "    if before in shared:\n        return blake2b(before",
+    ),
+    "share a page that is not declared": (
+        "prefix_index.py",
+        "            if key in shared:\n                keys.append(key)",
+        "            if True:\n                keys.append(key)",
+    ),
+    "hang tails of all tenants on one page": (
+        "prefix_index.py",
+        "    return _own_parent(before, salt, shared)\n\n\ndef _own",
+        "    return before or root_key(salt)\n\n\ndef _own",
+    ),
+    "let whoever computed a shared page own it": (
+        "page_pool.py",
+        "                self.cached.share(page_id)\n",
+        "                pass\n",
+    ),
+    "evict a shared page like any": ("eviction.py", "owner.guaranteed = LAST", "pass"),
 }
 BROKEN_PROMISES = {
     "let a share grow with what was missed": (
@@ -331,6 +399,61 @@ BROKEN_LADDER = {
         "min(2 * state.calm, MOST_CALM * state.rung.calm)",
         "state.rung.calm",
     ),
+    "undo though a backlog waits": (
+        "controller.py",
+        "state.is_held = seen.has_backlog and self._is_needed(state, now)",
+        "state.is_held = False",
+    ),
+    "hold though there is no backlog": (
+        "controller.py",
+        "state.is_held = seen.has_backlog and self._is_needed(state, now)",
+        "state.is_held = self._is_needed(state, now)",
+    ),
+    "blame no undo": (
+        "controller.py",
+        "return self.states[last.rung] if is_its else None",
+        "return None",
+    ),
+    "try again as soon as ever": (
+        "controller.py",
+        "state.hold = min(max(HOLD_SECONDS, 2 * state.hold), MOST_HOLD)",
+        "state.hold = HOLD_SECONDS",
+    ),
+    "foresee what is and not what would be": (
+        "controller.py",
+        "state.rung.apply(self.restraint, state.level - 1)",
+        "pass",
+    ),
+    "take one good moment for calm": (
+        "controller.py",
+        "return self._num_clear < CLEAR_LOOKS",
+        "return self._num_clear < 1",
+    ),
+    "foresee an empty house": (
+        "outlook.py",
+        "beside = [0.0], self._let_in()",
+        "beside = [0.0], []",
+    ),
+    "leave a window as it was tried": (
+        "controller.py",
+        "self.restraint.take_over(as_is)",
+        "pass",
+    ),
+    "keep a backlog out as long as it stands": (
+        "outlook.py",
+        "self.restraint.batch_window, self._since = window / 2, now",
+        "self._since = now",
+    ),
+    "let it in again as fast at once": (
+        "outlook.py",
+        "self._least = min(2 * window, BATCH_WINDOW)",
+        "pass",
+    ),
+    "foresee jobs before whoever goes past them": (
+        "forecast.py",
+        "self.intake.brake.lets_pass(self.seq)",
+        "False",
+    ),
     "undo what is pinned": (
         "controller.py",
         "(s for s in reversed(self._taken) if s.mode is Mode.AUTO and s.rung.has_undo)",
@@ -557,7 +680,7 @@ BROKEN_TIERS = {
     ),
     "spill though there is room": (
         "spill.py",
-        "if upper.num_ready < LOW * size or (is_idle and tier.number == HOST):",
+        "if ready < LOW or (is_idle and tier.number == HOST):",
         "if True:",
     ),
 }
@@ -640,9 +763,97 @@ BROKEN_PINS = {
     "count those who pin as hits": ("pins.py", " or seq.request.pinned_until is not None", ""),
 }
 
+BROKEN_PARTS = {
+    "part: copy every token, leaving none to run": (
+        "page_parts.py",
+        "num_pages, seq.num_tokens - 1)",
+        "num_pages, seq.num_tokens)",
+    ),
+    "part: copy what another tenant has sent": (
+        "page_parts.py",
+        " and chain.tenant in node.tenants",
+        "",
+    ),
+    "part: copy from pages that are not on the device": (
+        "page_parts.py",
+        "if page_id is not None and",
+        "page_id = page_id or 0\n            if",
+    ),
+    "part: copy from a page that may be evicted": (
+        "page_parts.py",
+        "            pool.hold(part.page_id)\n",
+        "",
+    ),
+    "part: hold the page for as long as it runs": (
+        "lifecycle.py",
+        "        self.parts.let_go(seq)\n        tokens, finish",
+        "        tokens, finish",
+    ),
+    "part: hold the page of who has left": (
+        "lifecycle.py",
+        "        self.parts.let_go(seq)\n        self.pool.release",
+        "        self.pool.release",
+    ),
+    "part: hold a page that somebody needs": (
+        "page_parts.py",
+        "if pool.num_idle <= pool.pages_for(seq.num_tokens) - num_pages + len(running):",
+        "if False:",
+    ),
+    "part: copy whatever it takes": (
+        "page_parts.py",
+        "self.copy_seconds <= computing",
+        "True",
+    ),
+    "part: copy a token or two": ("page_parts.py", "wanted, self.least):", "wanted, 1):"),
+    "part: hide from the engine what was copied": (
+        "page_parts.py",
+        "            seq.num_unseen = seq.num_computed\n",
+        "",
+    ),
+    "part: let suspects copy": ("page_parts.py", "if seq.is_suspect:", "if False:"),
+    "part: copy one token too few": ("batch.py", "place], num_tokens)", "place], num_tokens - 1)"),
+    "part: copy while pages are restored": (
+        "hits.py",
+        "    else:\n        life.parts.take",
+        "    if True:\n        life.parts.take",
+    ),
+    "part: count no copies": ("hits.py", "life.parts.num_copied += ", "_ = "),
+    "part: take the first page that begins alike": (
+        "prefix_tree.py",
+        "            if before > after:\n",
+        "            if before:\n",
+    ),
+    "part: think one token more is the same": (
+        "prefix_tree.py",
+        "(differs.bit_length() + 7) // 8",
+        "differs.bit_length() // 8",
+    ),
+    "part: keep what is gone in the order": (
+        "prefix_tree.py",
+        "            del by_tokens[",
+        "            by_tokens[",
+    ),
+    "part: explain what is below twice": (
+        "views_cache.py",
+        "copied if len(found) == len(tiers) else 0",
+        "copied",
+    ),
+    "part: explain a copy away": (
+        "views_cache.py",
+        "if None in found else _copied",
+        "if True else _copied",
+    ),
+    "part: call what differs too short": (
+        "views_cache.py",
+        "if is_last and (not ends.in_part or same >= left):",
+        "if is_last:",
+    ),
+}
 
 MUTANTS = {
     **{name: (BOOKS, mutant) for name, mutant in BROKEN_BOOKS.items()},
+    **{name: (SHARED, mutant) for name, mutant in BROKEN_SHARING.items()},
+    **{name: (EVICTION, mutant) for name, mutant in BROKEN_EVICTION.items()},
     **{name: (PROMISES, mutant) for name, mutant in BROKEN_PROMISES.items()},
     **{name: (DRAFTS, mutant) for name, mutant in BROKEN_DRAFTS.items()},
     **{name: (HURRY, mutant) for name, mutant in BROKEN_HURRY.items()},
@@ -651,6 +862,7 @@ MUTANTS = {
     **{name: (TIERS, mutant) for name, mutant in BROKEN_TIERS.items()},
     **{name: (EVENTS, mutant) for name, mutant in BROKEN_EVENTS.items()},
     **{name: (PINS, mutant) for name, mutant in BROKEN_PINS.items()},
+    **{name: (PARTS, mutant) for name, mutant in BROKEN_PARTS.items()},
     **{name: (TOLD, mutant) for name, mutant in BROKEN_ANSWERS.items()},
 }
 
@@ -673,7 +885,7 @@ def copied(folder: Path) -> Path:
     suite.mkdir(parents=True)
     for file in (package, package / "engines", suite.parent, suite):
         (file / "__init__.py").touch()
-    suites = (BOOKS, PROMISES, DRAFTS, HURRY, SURVIVAL, LADDER, TIERS, EVENTS, PINS, TOLD)
+    suites = {files for files, _ in MUTANTS.values()}
     for name in {file for files in suites for file in files} | {*HELPERS}:
         shutil.copy(ROOT / "tests" / "core" / name, suite)
     return folder

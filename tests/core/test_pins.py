@@ -306,6 +306,7 @@ def check_seed(seed: int) -> int:
         max_prefill_tokens=rng.choice([1, 5, 64]),
         max_decode_sequences=rng.choice([1, 3, 8]),
         mix_phases=rng.random() < 0.5,
+        min_copied_tokens=1,
     )
     harness = Harness(engine, limits, tenancy=tenancy, pinned_fraction=rng.choice([0.3, 1.0]))
     engine.harness = harness

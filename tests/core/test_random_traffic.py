@@ -10,6 +10,7 @@ from tests.core.traffic import Drafting, check_seed
 @pytest.mark.parametrize("first", range(0, 200, 20))
 def test_random_traffic_ends_exactly(first: int) -> None:
     ends = [check_seed(seed, Drafting()) for seed in range(first, first + 20)]
+    assert sum(end.prefix_copied_tokens_total for end in ends) > 0, "no part of a page was copied"
     assert sum(end.preemptions_total for end in ends) > 0, "no memory pressure any more"
 
 

@@ -76,6 +76,7 @@ def harness_of(rng: random.Random, copying: float) -> Harness:
         max_queue_delay=0.003,
         mix_phases=rng.random() < 0.5,
         max_draft_tokens=rng.choice([0, 4]),
+        min_copied_tokens=1,
     )
     engine.harness = harness = Harness(engine, limits)
     return harness

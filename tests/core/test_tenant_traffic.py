@@ -66,6 +66,7 @@ def harness_of(rng: random.Random, drafting: Drafting) -> Harness:
         max_draft_tokens=drafting.most,
         ladder=True,
         hold_steps=rng.random() < 0.5,
+        min_copied_tokens=1,
     )
     tenancy = random_tenancy(rng, num_pages)
     if limits.hold_steps:  # for prompts that are short beside the step

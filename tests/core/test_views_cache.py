@@ -21,7 +21,9 @@ PROMPT = tuple(range(3, 20))  # four full pages and a token
 Prompt = tuple[int, ...]
 
 
-def serve(*, pages: int = 40, host: int = 0, prefix_sharing: bool = True) -> Harness:
+def serve(
+    *, pages: int = 40, host: int = 0, prefix_sharing: bool = True, least: int = SIZE
+) -> Harness:
     engine = RoughEngine(
         random.Random(1),
         failing=0.0,
@@ -34,7 +36,9 @@ def serve(*, pages: int = 40, host: int = 0, prefix_sharing: bool = True) -> Har
         disk_pages=0,
     )
     engine.harness = harness = Harness(
-        engine, Limits(mix_phases=True), prefix_sharing=prefix_sharing
+        engine,
+        Limits(mix_phases=True, min_copied_tokens=least),
+        prefix_sharing=prefix_sharing,
     )
     return harness
 
@@ -69,6 +73,11 @@ def flood(harness: Harness, tenant: str) -> None:
     """Requests of a tenant take every page there is."""
     for i in range(12):
         ask(harness, tuple((i + j * 7) % VOCAB_SIZE for j in range(41)), tenant, "flood")
+
+
+def let_others_take_pages(harness: Harness) -> None:
+    """Every page is too old to be anybody's; else a flood would cost its own."""
+    harness.scheduler.pool.cached.stale_seconds = 0.0
 
 
 def settle(harness: Harness) -> None:
@@ -139,6 +148,7 @@ def test_the_branch_that_is_most_alike_is_told() -> None:
 @pytest.mark.parametrize(("tenant", "pressure"), [("acme", "own"), ("beta", "others")])
 def test_what_was_evicted_is_told_with_when_and_for_whom(tenant: str, pressure: str) -> None:
     harness = serve()
+    let_others_take_pages(harness)
     ask(harness)
     flood(harness, tenant)
     then = harness.now
@@ -214,6 +224,65 @@ def test_a_page_that_came_back_damaged_went_for_nobody() -> None:
     assert (miss["reason"], miss["pressure"], miss["position"]) == ("evicted", "damaged", 0)
 
 
+# ── below a page ─────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("length", range(2, 18))
+def test_all_of_a_stored_head_but_the_last_token_is_told_to_be_found(length: int) -> None:
+    harness = serve(least=1)
+    ask(harness)
+    told = explain(harness, PROMPT[:length])
+    assert told["matched_tokens"] == told["reused_tokens"] == length - 1
+    assert told["copied_tokens"] == (length - 1) % SIZE
+    assert (told["miss"]["reason"], told["miss"]["position"]) == ("too_short", length - 1)
+
+
+@pytest.mark.parametrize("at", [1, 3, 4, 5, 10, 15])
+def test_what_is_told_to_be_copied_is_what_is_copied(at: int) -> None:
+    harness = serve(least=1)
+    ask(harness)
+    changed = (*PROMPT[:at], 22, *PROMPT[at + 1 :])
+    told = explain(harness, changed)
+    assert (told["reused_tokens"], told["copied_tokens"]) == (at, at % SIZE)
+    assert told["tiers"] == {"device": at}
+    assert (told["miss"]["reason"], told["miss"]["position"]) == ("differs", at)
+    ask(harness, changed)
+    assert harness.scheduler.stats().prefix_hit_tokens_total == at
+
+
+def test_a_short_prompt_that_differs_within_a_page_is_told_where() -> None:
+    harness = serve(least=1)
+    ask(harness)
+    told = explain(harness, (*PROMPT[:6], 22, 22))
+    assert (told["matched_tokens"], told["copied_tokens"]) == (6, 2)
+    assert (told["miss"]["reason"], told["miss"]["position"]) == ("differs", 6)
+    assert tuple(told["miss"]["stored_ids"]) == PROMPT[6:12]
+
+
+def test_of_many_branches_the_most_alike_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefix_tree, "MOST_BRANCHES", 2)
+    harness = serve(least=1)
+    ask(harness, (*PROMPT[:7], 0, 0))
+    for third in range(5):
+        ask(harness, (*PROMPT[:5], third, third, third, 0))
+    told = explain(harness, (*PROMPT[:7], 5, 5, 5))
+    assert (told["copied_tokens"], told["miss"]["position"]) == (3, 7)
+    assert told["miss"]["stored_ids"] == [0]
+
+
+def test_a_part_of_what_lies_below_is_not_counted_twice() -> None:
+    harness = serve(pages=20, host=256, least=1)
+    ask(harness)
+    settle(harness)
+    flood(harness, "acme")
+    harness.scheduler.spill.tiers[0].page_seconds = 10.0
+    ask(harness, (*PROMPT[:6], 22, 22, 22))
+    told = explain(harness)
+    assert told["below"]["would_be"] == "computed"
+    assert told["tiers"] == {"device": 4, "host": 12}, "4 of them were computed again"
+    assert (told["reused_tokens"], told["copied_tokens"]) == (6, 2)
+
+
 # ── nothing of others ────────────────────────────────────────────────────────
 
 
@@ -242,6 +311,7 @@ def test_who_shares_a_salt_is_told_no_text_but_its_own() -> None:
 
 def test_what_others_lost_is_not_told_to_who_shares_a_salt() -> None:
     harness = serve()
+    let_others_take_pages(harness)
     ask(harness, salt="both")
     flood(harness, "gamma")
     assert explain(harness, salt="both")["miss"]["reason"] == "evicted"

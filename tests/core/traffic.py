@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from dynamo_serve.core.batch import Batch, SequenceOutput
 from dynamo_serve.core.engine import Engine
@@ -36,6 +37,7 @@ class Harness:
     def __post_init__(self) -> None:
         spec = self.engine.start()
         pool = PagePool(spec.num_pages, spec.page_size, prefix_sharing=self.prefix_sharing)
+        self.limits = replace(self.limits, copy_seconds=spec.copy_seconds)
         longest = pool.pages_for(spec.max_model_len)
         pinning = Pinning.of(spec.num_pages, longest, self.pinned_fraction)
         self.scheduler = Scheduler(
@@ -108,7 +110,27 @@ class TimedEngine(FakeEngine):
     harness: Harness
     fixed, per_prompt_token, per_sequence, per_draft_token = 0.08, 0.0008, 0.003, 0.002
 
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.num_copied = 0  # parts of pages
+        self.written: list[set[int]] = []  # by the running step, and by those that it holds
+
     def step(self, batch: Batch) -> list[SequenceOutput]:
+        size, written = self.spec.page_size, set[int]()
+        for work in batch.work:
+            last = (work.position + len(work.token_ids) - 1) // size
+            written.update(work.page_table[work.position // size : last + 1])
+        self.written.append(written)
+        for work in batch.work:
+            if copied := work.copied(size):
+                assert not any(copied.source in pages for pages in self.written), "is written to"
+                self.num_copied += 1
+        try:
+            return self.run(batch)
+        finally:
+            self.written.pop()
+
+    def run(self, batch: Batch) -> list[SequenceOutput]:
         prompt = sum(len(w.token_ids) for w in batch.work if not w.is_decode)
         decoding = sum(w.is_decode for w in batch.work)
         drafts = sum(w.draft_len for w in batch.work)
@@ -190,6 +212,7 @@ def check_seed(seed: int, drafting: Drafting) -> Stats:
         max_queue_delay=rng.choice([0.0, 0.003]),
         max_draft_tokens=drafting.most,
         ladder=True,
+        min_copied_tokens=(1, 4)[seed % 2],
     )
     engine.harness = harness = Harness(engine, limits, prefix_sharing=rng.random() < 0.8)
     requests = random_requests(rng, 14, longest)

@@ -93,6 +93,23 @@ def test_shared_pages_stand_for_the_tokens_in_them(started: Started) -> None:
     assert next_token(engine, hit) == expected
 
 
+def test_a_copied_part_of_a_page_stands_for_the_tokens_in_it(started: Started) -> None:
+    engine, spec = started
+    assert spec.copy_seconds is not None and spec.copy_seconds >= 0
+    prompt, tail = tuple(range(30, 43)), (70, 71, 72)
+    for same in range(1, 4):
+        head = prompt[: 4 + same]
+        expected = next_token(engine, whole("a", head + tail, (0, 1, 2)))
+        goes_on = next_token(engine, whole("b", prompt, (10, 11, 12, 13)))
+        hit = Work("c", tail, len(head), (10, 40, 41), True, GREEDY, len(head + tail), head)
+        hit = hit._replace(copied_from=11)
+        other = whole("d", (5, 6, 7, 8, 9), (20, 21))
+        assert next_token(engine, other, hit) == expected
+        assert next_token(engine, hit) == expected, "a step may be run again"
+        again = whole("b", prompt[12:], (10, 11, 12, 14), position=12, prompt_len=13)
+        assert next_token(engine, again) == goes_on, "the page is as it was"
+
+
 def decoded(engine: Engine, prompt: tuple[int, ...], count: int) -> list[int]:
     """What follows a prompt, one token at a time, in pages of its own."""
     pages = tuple(range(40, 60))

@@ -61,11 +61,13 @@ class LocalEngine:
         """Run all of `batch`: tokens for each work that samples, an error for any that failed."""
         assert self._ready is not None, "not started"
         work = packing_order(batch.work)
+        copies = (w.copied(self._ready.spec.page_size) for w in work)
         histories = [self._histories.see(w) for w in work]
         # A chunk that samples nothing is looked at too: its pages are shared as soon as it has run,
         # and must not be when they hold NaN.
         try:
             with torch.inference_mode():
+                self._ready.parts.copy(copy for copy in copies if copy)
                 choices = self._choose(work, histories)
         except Exception as error:
             _after(error)

@@ -39,6 +39,7 @@ from dynamo_serve.engines.local.malloc import keep_freed_memory
 from dynamo_serve.engines.local.native_model import NotNative
 from dynamo_serve.engines.local.native_runner import NativeRunner
 from dynamo_serve.engines.local.native_start import NativeWish
+from dynamo_serve.engines.local.page_copies import PageCopier
 from dynamo_serve.engines.local.runner import ModelRunner
 from dynamo_serve.engines.local.self_check import PageCheck, Runner
 from dynamo_serve.engines.local.step import pack
@@ -78,6 +79,7 @@ class Ready:
     graphs: DecodeGraphs | None
     attention: str
     copier: Copier | None
+    parts: PageCopier
 
     def run(self, work: Sequence[Work]) -> torch.Tensor:
         """Logits [n, vocab] of the n works that sample, in their order."""
@@ -156,8 +158,7 @@ def _start_up(
     if needs.device.type == "cpu":
         keep_freed_memory()  # not sooner: the weights that were packed shall go back
         cache.take_memory()
-    told = page_facts(facts, wishes.model, wishes.path)
-    tiers, copier = build_tiers(wishes.cache, cache, told)
+    tiers, copier = build_tiers(wishes.cache, cache, page_facts(facts, wishes.model, wishes.path))
     progress("warm-up", 1.0)
     spec = EngineSpec(
         *(max_model_len, size.page_size, size.num_pages),
@@ -167,8 +168,9 @@ def _start_up(
         verifies_drafts=graphs is None,
         holds_steps=isinstance(runner, NativeRunner),
         tiers=tiers,
+        copy_seconds=PageCopier(cache).measure(),
     )
-    return Ready(spec, cache, runner, graphs, hook.name, copier)
+    return Ready(spec, cache, runner, graphs, hook.name, copier, PageCopier(cache))
 
 
 def _load(

@@ -7,6 +7,7 @@ import torch
 
 from dynamo_serve.errors import EngineStartError
 from tests.engines.local.driver import Driver, Seq, make_engine
+from tests.engines.local.test_page_parts import SOME, answers
 from tests.engines.local.zoo import MODELS, checkpoint, expected_tokens
 
 pytestmark = [
@@ -53,6 +54,14 @@ def test_graphs_replay_what_eager_steps_compute() -> None:
     replayed, recorded = outputs_in_bfloat16("triton", cuda_graphs=True)
     assert recorded
     assert replayed == eager
+
+
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_parts_of_pages_that_are_copied_change_no_token(cuda_graphs: bool) -> None:
+    wishes = {"device": "cuda", "attention": "triton", "cuda_graphs": cuda_graphs}
+    expected, cached = answers(None, SOME, **wishes)
+    assert cached == [0, 4, 4, 8, 4]
+    assert answers(0.0, SOME, **wishes) == (expected, [0, 6, 6, 11, 7])
 
 
 def test_varlen_runs_or_says_why_not() -> None:
