@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Callable
 from enum import Enum
-from typing import Any
+from typing import Any, NoReturn
 
 from dynamo_serve.building import Progress
 from dynamo_serve.config import Config
@@ -116,7 +116,10 @@ class Service:
         """
 
         def begin() -> tuple[Delivery, Inbox]:
-            self.check_open()
+            try:
+                self.check_open()
+            except Unavailable as error:
+                self.turn_away(request, error)
             check_fits(request, self.spec)
             return self.deliveries.accept(request, keep_seconds, on_stuck)
 
@@ -198,6 +201,11 @@ class Service:
         if not self.engine.is_up:
             raise Unavailable("the engine is not up", retry_after=self.engine.restart_seconds)
         return await self._questions.ask(self.engine.send, what, id, about, timeout)
+
+    def turn_away(self, request: Request, error: Unavailable) -> NoReturn:
+        """Raise `error`, and tell who watches of which request."""
+        self._observer.on_turned_away(request, error)
+        raise error
 
     def check_ready(self) -> None:
         """Raise `Unavailable` (with retry_after) if requests had better go elsewhere."""

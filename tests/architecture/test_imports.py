@@ -49,7 +49,15 @@ LAW: dict[str, tuple[str, ...]] = {
     "dynamo_serve.deliveries": (
         *("core.", "delivery", "errors", "inbox", "link", "observer", "supervisor", "timers"),
     ),
-    "dynamo_serve.observer": ("core.",),
+    "dynamo_serve.observer": ("core.", "delivery", "errors"),
+    "dynamo_serve.recording": (
+        *("", "config", "core.", "delivery", "errors", "observer", "recording_files"),
+        *("recording_lines", "trace"),
+    ),
+    "dynamo_serve.recording_files": ("core.", "errors"),
+    "dynamo_serve.recording_lines": (
+        *("config", "core.", "delivery", "errors", "inbox", "recording_files", "trace"),
+    ),
     "dynamo_serve.questions": ("core.", "errors"),
     "dynamo_serve.fits": ("config", "core.", "errors"),
     "dynamo_serve.service": (
@@ -101,7 +109,9 @@ LAW: dict[str, tuple[str, ...]] = {
             "garbage",
             "handover",
             "metrics",
+            "observer",
             "open_files",
+            "recording",
             "service",
             "starlette.",
             "succession",
