@@ -64,9 +64,10 @@ class Planned:
     """A call and its time.
 
     `at`: seconds since the run began; None: as soon as one of the places of a closed loop is free.
-    With `after` it is a later call of a session instead: due `think` seconds after the call of
-    that number has ended, with that one's messages and its real answer before its own. If that
-    one was not answered in full, the session is over, and the rest of it is not sent.
+    With `after`, the number of the call just before it, it is a later call of a session instead:
+    due `think` seconds after that one has ended, with that one's messages (or prompt) and its real
+    answer before its own. If that one was not answered in full, the session is over, and the rest
+    of it is not sent.
     """
 
     at: float | None
