@@ -28,7 +28,10 @@ LAW: dict[str, tuple[str, ...]] = {
     "dynamo_serve.garbage": (),
     "dynamo_serve.json_lines": ("errors",),
     "dynamo_serve.trace": ("errors", "json_lines"),
-    "dynamo_serve.bench.": ("bench.", "core.", "errors", "json_lines", "trace"),
+    "dynamo_serve.bench.": (
+        *("", "bench.", "core.", "errors", "json_lines", "trace"),
+        *("httptools.", "tokenizers.", "yaml."),
+    ),
     "dynamo_serve.kv_events": ("config", "core.", "errors", "msgpack.", "zmq."),
     "dynamo_serve.building": ("config", "core.", "engines.", "errors", "kv_events"),
     "dynamo_serve.worker": ("building", "config", "core.", "errors", "garbage", "wire"),
