@@ -194,6 +194,9 @@ class Driver:
                 if not self._may_begin(due):
                     return
                 await asyncio.sleep(max(0.0, due - self.now))
+            if call.ready is not None:
+                await call.ready()
+                due = max(due, self.now)  # nobody could have sent it sooner
             record, answer = await self._call(number, call, due)
             if record.outcome != "ok":
                 return
@@ -274,5 +277,5 @@ class Driver:
     ) -> Generator[None, None, tuple[Record, str]]:
         said = yield from answers.parse(answer)
         if call.on_answer is not None:
-            call.on_answer(said.token_ids)
+            call.on_answer([ids for _, ids in sorted(said.token_ids.items())])
         return record_of(answer, said, call, blank, self._began), "".join(said.text)

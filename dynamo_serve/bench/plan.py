@@ -6,7 +6,7 @@ from 0, is its number. `bench.run.execute` sends it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,8 +42,9 @@ class Call:
     prompt is meant to be: the record has what the server counted, if it says so. `targets` (ttft,
     itl, e2e; seconds) are copied into the record.
 
-    A `prompt` that depends on earlier answers is a function, called when the request is sent;
-    `on_answer` is told the token ids of an answer, if `extra` asks for them (`return_token_ids`).
+    A `prompt` that depends on earlier answers is a function, called when the request is sent, which
+    is not before `ready` has returned, however late that is; `on_answer` is told the token ids of
+    each choice, if `extra` asks for them (`return_token_ids`).
     """
 
     kind: str = ""
@@ -60,7 +61,8 @@ class Call:
     extra: Mapping[str, Any] = field(default_factory=dict)
     behaviour: Behaviour = Behaviour()
     targets: Mapping[str, float] = field(default_factory=dict)
-    on_answer: Callable[[Sequence[int]], None] | None = None
+    ready: Callable[[], Awaitable[None]] | None = None
+    on_answer: Callable[[Sequence[Sequence[int]]], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)

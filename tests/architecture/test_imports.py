@@ -105,7 +105,10 @@ LAW: dict[str, tuple[str, ...]] = {
     "dynamo_serve.cli_progress": (),
     "dynamo_serve.cli_model": ("bundled.", "config", "errors", "text."),
     "dynamo_serve.open_files": (),
-    "dynamo_serve.cli": (*("", "errors", "settings", "chat", "cli_keys", "cli_serve", "tenants"),),
+    "dynamo_serve.cli_replay": ("bench.", "cli_progress", "errors", "settings", "trace"),
+    "dynamo_serve.cli": (
+        *("", "errors", "settings", "chat", "cli_keys", "cli_replay", "cli_serve", "tenants"),
+    ),
     "dynamo_serve.cli_serve": (
         *("", "api.", "cli_model", "cli_progress", "config", "directory", "errors", "fits"),
         *(
