@@ -111,7 +111,7 @@ async def _assemble(url: str, scenario: Scenario) -> Assembled:
         )
         return Assembled(scenario, facts, await _texts(client, scenario, facts, dialect), dialect)
     finally:
-        client.close()
+        await client.close()
 
 
 def without_server(scenario: Scenario) -> Assembled:
