@@ -21,6 +21,7 @@ class Said:
 
     at: list[float] = field(default_factory=list)
     text: list[str] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
     num_pieces: int = 0
     usage: dict[str, Any] = field(default_factory=dict)
     explain: dict[str, Any] = field(default_factory=dict)
@@ -40,6 +41,7 @@ class Said:
             text = part.get("content") or part.get("text")
             if text:
                 self.text.append(text)
+            self.token_ids += choice.get("token_ids") or ()
             if text or any(part.get(name) for name in TEXTS):
                 brought = True
                 self.num_pieces += 1

@@ -31,7 +31,7 @@ def body_of(call: Call, dialect: Dialect) -> bytes:
     if call.messages:
         body["messages"] = [dict(message) for message in call.messages]
     else:
-        body["prompt"] = call.prompt
+        body["prompt"] = call.prompt() if callable(call.prompt) else call.prompt
     body["max_tokens"] = call.max_tokens
     if call.is_stream:
         body["stream"] = True

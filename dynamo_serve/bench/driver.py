@@ -274,4 +274,6 @@ class Driver:
         self, answer: Answer, call: Call, blank: Record
     ) -> Generator[None, None, tuple[Record, str]]:
         said = yield from answers.parse(answer)
+        if call.on_answer is not None:
+            call.on_answer(said.token_ids)
         return record_of(answer, said, call, blank, self._began), "".join(said.text)

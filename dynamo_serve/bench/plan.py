@@ -6,7 +6,7 @@ from 0, is its number. `bench.run.execute` sends it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,10 +41,13 @@ class Call:
     `priority` unless 0; `extra` are further fields of the body. `prompt_tokens` is how long the
     prompt is meant to be: the record has what the server counted, if it says so. `targets` (ttft,
     itl, e2e; seconds) are copied into the record.
+
+    A `prompt` that depends on earlier answers is a function, called when the request is sent;
+    `on_answer` is told the token ids of an answer, if `extra` asks for them (`return_token_ids`).
     """
 
     kind: str = ""
-    prompt: str | tuple[int, ...] = ""
+    prompt: str | tuple[int, ...] | Callable[[], tuple[int, ...]] = ""
     messages: tuple[Message, ...] = ()
     max_tokens: int = 128
     prompt_tokens: int = 0
@@ -57,6 +60,7 @@ class Call:
     extra: Mapping[str, Any] = field(default_factory=dict)
     behaviour: Behaviour = Behaviour()
     targets: Mapping[str, float] = field(default_factory=dict)
+    on_answer: Callable[[Sequence[int]], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
