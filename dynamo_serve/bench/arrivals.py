@@ -24,8 +24,12 @@ def gamma(rate: float, burstiness: float, rng: random.Random) -> Iterator[float]
     return itertools.accumulate(rng.gammavariate(burstiness, scale) for _ in itertools.count())
 
 
-def ramp(first: float, last: float, seconds: float, rng: random.Random) -> Iterator[float]:
-    """Poisson, with a rate that goes from `first` to `last` over `seconds`, and stays there."""
+def ramp(levels: Sequence[float], rng: random.Random) -> Iterator[float]:
+    """Poisson, with a rate that goes from one to another over some seconds, and stays there.
+
+    `levels` are these three.
+    """
+    first, last, seconds = levels
     slope, whole = (last - first) / seconds, (first + last) / 2 * seconds
 
     def time(count: float) -> float:

@@ -111,7 +111,7 @@ async def _assemble(url: str, scenario: Scenario) -> Assembled:
         )
         return Assembled(scenario, facts, await _texts(client, scenario, facts, dialect), dialect)
     finally:
-        client.close()
+        await client.close()
 
 
 def without_server(scenario: Scenario) -> Assembled:
@@ -173,20 +173,18 @@ def _visits(
 
 def _times(scenario: Scenario, rng: random.Random) -> Iterator[float] | None:
     """When sessions begin; None: when their trace says, or whenever a place is free."""
-    rate, kind = scenario.rate or 0.0, scenario.arrivals
-    if kind == "trace":
-        return None
-    if kind == "ramp":
-        return arrivals.ramp(*scenario.ramp, rng)
-    if kind == "steps":
-        return arrivals.steps(scenario.steps, rng)
-    if not rate:
-        return None if not kind else iter(())
-    if kind == "constant":
-        return arrivals.constant(rate)
-    if kind == "gamma" or scenario.burstiness != 1.0:
-        return arrivals.gamma(rate, scenario.burstiness, rng)
-    return arrivals.poisson(rate, rng)
+    kind = scenario.arrivals
+    if not kind and scenario.rate is not None:
+        kind = "poisson" if scenario.burstiness == 1.0 else "gamma"
+    rate = scenario.rate or 0.0
+    made: dict[str, Callable[[], Iterator[float]]] = {
+        "constant": lambda: arrivals.constant(rate),
+        "poisson": lambda: arrivals.poisson(rate, rng),
+        "gamma": lambda: arrivals.gamma(rate, scenario.burstiness, rng),
+        "ramp": lambda: arrivals.ramp(scenario.ramp, rng),
+        "steps": lambda: arrivals.steps(scenario.steps, rng),
+    }
+    return made[kind]() if kind in made else None
 
 
 def told(scenario: Scenario) -> dict[str, Any]:

@@ -20,9 +20,9 @@ def brief(run: Run) -> str:
         f"{len(load)} requests in {run.seconds:.1f} s: "
         + ", ".join(f"{counts[name]} {name}" for name in OUTCOMES if counts[name]),
     ]
-    for name in ("requests_per_s", "output_tokens_per_s", "goodput", "cached_share"):
-        if (found := value(load, name, run.seconds)) is not None:
-            lines.append(f"{name:<20} {found:10.4g}")
+    names = ("requests_per_s", "output_tokens_per_s", "goodput", "cached_share")
+    rates = ((name, value(load, name, run.seconds)) for name in names)
+    lines += [f"{name:<20} {found:10.4g}" for name, found in rates if found is not None]
     for name in ("ttft", "itl", "tpot", "e2e"):
         values = [value(load, f"{name}_p{share}_ms", run.seconds) for share in SHARES]
         if None not in values:

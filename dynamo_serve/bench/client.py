@@ -203,10 +203,11 @@ class Client:
             self._idle.append(connection)
         return answer
 
-    def close(self) -> None:
+    async def close(self) -> None:
         for connection in self._idle:
             connection.close()
         self._idle.clear()
+        await asyncio.sleep(0)  # sockets are closed in the loop's next turn
 
     async def _connection(self, reading: Reading) -> Connection:
         if reading.bytes_per_s is not None:

@@ -99,6 +99,7 @@ class Driver:
         """Send everything, and wait for what is under way. The plan's time 0 is `began`, on the
         monotonic clock."""
         self._began = began
+        await asyncio.sleep(began - time.monotonic())
         places, make = self._driving.concurrency, asyncio.create_task
         probing = make(self._by_the_clock(self._probes))
         beside = [make(self._watch_lag()), make(self._end_in_time())]

@@ -131,8 +131,8 @@ async def _drive(
             task.cancel()
         await asyncio.gather(*beside, return_exceptions=True)
         if sampler is not None:
-            await sampler.take(began, with_buckets=True)
-        client.close()
+            await sampler.end(began)
+        await client.close()
     meter.draw(time.monotonic() - began, is_over=True)
     busy = (time.process_time() - cpu) / max(1e-9, time.monotonic() - began)
     tally, samples = driver.tally, sampler.samples if sampler else []

@@ -28,6 +28,10 @@ class Sampler:
             await self.take(began, with_buckets=not self.samples)
             await asyncio.sleep(self._every)
 
+    async def end(self, began: float) -> None:
+        await self.take(began, with_buckets=True)
+        await self._client.close()
+
     async def take(self, began: float, *, with_buckets: bool) -> None:
         at = time.monotonic() - began
         answer = await self._client.send(self._raw, PATIENCE)

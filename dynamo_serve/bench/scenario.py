@@ -165,7 +165,7 @@ def _source(scenario: Scenario, given: Table, where: str) -> Source:
 
 
 def _typed(plain: Mapping[str, Any], where: str, allowed: Sequence[str]) -> dict[str, Any]:
-    kinds = {item.name: str(item.type) for item in fields(Scenario)}
+    kinds: dict[str, str] = {item.name: str(item.type) for item in fields(Scenario)}
     found: dict[str, Any] = {}
     for given, value in plain.items():
         name = "class_name" if given == "class" else given
@@ -178,7 +178,7 @@ def _typed(plain: Mapping[str, Any], where: str, allowed: Sequence[str]) -> dict
             value is not None and (is_number or not isinstance(value, TYPES[kind]))
         ):
             raise ConfigError(f"{where}.{given} is {value!r}; allowed: {_name(kind)}")
-        found[name] = tuple(value) if kind == "Rows" else value
+        found[name] = tuple(value) if isinstance(value, list) else value
     return found
 
 

@@ -107,8 +107,12 @@ LAW: dict[str, tuple[str, ...]] = {
     "dynamo_serve.open_files": (),
     "dynamo_serve.cli_replay": ("bench.", "cli_progress", "errors", "settings", "trace"),
     "dynamo_serve.cli": (
-        *("", "errors", "settings", "chat", "cli_keys", "cli_replay", "cli_serve", "tenants"),
+        *("", "errors", "settings", "chat", "cli_bench_parser", "cli_keys", "cli_replay"),
+        *("cli_serve", "tenants"),
     ),
+    "dynamo_serve.cli_bench_parser": ("cli_bench", "cli_bench_flags"),
+    "dynamo_serve.cli_bench_flags": (),
+    "dynamo_serve.cli_bench": ("bench.", "cli_progress", "errors", "yaml."),
     "dynamo_serve.cli_serve": (
         *("", "api.", "cli_model", "cli_progress", "config", "directory", "errors", "fits"),
         *(
