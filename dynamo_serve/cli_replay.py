@@ -66,7 +66,7 @@ def replay(arguments: argparse.Namespace) -> int:
         metrics_every=METRICS_EVERY_S if facts.has_metrics else None,
         metrics_key=key,
         total=min(len(recording.arrivals), arguments.requests or len(recording.arrivals)),
-        progress=lambda fraction, _: progress("replay", fraction),
+        progress=lambda fraction, note: progress("replay", fraction, note),
         about={
             "plan": {"traces": arguments.traces, "speed": arguments.speed},
             "model": facts.model,
@@ -97,7 +97,7 @@ async def _facts(arguments: argparse.Namespace, key: str) -> endpoint.Facts:
     try:
         return await endpoint.facts(client, arguments.model, key)
     finally:
-        client.close()
+        await client.close()
 
 
 def _vocab_size(arguments: argparse.Namespace, recording: Recording, facts: endpoint.Facts) -> int:

@@ -144,7 +144,7 @@ def cli_page() -> str:
 def _flag(action: argparse.Action) -> tuple[str, str, str]:
     metavar = action.metavar or ("" if action.nargs == 0 else action.dest.upper())
     several = " …" if action.nargs == "+" else ""
-    flag = f"{action.option_strings[0]} {metavar}".strip() + several
+    flag = f"{''.join(action.option_strings[:1])} {metavar}".strip() + several
     default = _code(str(action.default)) if action.default and action.nargs != 0 else ""
     return f"`{flag}`", default, action.help or ""
 
