@@ -26,6 +26,7 @@ from dynamo_serve.settings import read_yaml
 from dynamo_serve.trace import Arrival
 
 METRICS_EVERY_S = 1.0
+INTERRUPTED = 130
 
 
 def show(arguments: argparse.Namespace) -> int:
@@ -55,14 +56,27 @@ def replay(arguments: argparse.Namespace) -> int:
         context=facts.context,
     )
     check_keys(recording, wishes)
-    notes = Notes()
     _tell(recording, wishes)
+    notes = Notes()
+    run = execute(plan_of(recording, wishes, notes), _options(arguments, recording, facts, key))
+    for note in notes.told():
+        print(note, file=sys.stderr)
+    if arguments.out:
+        _write(arguments.out, lambda path: record.write(run, path))
+    told = compared(recording, run)
+    print(recorded.text(told))
+    print(json.dumps(told))
+    return INTERRUPTED if run.about["interrupted"] else 0
+
+
+def _options(
+    arguments: argparse.Namespace, recording: Recording, facts: endpoint.Facts, key: str
+) -> Options:
     progress = Progress(sys.stderr)
-    options = Options(
+    dialect = Dialect(model=facts.model, explain=bool(facts.server))
+    return Options(
         url=arguments.url,
-        driving=Driving(
-            dialect=Dialect(model=facts.model, explain=wishes.is_ours), timeout=arguments.timeout
-        ),
+        driving=Driving(dialect=dialect, timeout=arguments.timeout),
         metrics_every=METRICS_EVERY_S if facts.has_metrics else None,
         metrics_key=key,
         total=min(len(recording.arrivals), arguments.requests or len(recording.arrivals)),
@@ -73,15 +87,6 @@ def replay(arguments: argparse.Namespace) -> int:
             "settings": facts.server,
         },
     )
-    run = execute(plan_of(recording, wishes, notes), options)
-    for note in notes.told():
-        print(note, file=sys.stderr)
-    if arguments.out:
-        _write(arguments.out, lambda path: record.write(run, path))
-    told = compared(recording, run)
-    print(recorded.text(told))
-    print(json.dumps(told))
-    return 0
 
 
 def keys_in(path: Path) -> Mapping[str, str]:
