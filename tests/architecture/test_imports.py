@@ -103,7 +103,7 @@ LAW: dict[str, tuple[str, ...]] = {
     ),
     "dynamo_serve.cli_bench_parser": ("cli_bench", "cli_bench_flags"),
     "dynamo_serve.cli_bench_flags": (),
-    "dynamo_serve.cli_bench": ("bench.", "cli_progress", "errors", "yaml."),
+    "dynamo_serve.cli_bench": ("bench.", "cli_bench_flags", "cli_progress", "errors", "yaml."),
     "dynamo_serve.cli_serve": (
         *("", "api.", "cli_model", "cli_progress", "config", "directory", "errors", "fits"),
         *(
