@@ -11,8 +11,7 @@ from typing import Any
 
 import yaml
 
-from dynamo_serve.bench import assembly, record, scenario, targets
-from dynamo_serve.bench.brief import brief
+from dynamo_serve.bench import assembly, record, report, scenario, targets
 from dynamo_serve.bench.record import Run
 from dynamo_serve.bench.run import execute
 from dynamo_serve.bench.scenario import Scenario
@@ -117,7 +116,8 @@ def table(levels: Sequence[Level]) -> str:
     for level in levels:
         load = [r for r in level.run.records if not r.is_warm_up and r.kind != "probe"]
         names = ("ttft_p50_ms", "ttft_p99_ms", "output_tokens_per_s")
-        p50, p99, tokens = (targets.value(load, name, level.run.seconds) or 0.0 for name in names)
+        seconds = level.run.seconds
+        p50, p99, tokens = (targets.value(load, n, seconds, is_open=True) or 0.0 for n in names)
         lines.append(f"{level.rate:8.3g} {level.good:8.3g} {p50:12.1f} {p99:12.1f} {tokens:9.1f}")
     return "\n".join(lines)
 
@@ -125,23 +125,17 @@ def table(levels: Sequence[Level]) -> str:
 def _say(made: Run, wanted: Scenario, out: Path, is_json: bool) -> int:
     verdicts = targets.verdicts(made, targets.checked(wanted.targets))
     warning = made.about["client"]["warning"]
+    summary = report.summary(made)
     if not is_json:
-        print(brief(made))
+        print(report.text(summary), end="\n\n")
         for verdict in verdicts:
             print(verdict)
         print(f"{len(made.records)} records in {out}")
     if warning:
         print(f"warning: {warning}", file=sys.stderr)
-    line = {
-        "out": str(out),
-        "requests": len(made.records),
-        "seconds": round(made.seconds, 3),
-        "interrupted": made.about["interrupted"],
-        "warning": warning,
-        "targets": {v.name: {"wanted": v.wanted, "found": v.found, "met": v.is_met}
-                    for v in verdicts},
-    }  # fmt: skip
-    print(json.dumps(line))
+    told = {v.name: {"wanted": v.wanted, "found": v.found, "met": v.is_met} for v in verdicts}
+    line = {**json.loads(report.line(summary)), "out": str(out), "targets": told}
+    print(json.dumps(line, separators=(",", ":")))
     if made.about["interrupted"]:
         return INTERRUPTED
     return 0 if all(verdict.is_met for verdict in verdicts) else MISSED

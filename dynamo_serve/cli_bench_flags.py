@@ -31,12 +31,9 @@ FLAGS: dict[str, tuple[Callable[[str], object], str, str]] = {
 }  # fmt: skip
 
 
-def add_run(
-    parts: argparse._SubParsersAction[argparse.ArgumentParser],
-    run: Callable[[argparse.Namespace], int],
-) -> None:
+def add_run(parts: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     command = parts.add_parser("run", help=HELP, description=HELP, allow_abbrev=False)
-    command.set_defaults(run=run)
+    command.set_defaults(run=_run)
     add = command.add_argument
     add("url", metavar="URL", help="Server, with or without /v1.")
     add("--scenario", metavar="FILE", help="YAML file; the flags below win over it.")
@@ -56,3 +53,9 @@ def add_run(
     add("--out", metavar="FILE", default="run.jsonl", help="Where the records go.")
     add("--dry-run", action="store_true", help="Say what would be sent; needs no server.")
     add("--json", action="store_true", help="Only the line for machines.")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from dynamo_serve.cli_bench import run
+
+    return run(arguments)

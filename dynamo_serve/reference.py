@@ -125,13 +125,7 @@ def _metrics_table(metrics: Iterable[Declared]) -> str:
 
 def cli_page() -> str:
     root = cli.parser()
-    commands = next(a for a in root._actions if isinstance(a, argparse._SubParsersAction))
-    parts = [GENERATED, f"# Command line\n\n{root.description}\n"]
-    for name, command in commands.choices.items():
-        parts.append(f"\n## {root.prog} {name}\n\n{command.description}\n")
-        rows = [_flag(action) for action in command._actions if action.dest != "help"]
-        if rows:
-            parts.append("\n" + _table(("Flag", "Default", "Meaning"), rows))
+    parts = [GENERATED, f"# Command line\n\n{root.description}\n", *_commands(root)]
     parts.append(
         "\n## Exit codes\n\n"
         "0: done, or drained after a signal. 1: a piped chat question failed. 2: a fault of the\n"
@@ -139,6 +133,22 @@ def cli_page() -> str:
         "at once by a second signal n.\n"
     )
     return "".join(parts)
+
+
+def _commands(parser: argparse.ArgumentParser) -> list[str]:
+    """A section for each command, and for the commands below one."""
+    parts = []
+    for action in parser._actions:
+        for command in (
+            action.choices.values() if isinstance(action, argparse._SubParsersAction) else ()
+        ):
+            parts.append(f"\n## {command.prog}\n\n{command.description}\n")
+            flags = [a for a in command._actions if a.dest != "help" and a.nargs != argparse.PARSER]
+            if flags:
+                head = ("Flag", "Default", "Meaning")
+                parts.append("\n" + _table(head, [_flag(a) for a in flags]))
+            parts += _commands(command)
+    return parts
 
 
 def _flag(action: argparse.Action) -> tuple[str, str, str]:

@@ -8,7 +8,7 @@ left out.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -89,11 +89,56 @@ def read(path: Path) -> Run:
         raise ConfigError(f"{path} is empty")
     head = lines[0]
     check_header(head, path, FORMAT, VERSION)
-    records = [
-        Record(**{**line, "gaps": tuple(line.get("gaps", ()))}) for line in lines if "due" in line
-    ]
-    samples = [Sample(**line) for line in lines if "values" in line]
-    return Run(head["about"], head["seconds"], records, samples)
+    about, seconds = head.get("about"), head.get("seconds")
+    if not isinstance(about, dict) or not isinstance(seconds, int | float):
+        raise ConfigError(f"{path}, line 1: a run has `about`, an object, and `seconds`, a number")
+    records, samples = [], []
+    for number, line in enumerate(lines[1:], 2):
+        try:
+            if "values" in line:
+                samples.append(_sample(line))
+            else:
+                records.append(_record(line))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{path}, line {number}: {error}") from None
+    return Run(about, float(seconds), records, samples)
+
+
+def _record(line: dict[str, Any]) -> Record:
+    """Raises `TypeError` or `ValueError` for what is none."""
+    record = Record(**{**line, "gaps": tuple(line.get("gaps", ()))})
+    for f in fields(record):
+        value = getattr(record, f.name)
+        if not FITS[str(f.type)](value):
+            raise ValueError(f"{f.name} cannot be {value!r}")
+    return record
+
+
+def _sample(line: dict[str, Any]) -> Sample:
+    sample = Sample(**line)
+    if not _is_number(sample.at) or not _are_numbers(sample.values):
+        raise ValueError("a sample has `at`, a number, and `values`, numbers by name")
+    return sample
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_number, value.values()))
+
+
+# By the types that a record's fields are declared with.
+FITS: dict[str, Callable[[Any], bool]] = {
+    "bool": lambda value: isinstance(value, bool),
+    "dict[str, float]": _are_numbers,
+    "float": _is_number,
+    "float | None": lambda value: value is None or _is_number(value),
+    "int": lambda value: isinstance(value, int) and not isinstance(value, bool),
+    "str": lambda value: isinstance(value, str),
+    "tuple[float, ...]": lambda value: all(map(_is_number, value)),
+}
 
 
 def _plain(record: Record) -> dict[str, Any]:

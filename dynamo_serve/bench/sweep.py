@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dynamo_serve.bench.promises import is_good
 from dynamo_serve.bench.record import Run
-from dynamo_serve.bench.targets import is_good
 from dynamo_serve.errors import ConfigError
 
 KEYS = {"first": 1.0, "factor": 1.5, "most": 1000.0, "gain": 0.05}
@@ -52,4 +52,4 @@ def sweep(given: Mapping[str, Any], measure: Callable[[int, float], Run]) -> lis
 
 def good_rate(run: Run) -> float:
     counted = [r for r in run.records if not r.is_warm_up and r.kind != "probe"]
-    return sum(map(is_good, counted)) / run.seconds if run.seconds else 0.0
+    return sum(is_good(r, is_open=True) for r in counted) / run.seconds if run.seconds else 0.0

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dynamo_serve.bench.about import percentile
+from dynamo_serve.bench.latency import e2e, tpot, ttft
+from dynamo_serve.bench.promises import is_good
 from dynamo_serve.bench.record import Record, Run
 from dynamo_serve.errors import ConfigError
 
@@ -60,7 +62,8 @@ def _split(name: str) -> tuple[str, str]:
 def _verdict(run: Run, name: str, wanted: float) -> Verdict:
     whose, measure = _split(name)
     records = [r for r in run.records if not r.is_warm_up and _is_of(r, whose)]
-    found = value(records, measure, run.seconds) if records else None
+    is_open = run.about.get("loop") != "closed"
+    found = value(records, measure, run.seconds, is_open) if records else None
     if found is None:
         return Verdict(name, wanted, None, is_met=False)
     return Verdict(name, wanted, found, found >= wanted if measure in AT_LEAST else found <= wanted)
@@ -72,18 +75,18 @@ def _is_of(record: Record, whose: str) -> bool:
     return whose in (record.kind, record.tenant, record.class_name)
 
 
-def value(records: Sequence[Record], measure: str, seconds: float) -> float | None:
+def value(records: Sequence[Record], measure: str, seconds: float, is_open: bool) -> float | None:
     """What was measured; None if there is nothing to say."""
     if measure in COUNTS:
         outcome = measure
         return float(sum(r.outcome == outcome for r in records))
     served = [r for r in records if r.outcome == "ok"]
     if found := LATENCY.fullmatch(measure):
-        values = [v for r in served for v in LATENCIES[found[1]](r)]
+        values = [v for r in served for v in LATENCIES[found[1]](r, is_open) if v is not None]
         return percentile(values, float(found[2]) / 100) * 1e3 if values else None
     if measure == "goodput":
         counted = [r for r in records if r.outcome != "cancelled"]
-        return sum(map(is_good, counted)) / len(counted) if counted else None
+        return sum(is_good(r, is_open) for r in counted) / len(counted) if counted else None
     if measure == "cached_share":
         prompts = sum(r.prompt_tokens for r in served)
         return sum(r.cached_tokens for r in served) / prompts if prompts else None
@@ -91,23 +94,9 @@ def value(records: Sequence[Record], measure: str, seconds: float) -> float | No
     return amount / seconds if seconds else None
 
 
-def _tpot(record: Record) -> list[float]:
-    more = record.output_tokens - 1
-    return [sum(record.gaps) / more] if more > 0 and record.gaps else []
-
-
-LATENCIES: dict[str, Callable[[Record], Sequence[float]]] = {
-    "ttft": lambda r: [] if r.first is None else [r.first - r.due],
-    "itl": lambda r: r.gaps,
-    "tpot": _tpot,
-    "e2e": lambda r: [] if r.end is None else [r.end - r.due],
+LATENCIES: dict[str, Callable[[Record, bool], Sequence[float | None]]] = {
+    "ttft": lambda r, is_open: [ttft(r, is_open)],
+    "itl": lambda r, _: r.gaps,
+    "tpot": lambda r, _: [tpot(r)],
+    "e2e": lambda r, is_open: [e2e(r, is_open)],
 }
-
-
-def is_good(record: Record) -> bool:
-    """It was answered, and kept every target it had; of a target for ITL each gap has to."""
-    return record.outcome == "ok" and all(
-        all(v <= target for v in LATENCIES[name](record))
-        for name, target in record.targets.items()
-        if name in LATENCIES
-    )

@@ -110,9 +110,11 @@ LAW: dict[str, tuple[str, ...]] = {
         *("", "errors", "settings", "chat", "cli_bench_parser", "cli_keys", "cli_replay"),
         *("cli_serve", "tenants"),
     ),
-    "dynamo_serve.cli_bench_parser": ("cli_bench", "cli_bench_flags"),
-    "dynamo_serve.cli_bench_flags": (),
-    "dynamo_serve.cli_bench": ("bench.", "cli_progress", "errors", "yaml."),
+    "dynamo_serve.cli_bench_parser": ("cli_bench_flags", "cli_report_flags"),
+    "dynamo_serve.cli_report_flags": ("cli_report",),
+    "dynamo_serve.cli_report": ("bench.", "errors"),
+    "dynamo_serve.cli_bench_flags": ("cli_bench",),
+    "dynamo_serve.cli_bench": ("bench.", "cli_bench_flags", "cli_progress", "errors", "yaml."),
     "dynamo_serve.cli_serve": (
         *("", "api.", "cli_model", "cli_progress", "config", "directory", "errors", "fits"),
         *(

@@ -42,8 +42,8 @@ def test_a_run_is_written_and_told(
     flags = ("--workload", "chat", "--concurrency", "4", "--requests", "12", "--out", str(out))
     assert bench(stub.url, *flags, "--set", "shape.think=0", "--set", "shape.output=3") == 0
     told = capsys.readouterr().out
-    assert "12 requests" in told
-    assert "ttft ms" in told
+    assert "12: 12 ok" in told
+    assert "TTFT" in told
     found = record.read(out)
     assert len(found.records) == 12
     assert found.about["model"] == "stub"

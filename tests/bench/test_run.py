@@ -292,8 +292,8 @@ def command(url: str, out: Path, *flags: str) -> list[str]:
 def test_an_interrupted_run_writes_what_there_is(tmp_path: Path, processes: str) -> None:
     out, seen = tmp_path / "run.jsonl", threading.Event()
     with serving(Stub(delays=Delays(0.001, 0.01, 0.0))) as stub:
-        flags = ("--rate", "50", "--requests", "5000", "--processes", processes)
-        flags += ("--set", "shape.output=5")
+        flags = ["--rate", "50", "--requests", "5000", "--processes", processes]
+        flags += ["--set", "shape.output=5"]
         child = subprocess.Popen(command(stub.url, out, *flags), cwd=ROOT, env=os.environ)
         try:
             for _ in range(2000):
@@ -327,7 +327,7 @@ def test_several_processes_send_the_same_plan_as_one(tmp_path: Path) -> None:
                 capture_output=True,
                 text=True,
             )
-        assert json.loads(done.stdout.splitlines()[-1])["requests"] == 120
+        assert json.loads(done.stdout.splitlines()[-1])["out"] == str(out)
         found = record.read(out)
         assert [r.outcome for r in found.records] == ["ok"] * 120
         sent.append([(r.number, r.due, r.prompt_tokens) for r in found.records])
