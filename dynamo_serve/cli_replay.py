@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dynamo_serve.bench import endpoint, record, recorded
+from dynamo_serve.bench import endpoint, record, recorded, text
 from dynamo_serve.bench.bodies import Dialect
 from dynamo_serve.bench.client import Client
 from dynamo_serve.bench.driver import Driving
@@ -20,6 +20,7 @@ from dynamo_serve.bench.record import Record, Run
 from dynamo_serve.bench.recorded import Recording
 from dynamo_serve.bench.replay import Notes, Wishes, check_keys, plan_of
 from dynamo_serve.bench.run import Options, execute
+from dynamo_serve.bench.summary import summary
 from dynamo_serve.cli_progress import Progress
 from dynamo_serve.errors import ConfigError
 from dynamo_serve.settings import read_yaml
@@ -64,7 +65,8 @@ def replay(arguments: argparse.Namespace) -> int:
     if arguments.out:
         _write(arguments.out, lambda path: record.write(run, path))
     told = compared(recording, run)
-    print(recorded.text(told))
+    print(text.text(summary(run)))
+    print("\nbeside what was recorded:\n" + recorded.text(told))
     print(json.dumps(told))
     return INTERRUPTED if run.about["interrupted"] else 0
 
