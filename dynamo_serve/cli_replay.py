@@ -129,7 +129,6 @@ def compared(recording: Recording, run: Run) -> dict[str, Any]:
     """The replay beside what was recorded."""
     told = recorded.described(recording)
     records = run.records
-    firsts = [r.first - r.due for r in records if r.first is not None]
     return {
         "requests": len(records),
         "outcomes": dict(Counter(r.outcome for r in records).most_common()),
@@ -138,22 +137,24 @@ def compared(recording: Recording, run: Run) -> dict[str, Any]:
         "recorded_output_tokens": told["output_tokens"],
         "cached_share": round(_share(records), 4),
         "recorded_cached_share": round(recorded.cached_share(_whole(recording)), 4),
-        "ttft_s": {f"p{100 * p:g}": round(recorded.percentile(firsts, p), 4) for p in (0.5, 0.99)},
-        "recorded_ttft_s": {
-            f"p{100 * p:g}": round(recorded.percentile(_firsts(recording), p), 4)
-            for p in (0.5, 0.99)
-        },
+        "ttft_s": _times([r.first - r.due for r in records if r.first is not None]),
+        "recorded_ttft_s": _times(
+            [a.first_token for a in recording.arrivals if a.is_stream and a.first_token is not None]
+        ),
     }
+
+
+def _times(values: Sequence[float]) -> dict[str, float]:
+    """Of streams: of other answers a client does not see the first token."""
+    if not values:
+        return {}
+    return {f"p{100 * p:g}": round(recorded.percentile(values, p), 4) for p in (0.5, 0.99)}
 
 
 def _whole(recording: Recording) -> list[Arrival]:
     """As clients see it: calls, and those that came to their end."""
     ended = [arrival for arrival in recording.arrivals if arrival.ended in ("stop", "length")]
     return [arrival for arrival in ended if arrival.num_choices]
-
-
-def _firsts(recording: Recording) -> list[float]:
-    return [a.first_token for a in recording.arrivals if a.first_token is not None]
 
 
 def _share(records: Sequence[Record]) -> float:

@@ -135,8 +135,10 @@ def text(told: dict[str, Any]) -> str:
     """The same for people."""
     lines = []
     for name, value in told.items():
-        parts = value.items() if isinstance(value, dict) else ()
-        shown = ", ".join(f"{key} {_shown(part)}" for key, part in parts) or _shown(value)
+        shown = _shown(value)
+        if isinstance(value, dict):
+            parts = (f"{key} {_shown(part)}" for key, part in value.items())
+            shown = ", ".join(parts) or "none"
         lines.append(f"{name.replace('_', ' '):28} {shown}")
     return "\n".join(lines)
 
