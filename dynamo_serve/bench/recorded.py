@@ -152,28 +152,25 @@ def _shown(value: Any) -> str:
 def mooncake(recording: Recording) -> Iterator[str]:
     """Lines in Mooncake's format: milliseconds, lengths, and ids of blocks of 512 tokens, of which
     equal ones mean equal text up to there. The last block may be begun only, as there."""
-    per_block = max(1, MOONCAKE_BLOCK // recording.header.page_size)
-    ids: dict[bytes, int] = {}
+    size = recording.header.page_size
+    ids: dict[tuple[object, int], int] = {}
     for number, arrival in enumerate(recording.arrivals):
         if not is_served(arrival) or not arrival.prompt_tokens:
             continue
         pages = list(numbers_of(arrival.pages))
         blocks = []
-        for start in range(0, -(-arrival.prompt_tokens // MOONCAKE_BLOCK)):
-            part = pages[start * per_block : (start + 1) * per_block]
-            is_full = (start + 1) * MOONCAKE_BLOCK <= arrival.prompt_tokens
-            # A page number stands for all the text before it, too.
-            key = repr(part[-1] if is_full and part else (number, start)).encode()
-            blocks.append(ids.setdefault(key, len(ids)))
-        at = arrival.at - recording.arrivals[0].at
-        yield json.dumps(
-            {
-                "timestamp": round(1000 * at),
-                "input_length": arrival.prompt_tokens,
-                "output_length": max(1, arrival.output_tokens),
-                "hash_ids": blocks,
-            }
-        )
+        for block in range(-(-arrival.prompt_tokens // MOONCAKE_BLOCK)):
+            # A page stands for all the text before it, too; this one reaches to the block's end.
+            last = -(-(block + 1) * MOONCAKE_BLOCK // size) - 1
+            page = pages[last] if last < len(pages) else f"alone {number}"
+            blocks.append(ids.setdefault((page, block), len(ids)))
+        line = {
+            "timestamp": round(1000 * (arrival.at - recording.arrivals[0].at)),
+            "input_length": arrival.prompt_tokens,
+            "output_length": max(1, arrival.output_tokens),
+            "hash_ids": blocks,
+        }
+        yield json.dumps(line)
 
 
 def seed_of(*parts: object) -> int:

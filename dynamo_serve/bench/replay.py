@@ -69,7 +69,9 @@ class Tokens:
     def expect(self, choices: Sequence[Arrival]) -> bool:
         """Whether later prompts go on with these answers: they then wait for them."""
         found = {number for c in choices for number in numbers_of(c.output_pages)} & self._wanted
-        self._coming.update(dict.fromkeys(found, asyncio.Event()))
+        event = asyncio.Event()
+        for number in found - self._answered.keys():
+            self._coming.setdefault(number, event)  # of several equal answers the first will do
         return bool(found)
 
     def waits(self, arrival: Arrival) -> Callable[[], Awaitable[None]] | None:

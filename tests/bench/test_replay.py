@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 from collections.abc import Iterator
@@ -32,6 +33,7 @@ from dynamo_serve.trace import Arrival, Header
 from tests.api.conftest import model_folder as model_folder  # noqa: PLC0414 - fixtures
 from tests.api.conftest import tokenizer as tokenizer  # noqa: PLC0414
 from tests.api.live import config, serving
+from tests.test_service import run
 
 SIZE = 16
 PATIENCE_S = 60.0
@@ -77,6 +79,29 @@ def test_a_prompt_goes_on_with_the_answer_that_came() -> None:
     plan[0].call.on_answer([range(100, 110)])
     assert prompt_of(plan[1])[: 3 * SIZE] == (*first, *range(100, 108))
     assert plan[1].call.on_answer is None and "return_token_ids" not in plan[1].call.extra
+
+
+def test_a_prompt_waits_for_the_first_of_equal_answers() -> None:
+    turn = arrival(0.0, ((0, 2),), prompt=40, output=10, output_pages=((2, 1),))
+    last = arrival(2.0, ((0, 4),), prompt=70)
+    first, between, again, late = planned(turn, replace(last, at=0.5), replace(turn, at=1.0), last)[
+        0
+    ]
+
+    async def main() -> None:
+        waits = [asyncio.ensure_future(p.call.ready()) for p in (between, late) if p.call.ready]
+        assert len(waits) == 2
+        prompt_of(first)
+        assert first.call.on_answer and again.call.on_answer
+        await asyncio.sleep(0)
+        assert not any(wait.done() for wait in waits)
+        first.call.on_answer([])  # it failed, and nobody waits for ever
+        await asyncio.gather(*waits)
+        prompt_of(again)
+        again.call.on_answer([range(100, 110)])
+        assert 107 in prompt_of(late)
+
+    run(main)
 
 
 def test_lengths_speed_hang_ups_and_readers_are_as_recorded() -> None:
