@@ -12,6 +12,7 @@ from dynamo_serve.core.prefix_index import extend_keys
 from dynamo_serve.errors import ConfigError
 
 MOST_PAGES = 1 << 18  # whose numbers are remembered: about 50 MB
+SLICE = 1024  # tokens that are hashed at a time
 PATTERN = "trace-*.jsonl"
 Run = tuple[int, int]
 
@@ -35,7 +36,9 @@ class PageNumbers:
         """The full pages of a prompt, and those behind them that its answer has filled, as runs of
         consecutive numbers."""
         keys: list[bytes] = []
-        extend_keys(keys, token_ids, salt, self._size, len(token_ids))
+        for end in range(0, len(token_ids), SLICE):
+            extend_keys(keys, token_ids, salt, self._size, min(end + SLICE, len(token_ids)))
+            time.sleep(0)  # the event loop may have something to do, and needs the interpreter
         numbers = [self._number(key) for key in keys]
         for key in reversed(keys):  # a page is forgotten before the one that it builds on
             self._numbers.move_to_end(key)
