@@ -6,6 +6,7 @@ makes lines of them. See docs/traces.md.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -160,6 +161,8 @@ class Recorder:
         self.trouble = why
         self._failed += len(self._queue)
         self._queue.clear()
+        with contextlib.suppress(OSError):
+            self._files.close()
 
     def _drain(self) -> None:
         lines: list[str] = []
