@@ -34,7 +34,8 @@ log = logging.getLogger(__name__)
 MOST_QUEUED = 16_384  # things
 MOST_QUEUED_TOKENS = 1 << 21  # of prompts and answers in the queue
 LOOK_SECONDS = 0.2  # between two looks of the thread into the queue
-BATCH = 64  # lines that are written at once
+TURN_SECONDS = 0.0005  # of work, before the event loop may have its turn
+BATCH = 256  # lines that are written at once
 CLOSE_SECONDS = 10.0  # for what is left, at the end
 
 
@@ -166,13 +167,16 @@ class Recorder:
 
     def _drain(self) -> None:
         lines: list[str] = []
+        may_go_on = time.monotonic() + TURN_SECONDS
         try:
             while self._queue:
                 lines.append(trace.dump(self._line(*self._queue.popleft())))
                 if len(lines) == BATCH:
                     self._write(lines)
                     lines = []
-                time.sleep(0)  # whoever wants to run may
+                if time.monotonic() > may_go_on:
+                    time.sleep(0)  # the event loop needs the interpreter, too
+                    may_go_on = time.monotonic() + TURN_SECONDS
             if lines:
                 self._write(lines)
         except BaseException:

@@ -36,9 +36,10 @@ class PageNumbers:
         """The full pages of a prompt, and those behind them that its answer has filled, as runs of
         consecutive numbers."""
         keys: list[bytes] = []
-        for end in range(0, len(token_ids), SLICE):
-            extend_keys(keys, token_ids, salt, self._size, min(end + SLICE, len(token_ids)))
+        for end in range(SLICE, len(token_ids), SLICE):
+            extend_keys(keys, token_ids, salt, self._size, end)
             time.sleep(0)  # the event loop may have something to do, and needs the interpreter
+        extend_keys(keys, token_ids, salt, self._size, len(token_ids))
         numbers = [self._number(key) for key in keys]
         for key in reversed(keys):  # a page is forgotten before the one that it builds on
             self._numbers.move_to_end(key)

@@ -92,6 +92,8 @@ class Step:
 
 Line = Arrival | Step
 KINDS: dict[str, type[Arrival] | type[Step]] = {"arrival": Arrival, "step": Step}
+DEFAULTS = {name: [(f.name, f.default) for f in fields(kind)] for name, kind in KINDS.items()}
+ENCODE = json.JSONEncoder(separators=(",", ":")).encode  # made once: many lines are written
 T = TypeVar("T", Header, Arrival, Step)
 
 
@@ -100,11 +102,11 @@ def dump(line: Header | Line) -> str:
     if isinstance(line, Header):
         return json.dumps({"format": FORMAT, "format_version": VERSION, **asdict(line)})
     plain = {
-        f.name: value
-        for f in fields(line)
-        if (value := getattr(line, f.name)) != f.default or f.name == "kind"
+        name: value
+        for name, default in DEFAULTS[line.kind]
+        if (value := getattr(line, name)) != default or name == "kind"
     }
-    return json.dumps(plain, separators=(",", ":"))
+    return ENCODE(plain)
 
 
 def open_trace(path: Path, mode: str) -> IO[str]:
