@@ -38,6 +38,8 @@ from dynamo_serve.engines.local.tier_stores import checksum
 
 SHARED, OWN, OUTPUT, TOGETHER = 1024, 64, 16, 8
 LENGTHS = (64, 128, 256, 512, 1024, 2048, 3584)
+PREEMPTED, GROWN = (500, 1000, 2000), 400  # tokens of prompts, and of answers
+AT_ONCE = 0.005  # seconds: what comes so soon after another stream's end was in the same step
 PAGE = 16
 FIRST_ID, LAST_ID = 1000, 30_000
 Rows = list[dict[str, Any]]
@@ -178,22 +180,26 @@ def restart(args: argparse.Namespace, folder: Path) -> Rows:
 
 
 def preempt(args: argparse.Namespace, folder: Path) -> Rows:
-    """Twelve sequences that grow to 1,200 tokens each, and pages for half of them."""
+    """Two sequences that grow beyond the pool, so that one of them loses its pages, and gets them
+    again when the other one ends: seconds from then to its next token. Beside it what was foreseen
+    (the server's own journal)."""
     rows: Rows = []
-    pages = 12 * 1200 // PAGE // 2
-    for _ in range(args.repeat):
-        for host in ("0", "2"):
-            settings = (f"cache.num_pages={pages}", f"cache.host_gib={host}")
-            with serve(args, folder, *settings) as client:
-                prompts = [client.tokens(800) for _ in range(12)]
-                began = time.perf_counter()
-                client.ask(prompts, 400, 12)
-                rows.append({
-                    "host_gib": host,
-                    "seconds": time.perf_counter() - began,
-                    "preemptions": client.metric("dserve_preemptions_total"),
-                    "restored_tokens": client.metric("dserve_restored_tokens_total"),
-                })  # fmt: skip
+    for length in PREEMPTED:
+        pages = (2 * length + GROWN * 6 // 5) // PAGE
+        for _ in range(args.repeat):
+            for host in ("0", "2"):
+                settings = (f"cache.num_pages={pages}", f"cache.host_gib={host}")
+                with serve(args, folder, *settings) as client:
+                    streams = client.ask([client.tokens(length) for _ in range(2)], GROWN, 2)
+                    first, other = sorted(streams, key=lambda stream: stream.end)
+                    after = next(at for at, _ in other.reads if at > first.end + AT_ONCE)
+                    rows.append({
+                        "tokens": length, "host_gib": host, "again_s": after - first.end,
+                        "seconds": other.end - min(s.sent for s in streams),
+                        "preemptions": client.metric("dserve_preemptions_total"),
+                        "restored_tokens": client.metric("dserve_restored_tokens_total"),
+                        "foreseen_saved_s": client.metric("dserve_restore_saved_seconds_total"),
+                    })  # fmt: skip
     return rows
 
 
