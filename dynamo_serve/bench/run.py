@@ -6,6 +6,7 @@ import asyncio
 import os
 import resource
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -189,7 +190,7 @@ def _merged(parts: list[Part], options: Options, began_at: float) -> Run:
     late = [value for part in parts for value in part.late]
     lags = [value for part in parts for value in part.lags]
     told = {
-        "command": about.command(),
+        "command": about.command(sys.argv),
         "began_at": round(began_at, 3),
         "url": options.url,
         "loop": "open" if options.driving.concurrency is None else "closed",

@@ -125,6 +125,8 @@ def test_a_share_of_the_clients_misbehaves() -> None:
         **{"slow": 0.2, "hang_up": 0.1, "deadline": 0.1, "storm": 0.1},
         "none": 0.5,
     }
+    kinds = {p.call.kind for p in plan}
+    assert kinds == {"plain", "plain slow", "plain hang_up", "plain deadline", "plain storm"}
 
 
 @pytest.mark.parametrize(
