@@ -1,13 +1,14 @@
 """What the tiers of KV pages are worth: prefixes that are reused, restored, found after a restart.
 
-    python -m bench.tiers MODEL [--only reuse restore restart preempt overhead] [--repeat 3]
+    python -m bench.tiers MODEL [--only reuse restore restart preempt overhead page] [--repeat 3]
 
 reuse: 1,024 shared and 64 own tokens, 8 at a time, with prefix sharing and without; restore: the
 time to a first token of prompts whose head was computed, is still on the device, or lies in host
 memory, by length, beside what was predicted; restart: the same after a restart with a disk tier;
 preempt: more sequences than pages, with host memory below and without; overhead: traffic that
-never hits, without tiers, with idle ones, and with one that is written to all the time. Settings of
-one scene alternate. A table for people, one JSON line last.
+never hits, without tiers, with idle ones, and with one that is written to all the time; page: a
+page of KV gathered, scattered and checked, in this process. Settings of one scene alternate. A
+table for people, one JSON line last.
 """
 
 from __future__ import annotations
@@ -25,12 +26,20 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import torch
+from transformers import AutoConfig
 
 from bench.server import Server, free_port, our_command, running, settle
 from bench.sse_client import Stream, drive, post
+from dynamo_serve.engines.local.attention import LayerSpec
+from dynamo_serve.engines.local.kv_cache import KVCache, PoolSize, bytes_per_token
+from dynamo_serve.engines.local.page_bytes import PageBytes
+from dynamo_serve.engines.local.tier_stores import checksum
 
 SHARED, OWN, OUTPUT, TOGETHER = 1024, 64, 16, 8
 LENGTHS = (64, 128, 256, 512, 1024, 2048, 3584)
+PREEMPTED, GROWN = (500, 1000, 2000), 400  # tokens of prompts, and of answers
+AT_ONCE = 0.005  # seconds: what comes so soon after another stream's end was in the same step
 PAGE = 16
 FIRST_ID, LAST_ID = 1000, 30_000
 Rows = list[dict[str, Any]]
@@ -62,6 +71,13 @@ class Client:
         (stream,) = self.ask([prompt], 1, 1)
         found = cached(stream)  # first: it says what is wrong with an answer
         return stream.ttft - stream.sent, found
+
+    def foreseen(self, prompt: list[int]) -> dict[str, float]:
+        """Seconds that restoring what is below would take, and computing it, as the server says."""
+        body = {"model": self.model, "prompt": prompt, "max_tokens": 1}
+        told = httpx.post(self.server.url + "/v1/cache/explain", json=body, timeout=10).json()
+        below = told["below"] or {}
+        return {key: round(below.get(key, 0.0), 4) for key in ("restoring_s", "computing_s")}
 
     def metric(self, name: str) -> float:
         text = httpx.get(self.server.url + "/metrics", timeout=10).text
@@ -138,9 +154,11 @@ def restore(args: argparse.Namespace, folder: Path) -> Rows:
                 warm, device = client.ttft(prompt)
                 client.quiet()
                 client.flush(pages * PAGE)
+                foreseen = client.foreseen(prompt)
                 restored, host = client.ttft(prompt)
                 rows.append({"tokens": length, "computed_s": cold, "device_s": warm,
-                             "restored_s": restored, "cached": [none, device, host]})  # fmt: skip
+                             "restored_s": restored, "foreseen_s": foreseen,
+                             "cached": [none, device, host]})  # fmt: skip
     return rows
 
 
@@ -162,22 +180,26 @@ def restart(args: argparse.Namespace, folder: Path) -> Rows:
 
 
 def preempt(args: argparse.Namespace, folder: Path) -> Rows:
-    """Twelve sequences that grow to 1,200 tokens each, and pages for half of them."""
+    """Two sequences that grow beyond the pool, so that one of them loses its pages, and gets them
+    again when the other one ends: seconds from then to its next token. Beside it what was foreseen
+    (the server's own journal)."""
     rows: Rows = []
-    pages = 12 * 1200 // PAGE // 2
-    for _ in range(args.repeat):
-        for host in ("0", "2"):
-            settings = (f"cache.num_pages={pages}", f"cache.host_gib={host}")
-            with serve(args, folder, *settings) as client:
-                prompts = [client.tokens(800) for _ in range(12)]
-                began = time.perf_counter()
-                client.ask(prompts, 400, 12)
-                rows.append({
-                    "host_gib": host,
-                    "seconds": time.perf_counter() - began,
-                    "preemptions": client.metric("dserve_preemptions_total"),
-                    "restored_tokens": client.metric("dserve_restored_tokens_total"),
-                })  # fmt: skip
+    for length in PREEMPTED:
+        pages = (2 * length + GROWN * 6 // 5) // PAGE
+        for _ in range(args.repeat):
+            for host in ("0", "2"):
+                settings = (f"cache.num_pages={pages}", f"cache.host_gib={host}")
+                with serve(args, folder, *settings) as client:
+                    streams = client.ask([client.tokens(length) for _ in range(2)], GROWN, 2)
+                    first, other = sorted(streams, key=lambda stream: stream.end)
+                    after = next(at for at, _ in other.reads if at > first.end + AT_ONCE)
+                    rows.append({
+                        "tokens": length, "host_gib": host, "again_s": after - first.end,
+                        "seconds": other.end - min(s.sent for s in streams),
+                        "preemptions": client.metric("dserve_preemptions_total"),
+                        "restored_tokens": client.metric("dserve_restored_tokens_total"),
+                        "foreseen_saved_s": client.metric("dserve_restore_saved_seconds_total"),
+                    })  # fmt: skip
     return rows
 
 
@@ -202,7 +224,40 @@ def overhead(args: argparse.Namespace, folder: Path) -> Rows:
     return rows
 
 
-SCENES = {f.__name__: f for f in (reuse, restore, restart, preempt, overhead)}
+def page(args: argparse.Namespace, _: Path) -> Rows:
+    """Milliseconds for one page, the median of 200; as many pages as fit no cache."""
+    model = AutoConfig.from_pretrained(args.model)
+    heads, dim = model.num_key_value_heads, model.head_dim
+    layers = [LayerSpec(model.num_attention_heads, heads, dim, dim, 1.0)] * model.num_hidden_layers
+    dtype = torch.bfloat16
+    size = PoolSize(200, PAGE, bytes_per_token(layers, dtype))
+    cache = KVCache(layers, size, dtype, torch.device("cpu"))
+    for pages in cache.layers:
+        for tensor in pages:
+            tensor.uniform_()
+    bytes_of = PageBytes(cache)
+    rows = torch.empty(size.num_pages, bytes_of.num_bytes, dtype=torch.uint8)
+
+    def timed(work: Callable[[int], object]) -> float:
+        seconds = []
+        for i in range(size.num_pages):
+            began = time.perf_counter()
+            work(i)
+            seconds.append(time.perf_counter() - began)
+        return 1000 * statistics.median(seconds)
+
+    return [
+        {
+            "mib": bytes_of.num_bytes / 2**20,
+            "gather_ms": timed(lambda i: bytes_of.gather(i, rows[i])),
+            "scatter_ms": timed(lambda i: bytes_of.scatter(rows[i], i)),
+            "checksum_ms": timed(lambda i: checksum(rows[i])),
+        }
+        for _ in range(args.repeat)
+    ]
+
+
+SCENES = {f.__name__: f for f in (reuse, restore, restart, preempt, overhead, page)}
 
 
 def shown(value: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,8 @@ from dynamo_serve.errors import EngineStartError
 
 Progress = Callable[[str, float], None]
 """Called with a stage ("weights", "warm-up", "graphs") and how much of it is done, 0 to 1."""
+
+log = logging.getLogger(__name__)
 
 FAKE_TOKEN_BYTES = 1024  # what a token of the fake engine is said to take in its tiers
 FAKE_SPEED = {"none": 1.0, "int8": 0.5}  # of a step's time: lighter weights are to be faster
@@ -60,6 +63,8 @@ def build_fake(config: Config, model_path: str) -> Engine:
     if not {"vocab_size", "max_position_embeddings"} <= facts.keys():
         wanted = "vocab_size and max_position_embeddings"
         raise EngineStartError(f"the fake engine needs {wanted} in {model_path}/config.json")
+    if config.cache.disk_path:
+        log.warning("the fake engine has no disk: its pages in cache.disk_path end with it")
     max_model_len = config.model.max_model_len or facts["max_position_embeddings"]
     num_pages = config.cache.num_pages or 64 * -(-max_model_len // config.cache.page_size)
     pages_per_gib = (1 << 30) // (FAKE_TOKEN_BYTES * config.cache.page_size)

@@ -44,27 +44,7 @@ MOST_KEPT, MOST_KEPT_BYTES = 10_000, 1 << 26  # batches for the replay socket
 STUCK_SECONDS = 10.0  # a subscriber may take nothing for so long
 ANEW_SECONDS = 1.0  # at least, between telling everything because somebody has come
 BIND_SECONDS = 0.5
-MAX_PORT = 65_535  # a larger one is cut to 16 bits without a word
 MAX_ASKED_BYTES = 4096  # nobody has more to say to us
-NEEDS = ("kv_events_topic", "kv_events_replay", "kv_events_buffer")
-
-
-def check(cache: CacheSection) -> None:
-    """Raises `EngineStartError` for settings that do not go together."""
-    if not cache.kv_events:
-        default = CacheSection()
-        for name in NEEDS:
-            if getattr(cache, name) != getattr(default, name):
-                raise EngineStartError(f"cache.{name}: set cache.kv_events, too, or neither")
-        return
-    for name in "kv_events", "kv_events_replay":
-        endpoint: str = getattr(cache, name)
-        if endpoint and not 1 <= int(endpoint.rpartition(":")[2]) <= MAX_PORT:
-            raise EngineStartError(f"cache.{name} = {endpoint!r}: allowed: ports from 1 to 65535")
-    if not cache.prefix_sharing:
-        raise EngineStartError("cache.kv_events: it needs cache.prefix_sharing")
-    if cache.kv_events == cache.kv_events_replay:
-        raise EngineStartError("cache.kv_events_replay: it needs an address of its own")
 
 
 def block_hash(key: bytes) -> int:
@@ -273,7 +253,6 @@ class Publisher:
 @contextmanager
 def opened(cache: CacheSection) -> Iterator[Publisher | None]:
     """The publisher that the settings ask for, closed at the end; None if they ask for none."""
-    check(cache)
     if not cache.kv_events:
         yield None
         return

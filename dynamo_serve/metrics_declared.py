@@ -55,7 +55,7 @@ DECLARED = {
         "counter", "dserve_prefix_hit_tokens", "Prompt tokens found in the prefix cache."
     ),
     "preemptions_total": Declared(
-        "counter", "dserve_preemptions", "Sequences that lost their pages and were recomputed."
+        "counter", "dserve_preemptions", "Sequences that lost their pages, for others."
     ),
     "prompt_tokens_total": Declared(
         "counter", "dserve_prompt_tokens", "Prompt tokens of admitted requests."

@@ -17,11 +17,12 @@ from typing import Any, NamedTuple, get_type_hints
 
 import yaml
 
-from dynamo_serve.config import Config
+from dynamo_serve.config import CacheSection, Config
 from dynamo_serve.errors import ConfigError
 from dynamo_serve.settings_key import BadValue, Key
 
 PREFIX = "DYNAMO_SERVE_"
+MAX_PORT = 65_535  # ZeroMQ cuts a larger one to 16 bits without a word
 
 # A cluster that runs a service called dynamo-serve puts these into every container beside it.
 _SERVICE_LINK = re.compile(
@@ -102,6 +103,24 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield key, f"{key}: lighter_weights needs weights to switch to; set model.lighter"
     if "spill" in values[key] and not (values["cache.host_gib"] or values["cache.disk_gib"]):
         yield key, f"{key}: spill needs a tier to go to; set cache.host_gib or cache.disk_gib"
+    yield from _event_contradictions(values)
+
+
+def _event_contradictions(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    key, default = "cache.kv_events", CacheSection()
+    if not values[key]:
+        for name in ("kv_events_topic", "kv_events_replay", "kv_events_buffer"):
+            if values[f"cache.{name}"] != getattr(default, name):
+                yield f"cache.{name}", f"cache.{name}: set {key}, too, or neither"
+        return
+    for key in ("cache.kv_events", "cache.kv_events_replay"):
+        endpoint: str = values[key]
+        if endpoint and not 1 <= int(endpoint.rpartition(":")[2]) <= MAX_PORT:
+            yield key, f"{key} = {endpoint!r}: allowed: ports from 1 to {MAX_PORT}"
+    if not values["cache.prefix_sharing"]:
+        yield "cache.kv_events", "cache.kv_events: it needs cache.prefix_sharing"
+    if values["cache.kv_events"] == values[key]:
+        yield key, f"{key}: it needs an address of its own"
 
 
 def _build(values: Mapping[str, Any]) -> Config:

@@ -318,30 +318,32 @@ def test_a_malformed_setting_is_refused_by_its_name(name: str, value: str) -> No
 @pytest.mark.parametrize(
     ("cache", "fault"),
     [
-        ({"kv_events_topic": "x"}, r"cache\.kv_events_topic: set cache\.kv_events, too"),
-        ({"kv_events_replay": "tcp://*:1"}, r"cache\.kv_events_replay: set cache\.kv_events"),
-        ({"kv_events_buffer": 5}, r"cache\.kv_events_buffer: set cache\.kv_events"),
-        ({"kv_events": "tcp://*:1", "prefix_sharing": False}, r"needs cache\.prefix_sharing"),
+        (["kv_events_topic=x"], r"cache\.kv_events_topic: set cache\.kv_events, too"),
+        (["kv_events_replay=tcp://*:1"], r"cache\.kv_events_replay: set cache\.kv_events"),
+        (["kv_events_buffer=5"], r"cache\.kv_events_buffer: set cache\.kv_events"),
+        (["kv_events=tcp://*:1", "prefix_sharing=false"], r"needs cache\.prefix_sharing"),
         (
-            {"kv_events": "tcp://*:1", "kv_events_replay": "tcp://*:1"},
+            ["kv_events=tcp://*:1", "kv_events_replay=tcp://*:1"],
             r"cache\.kv_events_replay: it needs an address of its own",
         ),
         (
-            {"kv_events": "tcp://203.0.113.1:5557"},
-            r"cache\.kv_events = 'tcp://203.*: Cannot assign requested address; choose",
-        ),
-        (
-            {"kv_events": "tcp://127.0.0.1:99999"},
+            ["kv_events=tcp://127.0.0.1:99999"],
             r"cache\.kv_events = .*: allowed: ports from 1 to 65535",
         ),
     ],
 )
 def test_settings_that_cannot_be_are_refused_before_anything_loads(
-    cache: dict[str, Any], fault: str
+    cache: list[str], fault: str
 ) -> None:
+    with pytest.raises(ConfigError, match=fault):
+        settings.load(flags=[settings.from_set(f"cache.{setting}") for setting in cache])
+
+
+def test_an_address_that_is_not_ours_is_refused_with_the_remedy() -> None:
+    fault = r"cache\.kv_events = 'tcp://203.*: Cannot assign requested address; choose"
     with (
         pytest.raises(EngineStartError, match=fault),
-        kv_events.opened(CacheSection(**cache)),
+        kv_events.opened(CacheSection(kv_events="tcp://203.0.113.1:5557")),
     ):
         raise AssertionError("it was taken")
 

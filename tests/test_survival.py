@@ -7,7 +7,7 @@ import gc
 import os
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -158,22 +158,15 @@ def test_an_engine_that_hangs_while_it_starts_again_is_ended(
     monkeypatch.setattr("dynamo_serve.supervisor.START_FACTOR", 0.0)
     monkeypatch.setattr("dynamo_serve.supervisor.MAX_BACKOFF_SECONDS", 0.0)
 
-    async def main() -> None:
-        async with running(config_of(True), folder) as service:
-            old = pid_of(service)
-            kill_engine(service)
-            await until(lambda: service.state is State.RESTARTING)
-            await until(lambda: pid_of(service) != old)
-            os.kill(pid_of(service), signal.SIGSTOP)
-            request = Request("a", (1, 2), 4)
-            assert await collect(service, request) == reference(request)[0]
-
-    run(main)
+    run(stop_while_it_starts_again(config_of(True), folder))
 
 
 def test_an_engine_that_is_stopped_while_it_starts_again_is_ended_sooner(folder: str) -> None:
+    run(stop_while_it_starts_again(engine_of(config_of(True), stall_timeout_s=0.3), folder))
+
+
+def stop_while_it_starts_again(config: Config, folder: str) -> Callable[[], Awaitable[None]]:
     async def main() -> None:
-        config = engine_of(config_of(True), stall_timeout_s=0.3)
         async with running(config, folder) as service:
             old = pid_of(service)
             kill_engine(service)
@@ -183,7 +176,7 @@ def test_an_engine_that_is_stopped_while_it_starts_again_is_ended_sooner(folder:
             request = Request("a", (1, 2), 4)
             assert await collect(service, request) == reference(request)[0]
 
-    run(main)
+    return main
 
 
 def test_a_deadline_is_not_forgotten_by_who_comes_back_without_an_engine(folder: str) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import re
-from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
 from dynamo_serve.api.edge import Edge
 from dynamo_serve.api.openapi import takes
-from dynamo_serve.api.render import plain, to_json
+from dynamo_serve.api.render import answer
 from dynamo_serve.api.schema import SteerRequest
 from dynamo_serve.directory import told
 from dynamo_serve.errors import ConfigError, InvalidRequest
@@ -27,30 +26,30 @@ def admin_routes(edge: Edge) -> APIRouter:
     @routes.get("/state")
     async def state() -> Response:
         """Tenants with their shares, running and waiting requests, the latest decisions."""
-        return _json(await edge.service.inspect("state"))
+        return answer(await edge.service.inspect("state"))
 
     @routes.get("/costs")
     async def costs() -> Response:
         """Device-seconds, page-seconds and tokens saved by the cache: the whole, by tenant."""
-        return _json(await edge.service.inspect("costs"))
+        return answer(await edge.service.inspect("costs"))
 
     @routes.get("/incidents")
     async def incidents() -> Response:
         """The latest ends of engines: when, why, what was in the step, how long until the next
         one, and which requests were failed for it."""
-        return _json({"incidents": list(edge.service.engine.incidents)})
+        return answer({"incidents": list(edge.service.engine.incidents)})
 
     @routes.get("/journal")
     async def journal(http: Request) -> Response:
         """The latest decisions of the scheduler, oldest first; `?limit=` says how many (100)."""
         limit = _limit(http.query_params.get("limit", "100"))
-        return _json({"journal": await edge.service.inspect("journal", str(limit))})
+        return answer({"journal": await edge.service.inspect("journal", str(limit))})
 
     @routes.get("/controller")
     async def controller() -> Response:
         """The healing ladder: what it sees, each rung with its state, trigger, evidence and effect,
         and the latest changes."""
-        return _json(await edge.service.inspect("controller"))
+        return answer(await edge.service.inspect("controller"))
 
     _add_orders(routes, edge)
     return routes
@@ -66,7 +65,7 @@ def _add_orders(routes: APIRouter, edge: Edge) -> None:
         body = await edge.body(http, SteerRequest)
         edge.service.steer(body.rung, body.mode)
         logger.warning("rung %s: mode %s, as an operator wants it", body.rung, body.mode)
-        return _json({"rung": body.rung, "mode": body.mode})
+        return answer({"rung": body.rung, "mode": body.mode})
 
     @routes.post("/reload")
     async def reload() -> Response:
@@ -76,7 +75,7 @@ def _add_orders(routes: APIRouter, edge: Edge) -> None:
         except ConfigError as error:
             raise InvalidRequest(str(error)) from error
         logger.info("tenants reloaded: %s", told(done))
-        return _json(done)
+        return answer(done)
 
 
 def _limit(text: str) -> int:
@@ -85,7 +84,3 @@ def _limit(text: str) -> int:
             f"'limit' must be a whole number from 1 to {MAX_ENTRIES}.", param="limit"
         )
     return int(text)
-
-
-def _json(answer: Any) -> Response:
-    return Response(to_json(plain(answer)), media_type="application/json")

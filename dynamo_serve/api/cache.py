@@ -12,7 +12,7 @@ from dynamo_serve.api import parse
 from dynamo_serve.api.edge import Edge
 from dynamo_serve.api.openapi import takes
 from dynamo_serve.api.prompts import completion_prompts, render_messages
-from dynamo_serve.api.render import plain, to_json
+from dynamo_serve.api.render import answer
 from dynamo_serve.api.schema import ChatRequest, CompletionRequest
 from dynamo_serve.core.prefix_index import extend_keys
 from dynamo_serve.errors import ContextTooLong, InvalidRequest
@@ -65,7 +65,7 @@ def cache_routes(edge: Edge) -> APIRouter:
             await asyncio.to_thread(extend_keys, keys, ids, caller.salt, size, len(ids))
         about = (caller.tenant, caller.salt, keys, ids)
         told = await edge.service.inspect("prompt", about=about)
-        return _json({"model": model, **told, "miss": _miss(told["miss"], ids, edge.tokenizer)})
+        return answer({"model": model, **told, "miss": _miss(told["miss"], ids, edge.tokenizer)})
 
     return routes
 
@@ -79,7 +79,7 @@ def cache_admin_routes(edge: Edge) -> APIRouter:
         hits, ages, tenants and how their text begins; the latest used and the largest 200."""
         told = await edge.service.inspect("cache")
         runs = [_run(run, edge.tokenizer) for run in told["runs"]]
-        return _json({**told, "runs": runs})
+        return answer({**told, "runs": runs})
 
     return routes
 
@@ -136,7 +136,3 @@ def _after(before: Sequence[int], ids: Sequence[int], tokenizer: Tokenizer) -> s
 def _run(run: Told, tokenizer: Tokenizer) -> Told:
     told = {name: value for name, value in run.items() if name != "first_ids"}
     return {**told, "text": tokenizer.decode(run["first_ids"])[:SHOWN_CHARACTERS]}
-
-
-def _json(answer: Told) -> Response:
-    return Response(to_json(plain(answer)), media_type="application/json")

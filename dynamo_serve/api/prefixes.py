@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 from dynamo_serve.api.edge import Edge
 from dynamo_serve.api.openapi import takes
 from dynamo_serve.api.prompts import check_ids, render_messages
-from dynamo_serve.api.render import plain, to_json
+from dynamo_serve.api.render import answer
 from dynamo_serve.api.schema import PrefixRequest
 from dynamo_serve.api.sse import hang_up, until_hang_up
 from dynamo_serve.config import CacheSection
@@ -33,38 +33,39 @@ def prefix_routes(edge: Edge, cache: CacheSection) -> APIRouter:
         body = await edge.body(http, PrefixRequest)
         edge.model_name(body.model)
         edge.service.check_open()
-        if body.ttl_s > cache.pinned_ttl_max_s:
-            raise InvalidRequest(
-                f"'ttl_s': the longest time here is {cache.pinned_ttl_max_s:g} seconds "
-                "(cache.pinned_ttl_max_s).",
-                param="ttl_s",
-            )
+        _check_time(body.ttl_s, cache.pinned_ttl_max_s)
         request = _request(edge, http, await _token_ids(edge, body), body.ttl_s)
         pinning = edge.service.prefixes.pin(request, body.name, body.ttl_s)
         prefix = await until_hang_up(pinning, hang_up(http.receive))
-        return _json(_told(edge, prefix, await _known(edge)), 201)
+        return answer(_told(edge, prefix, await _known(edge)), 201)
 
     @routes.get("")
     async def prefixes(http: Request) -> Response:
         """The pinned prefixes of the caller's tenant."""
         known = await _known(edge)
         own = edge.service.prefixes.of(http.state.caller.tenant)
-        return _json({"object": "list", "data": [_told(edge, p, known) for p in own]})
+        return answer({"object": "list", "data": [_told(edge, p, known) for p in own]})
 
     @routes.get("/{id}")
     async def prefix(http: Request, id: str) -> Response:
         """One of them: its status, tokens, when it expires, and who has found it since the engine
         started."""
         found = edge.service.prefixes.find(http.state.caller.tenant, id)
-        return _json(_told(edge, found, await _known(edge)))
+        return answer(_told(edge, found, await _known(edge)))
 
     @routes.delete("/{id}")
     async def delete(http: Request, id: str) -> Response:
         """Give it up: its pages may be evicted from now on. What is being computed is cancelled."""
         edge.service.prefixes.delete(http.state.caller.tenant, id)
-        return _json({"id": id, "object": "prefix.deleted", "deleted": True})
+        return answer({"id": id, "object": "prefix.deleted", "deleted": True})
 
     return routes
+
+
+def _check_time(ttl: float, longest: float) -> None:
+    if ttl > longest:
+        what = f"'ttl_s': the longest time here is {longest:g} seconds (cache.pinned_ttl_max_s)."
+        raise InvalidRequest(what, param="ttl_s")
 
 
 async def _token_ids(edge: Edge, body: PrefixRequest) -> list[int]:
@@ -140,7 +141,3 @@ def _told(edge: Edge, prefix: Prefix, known: dict[str, dict[str, Any]]) -> dict[
         "last_hit_at": None if age is None else time.time() - age,
         "tiers": ["device", *held["below"]] if held else [],
     }
-
-
-def _json(answer: Any, status: int = 200) -> Response:
-    return Response(to_json(plain(answer)), status, media_type="application/json")

@@ -7,6 +7,8 @@ import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from starlette.responses import Response
+
 from dynamo_serve.api.job import Job
 from dynamo_serve.core.request import Summary, TokenLogprob
 from dynamo_serve.text.stream import Delta, ScoredToken
@@ -24,6 +26,11 @@ def to_json(value: object) -> str:
     """Compact JSON on a single line."""
     text = _encode(value)
     return text if text.isascii() else text.translate(_LINE_ENDS)
+
+
+def answer(value: Any, status: int = 200) -> Response:
+    """What was asked for, as JSON; numbers that are not finite are null."""
+    return Response(to_json(plain(value)), status, media_type="application/json")
 
 
 def plain(value: Any) -> Any:

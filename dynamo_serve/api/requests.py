@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 
 from dynamo_serve.api.edge import Edge
-from dynamo_serve.api.render import plain, to_json
+from dynamo_serve.api.render import answer
 from dynamo_serve.errors import RequestNotFound
 
 MAX_ID = 200
@@ -19,7 +19,7 @@ def request_routes(edge: Edge) -> APIRouter:
         """Where a request of the caller's tenant stands, by the id of its answer or by the
         X-Request-Id it was sent with: state, queue position, and what it has waited for."""
         found = await _own(edge, http.state.caller.tenant, id)
-        return Response(to_json(plain({"id": id, "choices": found})), media_type="application/json")
+        return answer({"id": id, "choices": found})
 
     return routes
 

@@ -10,7 +10,7 @@ from dynamo_serve.core.hits import count_in
 from dynamo_serve.core.journal import Journal, Kind, Reason
 from dynamo_serve.core.page_pool import PagePool
 from dynamo_serve.core.pins import Pins
-from dynamo_serve.core.request import Finish, TokenEvent, TokenLogprob
+from dynamo_serve.core.request import Finish, TokenEvent
 from dynamo_serve.core.sequence import Sequence
 from dynamo_serve.core.shares import Shares
 from dynamo_serve.core.spill import Spill
@@ -268,17 +268,16 @@ class Lifecycle:
             draft_accepted=seq.draft_accepted,
         )
         self.journal.remember(seq.id, seq.history)
-        tokens: tuple[int, ...] = out.token_ids if out else ()
-        logprobs: tuple[TokenLogprob, ...] = out.logprobs[: len(tokens)] if out else ()
+        last = out or SequenceOutput(seq.id)
         return TokenEvent(
             request_id=seq.id,
-            token_ids=tokens,
-            logprobs=logprobs,
+            token_ids=last.token_ids,
+            logprobs=last.logprobs[: len(last.token_ids)],
             finish=finish,
             stop_id=stop_id,
             summary=seq.summary(now),
-            error=out.error if out else None,
-            artifact=out.artifact if out else None,
+            error=last.error,
+            artifact=last.artifact,
         )
 
     def check(self) -> None:

@@ -8,7 +8,7 @@ else does. A page that is corrupt, gone or slow is computed like any other.
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -17,14 +17,13 @@ from dynamo_serve.core.page_pool import PagePool
 from dynamo_serve.core.sequence import Restoring
 from dynamo_serve.core.sequence import Sequence as Seq
 from dynamo_serve.core.step_cost import StepCost, StepShape
-from dynamo_serve.core.tiers import DEVICE, DISK, HOST, Copied, Copy, Found, Place, Tier
+from dynamo_serve.core.tiers import DEVICE, DISK, HOST, Copied, Copy, Found, Kept, Place, Tier
 
 LOW, HIGH = 0.25, 0.5  # of a tier's pages that can be had without a loss: spilling begins, ends
 MOST_DOWN = 8  # copies downwards that are under way at a time
 PATIENCE = 4.0  # times what restoring should take, before it is given up …
 MIN_PATIENCE = 0.25  # … and so many seconds at least
 GAIN = 0.2  # of a new copy in what a page is believed to take
-MOST_KEPT = 4096  # pages that are to be copied to the lowest tier, and have not been yet
 SAMPLE = 64  # pages, to tell what computing one takes
 PROBE_SECONDS = 1.0  # between two copies into a tier that is slower than computing
 MAX_REST = 60.0  # seconds without copies into a tier where they fail again and again
@@ -54,7 +53,7 @@ class Spill:
         self._trouble = {tier.number: Trouble() for tier in self.tiers}
         self._spills = [False for _ in self.tiers]  # from the level above each
         self.flights = Flights(pool, self.tiers)
-        self._kept: deque[bytes] = deque(maxlen=MOST_KEPT)  # to be copied down for good
+        self._kept = Kept()
         self._keeps = bool(tiers) and tiers[-1].number == DISK
         self._waiting: list[Restoring] = []
         if self.tiers:
@@ -106,12 +105,14 @@ class Spill:
     def asked(self, keys: Iterable[bytes]) -> None:
         """Pages that were computed once and are used again: the lowest tier shall have them, for
         after a restart, and those that have them keep them longest."""
+        if not self.tiers:
+            return
         for key in keys:
             for tier in self.tiers:
                 if key in tier:
                     tier.use(key)
             if self._keeps and key not in self.tiers[-1]:
-                self._kept.append(key)
+                self._kept.add(key)
 
     # ── down ─────────────────────────────────────────────────────────────────
 
@@ -129,24 +130,21 @@ class Spill:
                 key = upper.oldest_not_clean(self.flights.going_down)
                 if key is None or tier.next_to_go in upper or not self._sink(key, i, now):
                     break  # what would have to go for it is above, too: the tier is too small
-        self._keep(now)
+        self._sink_kept(now)
 
-    def _keep(self, now: float) -> None:
+    def _sink_kept(self, now: float) -> None:
         """Copy down what is to be kept, pressure or none."""
-        for _ in range(len(self._kept)):
+        for key in self._kept.first(MOST_DOWN + len(self.flights.going_down)):
             if len(self.flights.going_down) >= MOST_DOWN:
                 break
-            key = self._kept.popleft()
             if key in self.flights.going_down:
-                self._kept.append(key)
-                continue
+                continue  # a copy on its way to another tier, perhaps
             level = next((i for i, tier in enumerate(self.tiers) if key not in tier), None)
-            if level is None:
-                continue
-            if not self._may_go_down(self.tiers[level], now):
-                self._kept.appendleft(key)
-                break
-            self._sink(key, level, now, is_kept=True)
+            if level is not None:
+                if not self._may_go_down(self.tiers[level], now):
+                    break
+                self._sink(key, level, now, is_kept=True)
+            self._kept.remove(key)
 
     def _may_go_down(self, tier: Tier, now: float) -> bool:
         trouble = self._trouble[tier.number]
@@ -217,7 +215,7 @@ class Spill:
                 self.pool.events.sealed(seq.page_keys, seq.tokens, [place])
             tier.page_seconds += GAIN * (result.seconds - tier.page_seconds)
             if tier is not self.tiers[0]:  # it is wanted: from now on nearer by
-                self._kept.append(copy.key)
+                self._kept.add(copy.key)
             return
         restoring.error = result.error
         if copy.key in tier and tier.place(copy.key) == copy.source:
@@ -240,7 +238,7 @@ class Spill:
             trouble.count += 1
             trouble.until = now + min(MAX_REST, 2.0 ** min(trouble.count, 10) / 8)
             if flight.is_kept:
-                self._kept.append(key)
+                self._kept.add(key)
             return
         trouble.count = 0
         tier.settle(key, copy.target.slot)
@@ -248,7 +246,7 @@ class Spill:
         # Of a tier that was slow once nothing would be restored again: this says how it is now.
         tier.page_seconds += GAIN * min(0.0, result.seconds - tier.page_seconds)
         if flight.is_kept and tier is not self.tiers[-1]:
-            self._kept.append(key)
+            self._kept.add(key)
 
     # ── books ────────────────────────────────────────────────────────────────
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Container, Iterable
+from itertools import islice
 from typing import NamedTuple
 
 DEVICE, HOST, DISK = 0, 1, 2
 NAMES = ("device", "host", "disk")
+MOST_KEPT = 4096
 
 
 class TierSpec(NamedTuple):
@@ -195,3 +197,23 @@ class Tier:
 
     def _unlist(self, key: bytes) -> int:
         return (self._clean if key in self._clean else self._others).pop(key)
+
+
+class Kept:
+    """Pages that the lowest tier shall have and has not yet, the latest wish last; a wish beyond
+    `MOST_KEPT` takes the place of the oldest."""
+
+    def __init__(self) -> None:
+        self._keys: OrderedDict[bytes, None] = OrderedDict()
+
+    def add(self, key: bytes) -> None:
+        self._keys.pop(key, None)
+        self._keys[key] = None
+        if len(self._keys) > MOST_KEPT:
+            self._keys.popitem(last=False)
+
+    def remove(self, key: bytes) -> None:
+        del self._keys[key]
+
+    def first(self, count: int) -> list[bytes]:
+        return list(islice(self._keys, count))

@@ -13,7 +13,7 @@ from dynamo_serve.core.prefix_index import page_key, root_key
 from dynamo_serve.core.request import Request
 from dynamo_serve.core.scheduler import Limits, Scheduler
 from dynamo_serve.core.tiers import DEVICE, DISK, HOST, Found
-from tests.core.tiers import RoughEngine
+from tests.core.tiers import RoughEngine, serve
 from tests.core.traffic import VOCAB_SIZE, Harness, judge, play, random_requests, reference
 
 LONGEST = 36
@@ -203,18 +203,7 @@ def test_a_page_without_its_parent_is_not_told_until_that_is_back() -> None:
 
 def test_pages_of_an_earlier_engine_are_told_once_somebody_knows_their_tokens() -> None:
     prompt = tuple(range(3, 20))
-    engine = RoughEngine(
-        random.Random(1),
-        failing=0.0,
-        slowest=0,
-        vocab_size=VOCAB_SIZE,
-        max_model_len=64,
-        page_size=4,
-        num_pages=20,
-        host_pages=0,
-        disk_pages=16,
-    )
-    engine.harness = harness = Harness(engine, Limits())
+    harness = serve(host=0, disk=16)
     events, follower = follow(harness.scheduler), Follower()
     keys: list[bytes] = []
     harness.scheduler.pool.extend_keys(keys, prompt, "", len(prompt))
@@ -230,18 +219,8 @@ def test_pages_of_an_earlier_engine_are_told_once_somebody_knows_their_tokens() 
 
 @pytest.mark.parametrize("tier", [HOST, DISK])
 def test_a_page_that_goes_down_and_comes_back_is_told_of_both_tiers(tier: int) -> None:
-    engine = RoughEngine(
-        random.Random(1),
-        failing=0.0,
-        slowest=0,
-        vocab_size=VOCAB_SIZE,
-        max_model_len=64,
-        page_size=4,
-        num_pages=20,
-        host_pages=64 if tier == HOST else 0,
-        disk_pages=64 if tier == DISK else 0,
-    )
-    engine.harness = harness = Harness(engine, Limits())
+    sizes = {"host": 64} if tier == HOST else {"host": 0, "disk": 64}
+    harness = serve(**sizes)
     events, follower = follow(harness.scheduler), Follower()
     prompt = tuple(range(3, 20))
     keys: list[bytes] = []

@@ -9,8 +9,8 @@ import pytest
 from dynamo_serve.core.loop import Cancel, Command, Submit
 from dynamo_serve.core.request import Request
 from dynamo_serve.core.scheduler import Limits
-from dynamo_serve.core.tiers import DISK, HOST, Found, Place, Tier, TierSpec
-from tests.core.tiers import RoughEngine
+from dynamo_serve.core.tiers import DISK, HOST, MOST_KEPT, Found, Kept, Place, Tier, TierSpec
+from tests.core.tiers import RoughEngine, serve
 from tests.core.traffic import VOCAB_SIZE, Harness, judge, play, random_requests, reference
 
 
@@ -61,22 +61,6 @@ def test_random_traffic_over_tiers_ends_exactly(first: int) -> None:
 LONGEST = 64
 PROMPT = tuple(range(3, 20))  # four full pages and a token
 FLOOD = 12  # requests that between them take every page
-
-
-def serve(*, pages: int = 20, host: int = 64, disk: int = 0, slowest: int = 0) -> Harness:
-    engine = RoughEngine(
-        random.Random(1),
-        failing=0.0,
-        slowest=slowest,
-        vocab_size=VOCAB_SIZE,
-        max_model_len=LONGEST,
-        page_size=4,
-        num_pages=pages,
-        host_pages=host,
-        disk_pages=disk,
-    )
-    engine.harness = harness = Harness(engine, Limits(mix_phases=True))
-    return harness
 
 
 def rough(harness: Harness) -> RoughEngine:
@@ -327,3 +311,15 @@ def test_what_goes_down_while_nothing_runs_is_told() -> None:
     settle(harness)
     (told,) = harness.published[-1].tiers
     assert told.num_pages == told.stored == 4
+
+
+def test_a_wish_that_is_repeated_pushes_no_other_out() -> None:
+    kept = Kept()
+    for key in (b"a", b"b"):
+        kept.add(key)
+    for _ in range(2 * MOST_KEPT):
+        kept.add(b"hot")
+    assert kept.first(9) == [b"a", b"b", b"hot"]
+    for i in range(MOST_KEPT - 1):
+        kept.add(i.to_bytes(4))
+    assert kept.first(2) == [b"hot", (0).to_bytes(4)]

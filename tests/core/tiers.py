@@ -7,8 +7,9 @@ from array import array
 from collections.abc import Sequence
 
 from dynamo_serve.core.batch import Batch, SequenceOutput
+from dynamo_serve.core.scheduler import Limits
 from dynamo_serve.core.tiers import DEVICE, DISK, HOST, Copied, Copy, Found, Place
-from tests.core.traffic import QuickEngine
+from tests.core.traffic import VOCAB_SIZE, Harness, QuickEngine
 
 
 class RoughEngine(QuickEngine):
@@ -66,3 +67,22 @@ class RoughEngine(QuickEngine):
                 written = Place(DEVICE, work.page_table[position // size])
                 assert written not in sources, f"{work.seq_id} writes to what is being copied"
         return super().step(batch)
+
+
+def serve(
+    *, pages: int = 20, host: int = 64, disk: int = 0, slowest: int = 0, longest: int = 64
+) -> Harness:
+    """A scheduler over such an engine with pages of four tokens; no copy fails."""
+    engine = RoughEngine(
+        random.Random(1),
+        failing=0.0,
+        slowest=slowest,
+        vocab_size=VOCAB_SIZE,
+        max_model_len=longest,
+        page_size=4,
+        num_pages=pages,
+        host_pages=host,
+        disk_pages=disk,
+    )
+    engine.harness = harness = Harness(engine, Limits(mix_phases=True))
+    return harness

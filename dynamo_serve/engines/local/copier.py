@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import queue
+import sys
 import threading
 import time
 from collections import deque
@@ -13,6 +15,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from dynamo_serve.core.tiers import DEVICE, DISK, NAMES, Copied, Copy, Found, Place
+from dynamo_serve.engines.local.kv_cache import KVCache
 from dynamo_serve.engines.local.page_bytes import PageBytes
 from dynamo_serve.engines.local.tier_stores import DiskStore, PageLost, Store
 
@@ -20,37 +23,34 @@ logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 1.0  # between two tries at a folder that another process uses
 CLOSE_SECONDS = 5.0
-LAST = 1 << 62  # comes after everything else
+NICE = 10  # of copies downwards: for these nobody waits, and on a CPU they take a core from a step
+UP, DOWN = "up", "down"
+Way = tuple[int, str]
 
 
 class Copier:
-    """One thread for each tier, so that a slow disk holds up nobody but those who wait for it.
+    """A thread for what goes up from each tier and one for what goes down to it, so that a slow
+    disk holds up nobody but those who wait for it. All methods are for the engine's thread."""
 
-    What goes up goes before what goes down. All methods are for the engine's thread.
-    """
-
-    def __init__(self, stores: Mapping[int, Store], rows: Mapping[int, PageBytes]) -> None:
-        """`rows`: one for each tier, for its thread."""
+    def __init__(self, stores: Mapping[int, Store], kv: KVCache) -> None:
         self._stores = stores
         self._ended: deque[Copied | Found] = deque()
-        self._order = itertools.count()
-        self._queues: dict[int, queue.PriorityQueue[tuple[int, int, Copy | None]]] = {}
+        self._queues: dict[Way, queue.SimpleQueue[Copy | None]] = {}
         self._threads = []
         self._is_closing = threading.Event()
-        for number, store in stores.items():
-            self._queues[number] = queue.PriorityQueue()
+        for number, way in itertools.product(stores, (UP, DOWN)):
+            self._queues[number, way] = queue.SimpleQueue()
             thread = threading.Thread(
-                target=self._run, args=(number, store, rows[number]), daemon=True,
-                name=f"copies-{NAMES[number]}",
+                target=self._run, args=(number, way, PageBytes(kv)), daemon=True,
+                name=f"copies-{NAMES[number]}-{way}",
             )  # fmt: skip
             thread.start()
             self._threads.append(thread)
 
     def copy(self, copies: Sequence[Copy]) -> None:
         for copy in copies:
-            lower = max(copy.source.tier, copy.target.tier)
-            urgency = 0 if copy.target.tier == DEVICE else 1
-            self._queues[lower].put((urgency, next(self._order), copy))
+            way = UP if copy.target.tier == DEVICE else DOWN
+            self._queues[max(copy.source.tier, copy.target.tier), way].put(copy)
 
     def copied(self) -> list[Copied | Found]:
         ended = []
@@ -62,23 +62,27 @@ class Copier:
         """End the threads, whatever is still waiting; idempotent."""
         self._is_closing.set()
         for waiting in self._queues.values():
-            waiting.put((-1, next(self._order), None))
+            waiting.put(None)
         for thread in self._threads:
             thread.join(CLOSE_SECONDS)
             if thread.is_alive():
                 logger.warning("engine: %s do not end: the tier hangs", thread.name)
+        if DISK in self._stores and not any(thread.is_alive() for thread in self._threads):
+            self._stores[DISK].close()
         self._threads = []
 
-    def _run(self, number: int, store: Store, page: PageBytes) -> None:
+    def _run(self, number: int, way: str, page: PageBytes) -> None:
         row = torch.empty(page.num_bytes, dtype=torch.uint8)
-        try:
+        store = self._stores[number]
+        if way == DOWN:
+            if sys.platform == "linux":  # elsewhere it would be the whole process
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
             if isinstance(store, DiskStore) and not self._open(store):
                 return
-            while (copy := self._queues[number].get()[2]) is not None:
-                self._ended.append(self._carry_out(copy, page, row))
-        finally:
-            if number == DISK:
-                store.close()
+        while (
+            copy := self._queues[number, way].get()
+        ) is not None and not self._is_closing.is_set():
+            self._ended.append(self._carry_out(copy, page, row))
 
     def _open(self, store: DiskStore) -> bool:
         """Wait until the folder is ours, and tell what is in it; False if it is too late."""
@@ -102,13 +106,13 @@ class Copier:
         return False
 
     def _fail_waiting(self, number: int, error: str) -> None:
-        while not self._queues[number].empty():
-            copy = self._queues[number].get()[2]
+        while not self._queues[number, DOWN].empty():
+            copy = self._queues[number, DOWN].get()
             if copy is not None:
                 self._ended.append(Copied(copy.ticket, 0.0, error))
 
     def _fail_all(self, number: int, error: str) -> None:
-        while (copy := self._queues[number].get()[2]) is not None:
+        while (copy := self._queues[number, DOWN].get()) is not None:
             self._ended.append(Copied(copy.ticket, 0.0, error))
 
     def _carry_out(self, copy: Copy, page: PageBytes, row: torch.Tensor) -> Copied:

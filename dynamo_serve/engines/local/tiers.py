@@ -28,14 +28,14 @@ def build_tiers(cache: CacheSection, kv: KVCache, facts: Mapping[str, str]) -> T
     """The tiers, the highest first, and what copies between them; `facts` tell whose pages a folder
     holds. Raises `EngineStartError`."""
     wanted = {HOST: cache.host_gib, DISK: cache.disk_gib}
-    rows = {number: PageBytes(kv) for number, gib in wanted.items() if gib}
-    if not rows:
+    if not any(wanted.values()):
         return (), None
-    page_bytes = next(iter(rows.values())).num_bytes
-    seconds = page_seconds(next(iter(rows.values())), page_bytes)
+    page = PageBytes(kv)
+    page_bytes = page.num_bytes
+    seconds = page_seconds(page, page_bytes)
     stores: dict[int, Store] = {}
     specs = []
-    for number in rows:
+    for number in (number for number, gib in wanted.items() if gib):
         num_slots = int(wanted[number] * GIB) // page_bytes
         if not num_slots:
             name = "cache.host_gib" if number == HOST else "cache.disk_gib"
@@ -47,7 +47,7 @@ def build_tiers(cache: CacheSection, kv: KVCache, facts: Mapping[str, str]) -> T
             stores[DISK] = DiskStore(_folder(cache, facts), num_slots, page_bytes, facts)
             slow = page_bytes / DISK_BYTES_PER_SECOND
             specs.append(TierSpec(DISK, num_slots, seconds + slow))
-    return tuple(specs), Copier(stores, rows)
+    return tuple(specs), Copier(stores, kv)
 
 
 def _folder(cache: CacheSection, facts: Mapping[str, str]) -> Path:
