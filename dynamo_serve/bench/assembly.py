@@ -155,7 +155,10 @@ def make_plan(
     parts = []
     for number, source in enumerate(sources(scenario)):
         rng = random.Random(f"{seed}:{number}")
-        parts.append((source.part, _visits(source, texts, library, rng, limits)))
+        visits = _visits(source, texts, library, rng, limits)
+        if scenario.arrivals != "trace":
+            visits = (replace(visit, at=None) for visit in visits)
+        parts.append((source.part, visits))
     times = _times(scenario, random.Random(f"{seed}:arrivals"))
     return plan(parts, times, limits, random.Random(f"{seed}:mix"))
 

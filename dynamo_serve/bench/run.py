@@ -55,6 +55,7 @@ class Part:
     lags: list[float]
     busy: float
     num_connections: int
+    samples_failed: int
     is_interrupted: bool
 
 
@@ -139,6 +140,7 @@ async def _drive(
     tally, samples = driver.tally, sampler.samples if sampler else []
     return Part(
         *(driver.records, samples, tally.late, tally.lags, busy, client.num_opened),
+        sampler.num_failed if sampler else 0,
         interruption.has_come,
     )
 
@@ -200,6 +202,7 @@ def _merged(parts: list[Part], options: Options, began_at: float) -> Run:
         "client": {
             "processes": options.processes,
             "connections": sum(part.num_connections for part in parts),
+            "samples_failed": sum(part.samples_failed for part in parts),
             **about.keeping_up(late, lags, max(part.busy for part in parts)),
         },
         "interrupted": any(part.is_interrupted for part in parts),
