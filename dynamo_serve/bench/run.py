@@ -26,6 +26,7 @@ from dynamo_serve.bench.sampling import Sampler
 FIRST_PROBE = -1_000_000_000  # probes are counted from here, the plan's calls from 0
 LEAD_S = 0.05  # from being ready to time 0
 DRAW_EVERY_S = 0.25
+MOST_FILES = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +80,9 @@ def execute(plan: Iterable[Planned], options: Options) -> Run:
 def _allow_many_connections() -> None:
     """Each is an open file, of which systems allow few unless they are asked."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _several(groups: list[Session], options: Options) -> list[Part]:
