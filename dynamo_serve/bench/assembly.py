@@ -69,6 +69,7 @@ class Assembled:
             "model": self.facts.model,
             "seed": scenario.seed,
             "settings": self.facts.server,
+            "weights": {s.part.call.tenant: s.weight for s in sources(scenario)},
             "plan": {
                 **told(scenario),
                 "texts": self.texts.about() | {"exact": self.texts.is_exact},

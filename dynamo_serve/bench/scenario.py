@@ -90,13 +90,17 @@ OWN = (
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A part and where its sessions come from: a shape, or a file of the trace format `trace`."""
+    """A part and where its sessions come from: a shape, or a file of the trace format `trace`.
+
+    `weight` is what the server gives its tenant, for the report's fairness.
+    """
 
     part: Part
     shape: Shape
     trace: str = ""
     path: Path = Path()
     speed: float = 1.0
+    weight: float = 1.0
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -147,11 +151,10 @@ def sources(scenario: Scenario) -> list[Source]:
 
 
 def _source(scenario: Scenario, given: Table, where: str) -> Source:
-    rest = {key: value for key, value in given.items() if key not in ("name", "share")}
+    rest = {key: value for key, value in given.items() if key not in ("name", "share", "weight")}
     own = {name: getattr(scenario, name) for name in OWN} | _typed(rest, where, OWN)
-    workload, share = own["workload"], given.get("share", 1)
-    if isinstance(share, bool) or not isinstance(share, int | float) or share <= 0:
-        raise ConfigError(f"{where}.share is {share!r}; allowed: numbers above 0")
+    workload = own["workload"]
+    share, weight = (_above_0(given.get(key, 1), f"{where}.{key}") for key in ("share", "weight"))
     usual = _behaviour(own["retry"], where)
     call = Call(
         kind=str(given.get("name", workload)),
@@ -169,13 +172,21 @@ def _source(scenario: Scenario, given: Table, where: str) -> Source:
     if workload not in TRACES:
         if own["file"]:
             raise ConfigError(f"{where}.file: only for {', '.join(TRACES)}, not for {workload}")
-        return Source(part, shapes.shape_of(workload, dict(own["shape"])), speed=own["speed"])
+        return Source(
+            part, shapes.shape_of(workload, dict(own["shape"])), speed=own["speed"], weight=weight
+        )
     if not own["file"]:
         raise ConfigError(f"{where}: the workload {workload} needs a file")
     if unknown := own["shape"].keys() - {"is_chat"}:
         raise ConfigError(f"{where}.shape.{min(unknown)}: a file has lengths of its own")
     shape = shapes.shape_of("plain", {"is_chat": True, **own["shape"]})
-    return Source(part, shape, workload, Path(own["file"]), own["speed"])
+    return Source(part, shape, workload, Path(own["file"]), own["speed"], weight)
+
+
+def _above_0(value: Any, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        raise ConfigError(f"{where} is {value!r}; allowed: numbers above 0")
+    return value
 
 
 def _typed(plain: Mapping[str, Any], where: str, allowed: Sequence[str]) -> dict[str, Any]:
@@ -262,8 +273,7 @@ def _promises(given: Table, where: str) -> dict[str, float]:
     for name, value in given.items():
         if name not in PROMISES:
             raise ConfigError(f"{where}.promises: {name!r}; allowed: {', '.join(PROMISES)}")
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-            raise ConfigError(f"{where}.promises.{name} is {value!r}; allowed: numbers above 0")
+        _above_0(value, f"{where}.promises.{name}")
     return {PROMISES[name]: value / 1e3 for name, value in given.items()}
 
 

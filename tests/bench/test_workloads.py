@@ -262,6 +262,7 @@ def test_a_file_in_another_format_is_named(tmp_path: Path, name: str) -> None:
         ({"misbehaviour": {"slow": 0.7, "storm": 0.7}}, "more than 1"),
         ({"retry": "often"}, "allowed: none"),
         ({"mix": [{"share": 0}]}, "numbers above 0"),
+        ({"mix": [{"weight": -1}]}, "mix.0.weight is -1"),
         ({"mix": [{"rate": 3}]}, "unknown key 'rate'"),
         ({"key": "$NOT_IN_THE_ENVIRONMENT"}, "NOT_IN_THE_ENVIRONMENT"),
     ],
