@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import itertools
 import json
 import math
@@ -150,9 +151,8 @@ class Connection(asyncio.Protocol):
             if index == wish.get("cut_after"):
                 self._timers.append(self._loop.call_at(self._now + offset, self._transport.abort))
                 return
-            text = f" {WORD}{index}"
             last = _tail(plain, is_chat) if index == len(offsets) - 1 else b""
-            self._at(self._now + offset, _event(_choice(text, is_chat)) + last)
+            self._at(self._now + offset, _token(index, is_chat) + last)
 
     def _at(self, at: float, data: bytes) -> None:
         # Timers of the same moment come in any order, so no two are of the same.
@@ -186,6 +186,11 @@ DONE = _chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"
 def _choice(text: str, is_chat: bool, finish: str | None = None) -> dict[str, Any]:
     part: dict[str, Any] = {"delta": {"content": text}} if is_chat else {"text": text}
     return {"choices": [{"index": 0, **part, "finish_reason": finish}]}
+
+
+@functools.cache  # what the stub computes beside its delays makes it late
+def _token(index: int, is_chat: bool) -> bytes:
+    return _event(_choice(f" {WORD}{index}", is_chat))
 
 
 def _tail(plain: dict[str, Any], is_chat: bool) -> bytes:

@@ -108,7 +108,8 @@ def _swept(
     best = max(levels, key=lambda level: level.good)
     number = levels.index(best)
     path = out.with_name(f"{out.stem}-{number:02d}{out.suffix}")
-    return _say(best.run, assembled.scenario, path, arguments.json)
+    code = _say(best.run, assembled.scenario, path, arguments.json)
+    return INTERRUPTED if levels[-1].run.about["interrupted"] else code
 
 
 def table(levels: Sequence[Level]) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import httptools
 
 from dynamo_serve import __version__
 
+KEY = re.compile(r"\bkey\s*[=:]|_key\s*[=:]")  # of an assignment; what is behind it is hidden
 LATE_S, LAG_S, BUSY = 0.010, 0.005, 0.9  # above these a client measures itself
 
 
@@ -66,8 +67,18 @@ def _cpu() -> str:
     return platform.processor()
 
 
-def command() -> str:
-    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+def command(words: Sequence[str]) -> str:
+    """A command line without the keys in it."""
+    shown = []
+    for before, word in zip(("", *words), words, strict=False):
+        if before == "--api-key" and not word.startswith("$"):
+            shown.append("…")
+        elif word.startswith("--api-key="):
+            shown.append("--api-key=…")
+        else:
+            found = KEY.search(word)
+            shown.append(word[: found.end()] + "…" if found else word)
+    return " ".join([Path(shown[0]).name, *shown[1:]])
 
 
 def percentile(values: Sequence[float], share: float) -> float:

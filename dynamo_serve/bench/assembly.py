@@ -69,6 +69,7 @@ class Assembled:
             "model": self.facts.model,
             "seed": scenario.seed,
             "settings": self.facts.server,
+            "weights": {s.part.call.tenant: s.weight for s in sources(scenario)},
             "plan": {
                 **told(scenario),
                 "texts": self.texts.about() | {"exact": self.texts.is_exact},
@@ -155,7 +156,10 @@ def make_plan(
     parts = []
     for number, source in enumerate(sources(scenario)):
         rng = random.Random(f"{seed}:{number}")
-        parts.append((source.part, _visits(source, texts, library, rng, limits)))
+        visits = _visits(source, texts, library, rng, limits)
+        if scenario.arrivals != "trace":
+            visits = (replace(visit, at=None) for visit in visits)
+        parts.append((source.part, visits))
     times = _times(scenario, random.Random(f"{seed}:arrivals"))
     return plan(parts, times, limits, random.Random(f"{seed}:mix"))
 

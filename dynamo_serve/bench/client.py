@@ -190,9 +190,9 @@ class Client:
         answer = Answer()
         try:
             connection = await self._connection(reading)
-        except OSError as error:
+        except OSError as error:  # a TimeoutError is one, too, and says nothing
             answer.sent = answer.end = time.monotonic()
-            answer.error = f"no connection: {error}"
+            answer.error = f"no connection: {str(error) or f'none within {reading.timeout_s:g} s'}"
             return answer
         try:
             await connection.begin(raw, answer, reading)
@@ -211,14 +211,16 @@ class Client:
 
     async def _connection(self, reading: Reading) -> Connection:
         if reading.bytes_per_s is not None:
-            return await self._open(small=True)
+            async with asyncio.timeout(reading.timeout_s):
+                return await self._open(small=True)
         fresh_since = time.monotonic() - IDLE_S
         while self._idle:
             connection = self._idle.pop()  # the newest: the others may grow old and go
             if connection.is_usable and connection.idle_since > fresh_since:
                 return connection
             connection.close()
-        return await self._open(small=False)
+        async with asyncio.timeout(reading.timeout_s):
+            return await self._open(small=False)
 
     async def _open(self, *, small: bool) -> Connection:
         loop = asyncio.get_running_loop()

@@ -40,16 +40,16 @@ def odd_ones(given: Mapping[str, Any], usual: Behaviour, where: str) -> tuple[Od
 
 def _odd(name: str, share: float, keys: dict[str, float | None], usual: Behaviour) -> Odd:
     if name == "deadline":
-        return Odd(share, usual, deadline=keys["seconds"])
+        return Odd(name, share, usual, deadline=keys["seconds"])
     if name == "slow":
-        return Odd(share, Behaviour(bytes_per_s=keys["bytes_per_s"], retry=usual.retry))
+        return Odd(name, share, Behaviour(bytes_per_s=keys["bytes_per_s"], retry=usual.retry))
     if name == "hang_up":
         tokens, seconds = keys["after_tokens"], keys["after_s"]
         if tokens is None and seconds is None:
             tokens = HANGS_UP_AFTER
         left = None if tokens is None else max(1, int(tokens))
-        return Odd(share, Behaviour(leaves_after_tokens=left, leaves_after_s=seconds))
-    return Odd(share, Behaviour(retry=name, max_attempts=max(1, int(keys["attempts"] or 1))))
+        return Odd(name, share, Behaviour(leaves_after_tokens=left, leaves_after_s=seconds))
+    return Odd(name, share, Behaviour(retry=name, max_attempts=max(1, int(keys["attempts"] or 1))))
 
 
 def _number(value: Any, where: str, most: float = float("inf")) -> float:

@@ -29,6 +29,7 @@ def record_of(
 ) -> Record:
     """The record of an attempt that is over."""
     times, usage = said.at, said.usage
+    is_slow = call.behaviour.bytes_per_s is not None  # its gaps are its own, not the server's
     details = usage.get("prompt_tokens_details") or {}
     outcome, error = _outcome(answer, said, call)
     return replace(
@@ -40,7 +41,7 @@ def record_of(
         output_tokens=usage.get("completion_tokens") or said.num_pieces,
         cached_tokens=details.get("cached_tokens") or 0,
         first=times[0] - began if times else None,
-        gaps=tuple(round(b - a, 6) for a, b in itertools.pairwise(times)),
+        gaps=() if is_slow else tuple(round(b - a, 6) for a, b in itertools.pairwise(times)),
         end=answer.end - began,
         finish=said.finish,
         retry_after=answers.retry_after(answer),

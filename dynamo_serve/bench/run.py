@@ -6,6 +6,7 @@ import asyncio
 import os
 import resource
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -25,6 +26,7 @@ from dynamo_serve.bench.sampling import Sampler
 FIRST_PROBE = -1_000_000_000  # probes are counted from here, the plan's calls from 0
 LEAD_S = 0.05  # from being ready to time 0
 DRAW_EVERY_S = 0.25
+MOST_FILES = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,7 @@ class Part:
     lags: list[float]
     busy: float
     num_connections: int
+    samples_failed: int
     is_interrupted: bool
 
 
@@ -77,8 +80,9 @@ def execute(plan: Iterable[Planned], options: Options) -> Run:
 def _allow_many_connections() -> None:
     """Each is an open file, of which systems allow few unless they are asked."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _several(groups: list[Session], options: Options) -> list[Part]:
@@ -138,6 +142,7 @@ async def _drive(
     tally, samples = driver.tally, sampler.samples if sampler else []
     return Part(
         *(driver.records, samples, tally.late, tally.lags, busy, client.num_opened),
+        sampler.num_failed if sampler else 0,
         interruption.has_come,
     )
 
@@ -189,7 +194,7 @@ def _merged(parts: list[Part], options: Options, began_at: float) -> Run:
     late = [value for part in parts for value in part.late]
     lags = [value for part in parts for value in part.lags]
     told = {
-        "command": about.command(),
+        "command": about.command(sys.argv),
         "began_at": round(began_at, 3),
         "url": options.url,
         "loop": "open" if options.driving.concurrency is None else "closed",
@@ -199,6 +204,7 @@ def _merged(parts: list[Part], options: Options, began_at: float) -> Run:
         "client": {
             "processes": options.processes,
             "connections": sum(part.num_connections for part in parts),
+            "samples_failed": sum(part.samples_failed for part in parts),
             **about.keeping_up(late, lags, max(part.busy for part in parts)),
         },
         "interrupted": any(part.is_interrupted for part in parts),

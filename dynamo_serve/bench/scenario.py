@@ -19,6 +19,7 @@ from dynamo_serve.errors import ConfigError
 
 PROMPTS = ("auto", "words", "ids")
 PROMISES = {"ttft_ms": "ttft", "itl_ms": "itl", "tpot_ms": "tpot", "e2e_ms": "e2e"}
+TIMED = ("mooncake", "burstgpt")
 ARRIVALS = ("constant", "poisson", "gamma", "ramp", "steps", "trace")
 TYPES: dict[str, tuple[type, ...]] = {
     "str": (str,),
@@ -89,13 +90,17 @@ OWN = (
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A part and where its sessions come from: a shape, or a file of the trace format `trace`."""
+    """A part and where its sessions come from: a shape, or a file of the trace format `trace`.
+
+    `weight` is what the server gives its tenant, for the report's fairness.
+    """
 
     part: Part
     shape: Shape
     trace: str = ""
     path: Path = Path()
     speed: float = 1.0
+    weight: float = 1.0
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -116,9 +121,20 @@ def scenario_of(plain: Mapping[str, Any]) -> Scenario:
     _check_arrivals(scenario)
     if scenario.prompts not in PROMPTS:
         raise ConfigError(f"prompts: {scenario.prompts!r}; allowed: {', '.join(PROMPTS)}")
+    if scenario.prompts == "ids" and scenario.tokenizer:
+        raise ConfigError("prompts: ids need no tokenizer; leave one of them out")
     targets.checked(scenario.targets)
-    sources(scenario)
+    _check_files(scenario, sources(scenario))
     return scenario
+
+
+def _check_files(scenario: Scenario, found: Sequence[Source]) -> None:
+    if scenario.arrivals != "trace":
+        if any(source.speed != 1.0 for source in found):
+            raise ConfigError("speed: only with arrivals: trace")
+        return
+    if [source.trace in TIMED for source in found] != [True]:
+        raise ConfigError(f"arrivals trace: needs one file, of {' or '.join(TIMED)}")
 
 
 def sources(scenario: Scenario) -> list[Source]:
@@ -135,11 +151,10 @@ def sources(scenario: Scenario) -> list[Source]:
 
 
 def _source(scenario: Scenario, given: Table, where: str) -> Source:
-    rest = {key: value for key, value in given.items() if key not in ("name", "share")}
+    rest = {key: value for key, value in given.items() if key not in ("name", "share", "weight")}
     own = {name: getattr(scenario, name) for name in OWN} | _typed(rest, where, OWN)
-    workload, share = own["workload"], given.get("share", 1)
-    if isinstance(share, bool) or not isinstance(share, int | float) or share <= 0:
-        raise ConfigError(f"{where}.share is {share!r}; allowed: numbers above 0")
+    workload = own["workload"]
+    share, weight = (_above_0(given.get(key, 1), f"{where}.{key}") for key in ("share", "weight"))
     usual = _behaviour(own["retry"], where)
     call = Call(
         kind=str(given.get("name", workload)),
@@ -157,11 +172,21 @@ def _source(scenario: Scenario, given: Table, where: str) -> Source:
     if workload not in TRACES:
         if own["file"]:
             raise ConfigError(f"{where}.file: only for {', '.join(TRACES)}, not for {workload}")
-        return Source(part, shapes.shape_of(workload, dict(own["shape"])))
+        return Source(
+            part, shapes.shape_of(workload, dict(own["shape"])), speed=own["speed"], weight=weight
+        )
     if not own["file"]:
         raise ConfigError(f"{where}: the workload {workload} needs a file")
-    shape = shapes.shape_of("plain", {"is_chat": own["shape"].get("is_chat", True)})
-    return Source(part, shape, workload, Path(own["file"]), own["speed"])
+    if unknown := own["shape"].keys() - {"is_chat"}:
+        raise ConfigError(f"{where}.shape.{min(unknown)}: a file has lengths of its own")
+    shape = shapes.shape_of("plain", {"is_chat": True, **own["shape"]})
+    return Source(part, shape, workload, Path(own["file"]), own["speed"], weight)
+
+
+def _above_0(value: Any, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        raise ConfigError(f"{where} is {value!r}; allowed: numbers above 0")
+    return value
 
 
 def _typed(plain: Mapping[str, Any], where: str, allowed: Sequence[str]) -> dict[str, Any]:
@@ -201,6 +226,7 @@ def _check_arrivals(scenario: Scenario) -> None:
     kind = scenario.arrivals
     if kind and kind not in ARRIVALS:
         raise ConfigError(f"arrivals: {kind!r}; allowed: {', '.join(ARRIVALS)}")
+    _check_unused(scenario, kind)
     if kind == "ramp" and len(scenario.ramp) != 3:
         raise ConfigError("arrivals ramp: give ramp as [first rate, last rate, seconds]")
     if kind == "steps" and not scenario.steps:
@@ -223,6 +249,20 @@ def _check_arrivals(scenario: Scenario) -> None:
         raise ConfigError("ramp: it needs seconds above 0, and a rate above 0")
 
 
+def _check_unused(scenario: Scenario, kind: str) -> None:
+    """What is given must be used."""
+    for name in ("ramp", "steps"):
+        if getattr(scenario, name) and kind != name:
+            raise ConfigError(f"{name}: only with arrivals: {name}")
+    if scenario.burstiness != 1.0 and kind not in ("", "gamma"):
+        raise ConfigError(f"burstiness: only with arrivals: gamma, not {kind}")
+    has_rates = kind in ("ramp", "steps", "trace")
+    if scenario.rate is not None and (has_rates or scenario.sweep):
+        raise ConfigError(f"rate: {kind or 'a sweep'} has its own; leave out one of them")
+    if scenario.sweep and has_rates:
+        raise ConfigError(f"sweep: needs arrivals with a rate, not {kind}")
+
+
 def _behaviour(retry: str, where: str) -> Behaviour:
     if retry not in RETRIES:
         raise ConfigError(f"{where}.retry: {retry!r}; allowed: {', '.join(RETRIES)}")
@@ -233,8 +273,7 @@ def _promises(given: Table, where: str) -> dict[str, float]:
     for name, value in given.items():
         if name not in PROMISES:
             raise ConfigError(f"{where}.promises: {name!r}; allowed: {', '.join(PROMISES)}")
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-            raise ConfigError(f"{where}.promises.{name} is {value!r}; allowed: numbers above 0")
+        _above_0(value, f"{where}.promises.{name}")
     return {PROMISES[name]: value / 1e3 for name, value in given.items()}
 
 

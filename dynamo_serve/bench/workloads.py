@@ -37,6 +37,7 @@ class Visit:
 class Odd:
     """A share of the calls that do not behave; `deadline` in seconds."""
 
+    name: str
     share: float
     behaviour: Behaviour
     deadline: float | None = None
@@ -188,12 +189,20 @@ def plan(
 
 
 def behaving(part: Part, call: Call, rng: random.Random) -> Call:
-    """The call, by one of the few that do not behave or by one who does."""
+    """The call, by one of the few that do not behave or by one who does. The kind says so, for
+    what they feel is their own doing; nothing is promised to who reads slowly."""
     luck = rng.random()
     for odd in part.odd:
         if (luck := luck - odd.share) < 0:
             deadline = call.deadline if odd.deadline is None else odd.deadline
-            return replace(call, behaviour=odd.behaviour, deadline=deadline)
+            promised = call.targets if odd.behaviour.bytes_per_s is None else {}
+            return replace(
+                call,
+                kind=f"{call.kind} {odd.name}",
+                behaviour=odd.behaviour,
+                deadline=deadline,
+                targets=promised,
+            )
     return call
 
 

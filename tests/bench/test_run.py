@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from bench.stub_server import Delays, Stub, serving
-from dynamo_serve.bench import record
+from dynamo_serve.bench import about, record
 from dynamo_serve.bench.bodies import Dialect
 from dynamo_serve.bench.driver import Driving, sessions
 from dynamo_serve.bench.plan import Behaviour, Call, Planned
@@ -162,6 +162,8 @@ def test_a_slow_reader_takes_as_long_as_its_rate_says(stub: Stub) -> None:
     assert swift.end is not None
     assert slow.end is not None
     assert slow.end - slow.sent > 0.8  # 200 events of 80 bytes; the last read is not waited for
+    assert slow.gaps == ()
+    assert len(swift.gaps) > 100
     assert slow.output_tokens == swift.output_tokens == 200
 
 
@@ -281,6 +283,14 @@ def test_a_run_says_what_it_was_and_can_be_read_again(stub: Stub, tmp_path: Path
 def test_a_fault_of_the_generators_own_is_not_hidden(stub: Stub) -> None:
     with pytest.raises(TypeError, match="not JSON serializable"):
         run(stub, replace(CALL, extra={"wrong": object()}))
+
+
+def test_no_key_is_written_down() -> None:
+    words = ["/bin/x", "run", "--api-key", "secret", "--api-key=secret", "--set", "key=secret",
+             "--set", "metrics_key=secret", "--set", "mix=[{share: 1, key: secret}]"]  # fmt: skip
+    shown = about.command(words)
+    assert "secret" not in shown
+    assert shown.startswith("x run --api-key … --api-key=… --set key=…")
 
 
 def command(url: str, out: Path, *flags: str) -> list[str]:

@@ -125,6 +125,8 @@ def test_a_share_of_the_clients_misbehaves() -> None:
         **{"slow": 0.2, "hang_up": 0.1, "deadline": 0.1, "storm": 0.1},
         "none": 0.5,
     }
+    kinds = {p.call.kind for p in plan}
+    assert kinds == {"plain", "plain slow", "plain hang_up", "plain deadline", "plain storm"}
 
 
 @pytest.mark.parametrize(
@@ -198,7 +200,10 @@ def test_mooncake_prompts_begin_alike_where_their_hashes_do(tmp_path: Path) -> N
     ]
     path = tmp_path / "trace.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    plan = planned({"workload": "mooncake", "file": str(path), "arrivals": "trace", "speed": 2.0})
+    timed = {"arrivals": "trace", "rate": None, "speed": 2.0}
+    plan = planned({"workload": "mooncake", "file": str(path), **timed})
+    closed = planned({"workload": "mooncake", "file": str(path), "rate": None, "concurrency": 2})
+    assert [p.at for p in closed] == [None, None]
     first, second = (p.call.messages[0]["content"].split() for p in plan)
     assert [p.at for p in plan] == [0.0, 1.25]
     assert (len(first), len(second)) == (1300, 1100)
@@ -215,7 +220,7 @@ def test_burstgpt_lines_are_requests_at_their_times(tmp_path: Path) -> None:
         rows.writerows(
             [[5, "ChatGPT", 30, 8, 38], [6, "GPT-4", 20, 0, 20], [9, "GPT-4", 10, 4, 14]]
         )
-    plan = planned({"workload": "burstgpt", "file": str(path), "arrivals": "trace"})
+    plan = planned({"workload": "burstgpt", "file": str(path), "arrivals": "trace", "rate": None})
     assert [(p.at, p.call.prompt_tokens, p.call.max_tokens) for p in plan] == [
         (0.0, 30, 8),
         (4.0, 10, 4),
@@ -241,7 +246,15 @@ def test_a_file_in_another_format_is_named(tmp_path: Path, name: str) -> None:
         ({"requests": None}, "when does it end"),
         ({"rate": None}, "how much load"),
         ({"arrivals": "sometimes"}, "allowed: constant"),
-        ({"arrivals": "ramp"}, "first rate, last rate"),
+        ({"arrivals": "ramp", "rate": None}, "first rate, last rate"),
+        ({"arrivals": "ramp", "ramp": [1, 2, 3]}, "rate: ramp has its own"),
+        ({"sweep": {"first": 1}}, "rate: a sweep has its own"),
+        ({"steps": [[1, 2]]}, "only with arrivals: steps"),
+        ({"arrivals": "trace", "rate": None}, "needs one file"),
+        ({"arrivals": "constant", "burstiness": 0.5}, "burstiness: only with"),
+        ({"speed": 2.0}, "only with arrivals: trace"),
+        ({"workload": "mooncake", "file": "x", "shape": {"input": 3}}, "lengths of its own"),
+        ({"prompts": "ids", "tokenizer": "x"}, "leave one of them out"),
         ({"file": "x"}, "only for sharegpt"),
         ({"targets": {"ttft_p99": 3}}, "unknown 'ttft_p99'"),
         ({"promises": {"ttft": 3}}, "allowed: ttft_ms"),
@@ -249,6 +262,7 @@ def test_a_file_in_another_format_is_named(tmp_path: Path, name: str) -> None:
         ({"misbehaviour": {"slow": 0.7, "storm": 0.7}}, "more than 1"),
         ({"retry": "often"}, "allowed: none"),
         ({"mix": [{"share": 0}]}, "numbers above 0"),
+        ({"mix": [{"weight": -1}]}, "mix.0.weight is -1"),
         ({"mix": [{"rate": 3}]}, "unknown key 'rate'"),
         ({"key": "$NOT_IN_THE_ENVIRONMENT"}, "NOT_IN_THE_ENVIRONMENT"),
     ],
