@@ -23,7 +23,7 @@ def report(arguments: argparse.Namespace) -> int:
         words, line = text.text(found), text.line(found)
     else:
         words, line = several.text(runs), several.line(runs)
-    written = [_write(arguments.html, page.html(runs))] if arguments.html else []
+    written = [_write(arguments.html, page.html(*runs))] if arguments.html else []
     if arguments.png:
         written += [str(path) for path in png.write(runs, Path(arguments.png))]
     _say(words, line, written, arguments.json)

@@ -86,7 +86,8 @@ def fairness(
         )
         for name in names
     )
-    fair = jain([costs[tenant.name] / tenant.weight for tenant in tenants])
+    by_weight = [costs[tenant.name] / tenant.weight for tenant in tenants]
+    fair = jain(by_weight) if len(tenants) > 1 else None  # nobody to be fair to
     return Fairness(fair, "device seconds" if is_measured else "tokens", tenants)
 
 

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from importlib import resources
 
-from dynamo_serve.bench import compare_text, plots, text, timeline
+from dynamo_serve.bench import compare_text, plot_effects, plots, text, timeline
 from dynamo_serve.bench.compare import Comparison
 from dynamo_serve.bench.figures import Repeats, summaries, unit
+from dynamo_serve.bench.groups import Group
 from dynamo_serve.bench.latency import SHARES
 from dynamo_serve.bench.plot import Chart, figure
 from dynamo_serve.bench.record import Run
@@ -20,7 +21,7 @@ from dynamo_serve.bench.words import NONE, count, facts, ms, number, percent, sh
 Rows = Iterable[Sequence[str]]
 
 
-def html(runs: Sequence[Run]) -> str:
+def html(*runs: Run) -> str:
     """The report on one run; on several, what they come to together, and then each."""
     if len(runs) == 1:
         found = summary(runs[0])
@@ -43,6 +44,7 @@ def comparison(of: Comparison) -> str:
     classes = [one.verdict if one.verdict in ("better", "worse") else "" for one in of.differences]
     body += _table(compare_text.HEAD, compare_text.rows(of), last=classes)
     body += "<p>p: paired t-test, adjusted after Benjamini and Hochberg for many figures.</p>"
+    body += plot_effects.figure(of.differences, of.matters)
     if of.apart:
         body += "<h2>What differs</h2>" + _table(("what", "A", "B"), of.apart)
     for name, several in (("A", of.a), ("B", of.b)):
@@ -83,9 +85,9 @@ def _run(run: Run, of: Summary) -> str:
             _section("Targets", _targets(of)),
             f'<h2>Over time</h2><div class="charts">{charts}</div>',
             f'<h2>Distributions</h2><div class="charts">{curves}</div>',
-            _section("Tenants", _tenants(of)),
-            _section("Classes", _table(*text.group_rows(of.classes, "class"))),
-            _section("Kinds", _table(*text.group_rows(of.kinds, "kind"))),
+            _section("Tenants", _groups(of.tenants, *text.tenant_rows(of))),
+            _section("Classes", _groups(of.classes, *text.group_rows(of.classes, "class"))),
+            _section("Kinds", _groups(of.kinds, *text.group_rows(of.kinds, "kind"))),
             _section("Errors", _errors(of)),
             _section("Settings, versions, machine", _facts(of)),
         )
@@ -111,14 +113,16 @@ def _tiles(of: Summary) -> str:
             "refused · failed · cancelled",
         ),
         (number(rates.requests if rates else None), "requests/s answered"),
-        (number(rates.good if rates else None), "requests/s within all their targets"),
         (number(rates.output_tokens if rates else None), f"output tokens/s; {bound}"),
         (number(rates.input_tokens if rates else None), "input tokens/s"),
         (f"{ms(total.ttft.value('p50'))} ms", "TTFT p50"),
         (f"{ms(total.itl.value('p50'))} ms", "ITL p50"),
         (percent(total.cached_share), "of prompt tokens were cached"),
-        (text.jain(of), f"Jain index of {of.fairness.basis} by weight"),
     ]
+    if rates and rates.good is not None:
+        tiles.insert(3, (number(rates.good), "requests/s within all their targets"))
+    if of.fairness.jain is not None:
+        tiles.append((text.jain(of), f"Jain index of {of.fairness.basis} by weight"))
     drawn = (
         f'<div class="tile"><b>{escape(a)}</b><span>{escape(b)}</span></div>' for a, b in tiles
     )
@@ -147,8 +151,9 @@ def _targets(of: Summary) -> str:
     return _table(("class", "target", "kept (95 % interval)"), rows)
 
 
-def _tenants(of: Summary) -> str:
-    return _table(*text.tenant_rows(of))
+def _groups(groups: Sequence[Group], head: Sequence[str], rows: Rows) -> str:
+    """Nothing where all requests are in one that has no name."""
+    return _table(head, rows) if any(one.name for one in groups) else ""
 
 
 def _errors(of: Summary) -> str:

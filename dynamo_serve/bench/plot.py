@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 640, 300
-LEFT, RIGHT, TOP, BOTTOM = 66, 18, 14, 46
+LEFT, RIGHT, TOP, BOTTOM = 74, 18, 14, 50
 NUM_COLOURS = 6
 SMALLEST = 1e-9  # of what is drawn as more than nothing
 DASHES = ("", "7 3", "2 3", "9 3 2 3", "1 4", "12 4")
@@ -92,11 +92,13 @@ class _Scale:
 
     def __init__(self, chart: Chart, lines: Sequence[Line]) -> None:
         xs = [x for line in lines for x, _ in line.points]
-        self.x_ticks = ticks(chart.x_high or max(xs))
+        # Loads are points, which need air; time and distributions end where they end.
+        edge = chart.x_high or (max(xs) if chart.kind != "dots" else 0.0)
+        self.x_ticks = ticks(edge or max(xs))
         self.y_ticks = ticks(chart.y_high or _highest(chart, lines))
         self.x_high, self.y_high = self.x_ticks[-1], self.y_ticks[-1]
-        if chart.x_high:  # an edge that is meant is kept
-            self.x_high = chart.x_high
+        if edge > SMALLEST:
+            self.x_high = edge
             self.x_ticks = [x for x in self.x_ticks if x <= self.x_high]
 
     def x(self, value: float) -> float:
@@ -171,12 +173,12 @@ def _axes(chart: Chart, scale: _Scale) -> str:
         x = f"{scale.x(value):.1f}"
         parts.append(f'<line class="grid" x1="{x}" y1="{bottom}" x2="{x}" y2="{bottom + 5}"/>')
         parts.append(
-            f'<text class="tick" x="{x}" y="{bottom + 18}" text-anchor="middle">{value:,.6g}</text>'
+            f'<text class="tick" x="{x}" y="{bottom + 19}" text-anchor="middle">{value:,.6g}</text>'
         )
     middle = f"{(TOP + bottom) / 2:.0f}"
     parts.append(
         f'<line class="axis" x1="{LEFT}" y1="{bottom}" x2="{right}" y2="{bottom}"/>'
-        f'<text class="label" x="{(LEFT + right) / 2:.0f}" y="{HEIGHT - 8}" text-anchor="middle">'
+        f'<text class="label" x="{(LEFT + right) / 2:.0f}" y="{HEIGHT - 7}" text-anchor="middle">'
         f"{escape(chart.x_label)}</text>"
         f'<text class="label" x="14" y="{middle}" text-anchor="middle" '
         f'transform="rotate(-90 14 {middle})">{escape(chart.y_label)}</text>'

@@ -110,7 +110,7 @@ def _pareto(placed: Sequence[tuple[float, Repeats]]) -> Chart:
             points.append((1000 / pace.value, output.value))
             marks.append(Mark(1000 / pace.value, output.value, f"load {number(at)}", True))
     return Chart(
-        "What one user gets, against what all get",
+        "What one user gets, against what all get (Pareto)",
         "tokens/s of one user (1 / mean TPOT)",
         "output tokens/s of all",
         [Line("load points", points)],

@@ -11,7 +11,7 @@ from dynamo_serve.bench.words import facts
 # What differs between repeats, and does not make them runs of something else.
 MEASURED = ("began_at", "client", "interrupted", "repeat")
 VOLATILE = (*MEASURED, "command", "seed", "url")
-NAMED = ("scenario", "plan", "workload", "rate", "concurrency", "load", "seed")
+NAMED = ("scenario", "plan", "workload", "arrivals", "rate", "concurrency", "seed")
 
 
 def grouped(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
@@ -24,11 +24,12 @@ def grouped(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
 
 
 def label(about: Mapping[str, Any], *, is_group: bool = False) -> str:
-    """What tells a run from others, in a few words."""
+    """What tells a run from others, in a few words; what it says deeper inside than in its plan
+    does not."""
     told = [
-        f"{key} {value}"
+        f"{key.removeprefix('plan.')} {value}"
         for key, value in facts(about)
-        if root(key) in NAMED and not (is_group and key == "seed")
+        if key.removeprefix("plan.") in NAMED and not (is_group and key == "seed")
     ]
     return ", ".join(told) or "one that does not say what it was"
 

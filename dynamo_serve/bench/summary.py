@@ -110,14 +110,9 @@ def _notes(run: Run, load: Sequence[Record], samples: list[Sample], unsound: int
     notes += _nothing(load)
     if run.about.get("loop") not in ("open", "closed"):
         notes.append("The run does not say its loop; latencies count from when requests were due.")
-    if run.about.get("loop") != "closed" and load:
-        late = sum(record.sent - record.due > LATE_S for record in load)
-        if late > LATE_SHARE * len(load):
-            notes.append(
-                f"The client was a bottleneck: {late} of {len(load)} requests were sent more than "
-                f"{LATE_S * 1000:g} ms late. Use more client processes, or another machine for it."
-            )
-    notes += _told(run.about)
+    notes += _client(run.about, load)
+    if run.about.get("interrupted"):
+        notes.append("The run was interrupted: it is shorter than planned.")
     strange = sorted({name for record in load for name in record.targets} - set(TARGETS))
     if strange:
         notes.append(f"Unknown targets were not looked at: {', '.join(strange)}.")
@@ -138,12 +133,16 @@ def _nothing(load: Sequence[Record]) -> list[str]:
     return []
 
 
-def _told(about: Mapping[str, Any]) -> list[str]:
-    """What whoever ran it wants to be known."""
-    client = about.get("client")
-    warning = client.get("warning") if isinstance(client, dict) else None
-    interrupted = "The run was interrupted: it is shorter than planned."
+def _client(about: Mapping[str, Any], load: Sequence[Record]) -> list[str]:
+    """Whether the client was in its own way: by its own account, else by when it sent."""
+    told = about.get("client")
+    warning = told.get("warning") if isinstance(told, dict) else None
+    if warning:
+        return [f"Of the client: {warning}."]
+    late = sum(record.sent - record.due > LATE_S for record in load)
+    if about.get("loop") == "closed" or late <= LATE_SHARE * len(load):
+        return []
     return [
-        *([f"Of the client: {warning}."] if warning else []),
-        *([interrupted] if about.get("interrupted") else []),
+        f"The client was a bottleneck: {late} of {len(load)} requests were sent more than "
+        f"{LATE_S * 1000:g} ms late. Use more client processes, or another machine for it."
     ]

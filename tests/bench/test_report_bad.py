@@ -99,7 +99,7 @@ def test_a_report_of_any_run_is_made(run: Run) -> None:
     found = summary(run)
     assert is_honest(text(found))
     strictly(line(found))
-    whole(page.html([run]))
+    whole(page.html(run))
 
 
 @settings(max_examples=40, deadline=None)
@@ -107,7 +107,7 @@ def test_a_report_of_any_run_is_made(run: Run) -> None:
 def test_so_it_is_of_several_and_of_two_compared(a: list[Run], b: list[Run]) -> None:
     assert is_honest(several.text(a))
     strictly(several.line(a))
-    whole(page.html(a))
+    whole(page.html(*a))
     found = compare(a, b[: len(a)])
     assert is_honest(compare_text.text(found))
     strictly(compare_text.line(found))

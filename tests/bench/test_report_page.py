@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from dynamo_serve.bench import page, plots, timeline
+from dynamo_serve.bench import page, plot_effects, plots, timeline
 from dynamo_serve.bench.compare import compare
 from dynamo_serve.bench.figures import summaries
 from dynamo_serve.bench.plot import Chart, Line, figure, stacked, ticks
@@ -56,7 +56,7 @@ def whole(text: str) -> Checked:
 @pytest.mark.parametrize("number", [0, 1, 3])
 def test_a_report_is_whole_and_asks_nobody(number: int) -> None:
     runs = [made_run(seconds=20, seed=seed, rate=4 * seed) for seed in range(1, number + 1)]
-    found = whole(page.html(runs or [Run({}, 0.0, [])]))
+    found = whole(page.html(*(runs or [Run({}, 0.0, [])])))
     assert ("polyline" in found.tags) is bool(number)
 
 
@@ -66,13 +66,24 @@ def test_a_comparison_is_whole_too() -> None:
     whole(page.comparison(compare(runs, runs)))
 
 
+def test_differences_are_drawn_about_the_middle() -> None:
+    runs = [made_run(seconds=20, seed=seed) for seed in range(3)]
+    slower = [made_run(seconds=20, seed=seed, step_ms=24) for seed in range(3)]
+    drawn = plot_effects.figure(compare(runs, slower).differences, 0.05)
+    places = dict(re.findall(r">(\w+)</text>(?:<line[^>]*>)?<circle [^>]*cx=\"([\d.]+)\"", drawn))
+    middle = (plot_effects.LEFT + plot_effects.WIDTH - plot_effects.RIGHT) / 2
+    assert float(places["itl_mean_ms"]) > middle + 100
+    assert float(places["requests_per_s"]) == middle
+    assert plot_effects.figure([], 0.05) == ""
+
+
 def test_names_of_others_are_text_and_never_markup() -> None:
     evil = '</script><script>alert("x")</script>'
     records = [
         Record(0, 0, 0, first=0.1, end=0.2, tenant=evil, class_name=evil, kind=evil, error=evil)
     ]
     samples = [Sample(at, {f'dserve_batch_tokens_sum{{phase="{evil}"}}': at}) for at in (0, 1, 2)]
-    text = page.html([Run({"model": evil}, 1.0, records, samples)])
+    text = page.html(Run({"model": evil}, 1.0, records, samples))
     assert "<script>alert" not in text
     whole(text)
 

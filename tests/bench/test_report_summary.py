@@ -133,6 +133,10 @@ def test_without_samples_tenants_are_compared_by_tokens_not_cached() -> None:
     assert found.jain == pytest.approx(17**2 / (2 * (16 + 169)))
 
 
+def test_one_tenant_alone_is_neither_fair_nor_unfair() -> None:
+    assert summary(Run(OPEN, 10.0, [answered(0, tenant="a")])).fairness.jain is None
+
+
 def test_ttft_is_reconciled_request_by_request_where_the_server_tells_it() -> None:
     found = summary(Run(OPEN, 10.0, [answered(0, server={"ttft": 0.4})])).reconciled
     assert found is not None and found.source == "requests"
