@@ -285,6 +285,14 @@ def test_a_fault_of_the_generators_own_is_not_hidden(stub: Stub) -> None:
         run(stub, replace(CALL, extra={"wrong": object()}))
 
 
+def test_a_client_that_cannot_keep_up_says_so() -> None:
+    assert about.keeping_up([0.001] * 99, [0.001] * 99, 0.5)["warning"] == ""
+    assert about.keeping_up([0.001] * 30 + [0.1] * 2, [], 0.5)["warning"] == ""  # by chance
+    assert "5 of 100 calls" in about.keeping_up([0.001] * 95 + [0.1] * 5, [], 0.5)["warning"]
+    assert "timers" in about.keeping_up([], [0.02] * 5, 0.5)["warning"]
+    assert "busy 95%" in about.keeping_up([], [], 0.95)["warning"]
+
+
 def test_no_key_is_written_down() -> None:
     words = ["/bin/x", "run", "--api-key", "secret", "--api-key=secret", "--set", "key=secret",
              "--set", "metrics_key=secret", "--set", "mix=[{share: 1, key: secret}]"]  # fmt: skip
