@@ -137,6 +137,7 @@ def build_loop(given: Given, engine: Engine, spec: EngineSpec, ends: Ends) -> Lo
         reply=ends.reply,
         clock=time.monotonic,
         flight=ends.flight,
+        tells_shapes=bool(given.config.record.path and given.config.record.steps),
     )
     recall_ladder(loop, given.config.scheduler, given.standing)
     return loop

@@ -1,4 +1,4 @@
-"""The command line: serve, chat, bench, check-config, hash-key, version."""
+"""The command line: serve, chat, bench, replay, trace, check-config, hash-key, version."""
 
 from __future__ import annotations
 
@@ -73,6 +73,8 @@ def parser() -> argparse.ArgumentParser:
     add_bench(commands)
     keys = _command(commands, "hash-key", "Print a key as the tenants file has it.", _hash_key)
     keys.add_argument("--new", action="store_true", help="Make a random key and show it once.")
+    _add_replay(_command(commands, "replay", "Send recorded traffic to an endpoint.", _replay))
+    _add_trace(_command(commands, "trace", "Show what is in recorded traffic.", _trace))
     _command(commands, "version", "Print the version.", _version)
     return root
 
@@ -118,6 +120,26 @@ def _add_chat(command: argparse.ArgumentParser) -> None:
     add("--system", default=None, help="System message.")
     add("--temperature", type=float, default=None, help="Else the server's default.")
     add("--max-tokens", type=int, default=None, help="Longest answer; else the server's limit.")
+
+
+def _add_replay(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("traces", nargs="+", metavar="TRACE", help="Files of one recording.")
+    add("url", metavar="URL", help="Server, without /v1.")
+    add("--speed", type=float, default=1.0, help="2: in half the time. Default: 1.")
+    add("--requests", type=int, default=None, metavar="N", help="Only the first N.")
+    add("--tenants", default=None, metavar="FILE", help="YAML file: a line 'NAME: KEY' for each.")
+    add("--api-key", default=None, help="For all; else OPENAI_API_KEY is sent if it is set.")
+    add("--model", default="", help="Model name; else the first the server lists.")
+    add("--vocab-size", type=int, default=None, help="Of the model, where nobody says.")
+    add("--timeout", type=float, default=600.0, metavar="S", help="For one answer. Default: 600.")
+    add("--out", default=None, metavar="FILE", help="Where to write the run (JSON lines).")
+
+
+def _add_trace(command: argparse.ArgumentParser) -> None:
+    command.add_argument("traces", nargs="+", metavar="TRACE", help="Files of one recording.")
+    command.add_argument("--json", action="store_true", help="One line of JSON instead.")
+    command.add_argument("--to-mooncake", metavar="FILE", help="Write it in Mooncake's format.")
 
 
 def load_settings(arguments: argparse.Namespace) -> settings.Loaded:
@@ -179,6 +201,18 @@ def _chat(arguments: argparse.Namespace) -> int:
             max_tokens=arguments.max_tokens,
         )
     )
+
+
+def _replay(arguments: argparse.Namespace) -> int:
+    from dynamo_serve.cli_replay import replay
+
+    return replay(arguments)
+
+
+def _trace(arguments: argparse.Namespace) -> int:
+    from dynamo_serve.cli_replay import show
+
+    return show(arguments)
 
 
 def _hash_key(arguments: argparse.Namespace) -> int:

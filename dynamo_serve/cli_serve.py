@@ -18,7 +18,7 @@ from dataclasses import replace
 import uvicorn
 from starlette.types import ASGIApp
 
-from dynamo_serve import __version__, garbage
+from dynamo_serve import __version__, garbage, recording
 from dynamo_serve.api import middleware
 from dynamo_serve.api.app import create_app
 from dynamo_serve.api.auth import Access
@@ -33,7 +33,9 @@ from dynamo_serve.errors import ConfigError
 from dynamo_serve.fits import check_disk
 from dynamo_serve.handover import Door, take_over
 from dynamo_serve.metrics import Metrics
+from dynamo_serve.observer import Vitals
 from dynamo_serve.open_files import make_room
+from dynamo_serve.recording import Recorder
 from dynamo_serve.service import Service
 from dynamo_serve.succession import Succession
 
@@ -54,22 +56,30 @@ def serve(config: Config) -> int:
     # Before anything slow: a port in use should be known now, not after minutes of loading.
     predecessor = take_over(config.server)
     with predecessor.listener if predecessor else listen(config.server) as listener:
-        metrics = Metrics(model=names[0], version=__version__, vitals=lambda: service.vitals())  # noqa: PLW0108 - it is made below
-        progress = Progress(sys.stderr)
-        service = Service(config, model_path=path, observer=metrics, progress=progress)
-        access = Access(config.server, service.configure)
+
+        def vitals() -> Vitals:
+            return service.vitals()._replace(**recording.counts(recorder))
+
+        metrics = Metrics(model=names[0], version=__version__, vitals=vitals)
         tokenizer = load_tokenizer(path)
+        recorder = recording.recorder_of(config, metrics, tokenizer.decode, names[0])
+        observer, progress = recorder or metrics, Progress(sys.stderr)
+        service = Service(config, model_path=path, observer=observer, progress=progress)
+        access = Access(config.server, service.configure)
         service.declare(declared_heads(config.cache, tokenizer))
-        app = create_app(service, tokenizer, config, metrics, access, model_names=names)
+        told = recorder.facts if recorder else dict
+        app = create_app(
+            service, tokenizer, config, metrics, access, model_names=names, recording=told
+        )
         http = HttpServer(http_settings(app, config.server))
         succession = Succession(
-            *(service, app.state.streams, http, metrics),
+            *(service, app.state.streams, http, observer),
             models=names,
             tokenizer=tokenizer,
             predecessor=predecessor,
             door=Door(config.server.handover, listener) if config.server.handover else None,
         )
-        run = Run(service, http, listener, config.server, access, succession)
+        run = Run(service, http, listener, config.server, access, succession, recorder)
         return asyncio.run(run.until_signal(names))
 
 
@@ -111,6 +121,7 @@ class Run:
         server: ServerSection,
         access: Access,
         succession: Succession,
+        recorder: Recorder | None,
     ) -> None:
         self._service = service
         self._http = http
@@ -118,6 +129,7 @@ class Run:
         self._server = server
         self._access = access
         self._succession = succession
+        self._recorder = recorder
         self._stop = asyncio.Event()
 
     async def until_signal(self, names: tuple[str, ...]) -> int:
@@ -136,6 +148,8 @@ class Run:
             await self._first_of(starting, stopped, answering)
             if not self._stop.is_set():
                 garbage.settle()
+                if self._recorder is not None:
+                    self._recorder.begin(self._service.spec, self._access.tenancy)
                 await self._succession.begin(answering)
                 tell(self._what_next(names))
                 await self._first_of(stopped, answering, handed)
@@ -184,6 +198,8 @@ class Run:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._succession.close()
         await self._service.close()
+        if self._recorder is not None:
+            await asyncio.to_thread(self._recorder.close)
         self._http.should_exit = True
         await answering
 

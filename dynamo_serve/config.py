@@ -80,9 +80,7 @@ class ServerSection:
     )
     max_choices: int = setting(16, "Largest n (and list of prompts) in one request.", low=1)
     max_connections: int = setting(
-        4096,
-        "Open connections; who comes then gets a 503, but for probes.",
-        low=1,
+        4096, "Open connections; who comes then gets a 503, but for probes.", low=1
     )
     header_timeout_s: float = setting(
         10.0, "Seconds for the headers of a request to arrive, else 408.", low=0.1
@@ -97,8 +95,7 @@ class ServerSection:
     )
     stream_buffer_bytes: int = setting(
         65_536,
-        "Bytes that wait for a slow reader, once in the server and once in the kernel; then the "
-        "stream waits.",
+        "Bytes that wait for a slow reader, in the server and again in the kernel; then it waits.",
         low=4096,
         high=2**24,
     )
@@ -224,6 +221,19 @@ class LogSection:
 
 
 @dataclass(frozen=True, slots=True)
+class RecordSection:
+    path: str = setting(
+        "", "Folder for traces of who asked when and for how much, without a text; empty: none."
+    )
+    max_mib: float = setting(64.0, "Size at which the next file is begun, in MiB.", low=0.01)
+    keep: int = setting(16, "Files kept in this folder; the oldest are deleted.", low=1)
+    steps: int = setting(100, "Engine steps recorded per second, at most.", low=0, high=10_000)
+    text: bool = setting(
+        False, "Record prompts as text, too: whoever can read the folder reads what people wrote."
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     server: ServerSection = field(default_factory=ServerSection)
     model: ModelSection = field(default_factory=ModelSection)
@@ -231,3 +241,4 @@ class Config:
     cache: CacheSection = field(default_factory=CacheSection)
     scheduler: SchedulerSection = field(default_factory=SchedulerSection)
     log: LogSection = field(default_factory=LogSection)
+    record: RecordSection = field(default_factory=RecordSection)

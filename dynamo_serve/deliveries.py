@@ -100,13 +100,13 @@ class Deliveries:
         if not delivery.is_wanted and delivery.inbox is inbox and not inbox.has_failed:
             self.timers.stop(delivery.request.id)
             self._want(delivery)
-        return await inbox.take()
+        return delivery.read(await inbox.take())
 
     def leave(self, delivery: Delivery, inbox: Inbox) -> None:
         """A reader has gone. Nothing here waits: it may be running under cancellation."""
         if delivery.inbox is not inbox:
             return  # somebody else reads on
-        delivery.inbox, delivery.left_at = None, time.monotonic()
+        delivery.leave(time.monotonic())
         request_id = delivery.request.id
         if delivery.keep_seconds and self.find(request_id) is delivery:
             if delivery.is_wanted and not (delivery.is_done or delivery.is_cancelled):
@@ -228,12 +228,13 @@ class Deliveries:
             self.park(delivery, "reader_slow")
             request = delivery.request
             promise = self._engine.tenancy.class_of(request.tenant, request.class_name)
-            delivery.patience = promise.reader_patience or self._patience
+            delivery.slow(now, promise.reader_patience or self._patience)
             self.timers.start(request.id, delivery.patience, lambda: self._give_up(delivery))
 
     def _on_end(self, delivery: Delivery) -> None:
         """Nothing more comes of it; what there is may be wanted again."""
         delivery.is_submitted = False
+        self._observer.on_end(delivery, time.monotonic())
         request_id = delivery.request.id
         self.live.pop(request_id, None)
         self.kept.pop(request_id, None)

@@ -39,6 +39,7 @@ class Delivery:
         *("error", "is_submitted", "is_wanted", "is_cancelled", "has_begun", "is_suspect"),
         *("since", "reason", "deaths", "doubts", "earlier", "previous", "keep_seconds"),
         *("on_stuck", "engines", "patience", "blind", "left_at", "is_leaving"),
+        *("gone_at", "slow_since", "slow_tokens"),
     )
 
     def __init__(self, request: Request, keep_seconds: float, on_stuck: Callable[[], None]) -> None:
@@ -64,6 +65,9 @@ class Delivery:
         self.blind = 0  # crashes outside any step since it last got a token
         self.left_at = 0.0  # when it had its finish, or nobody read it any more
         self.patience = 0.0  # with a reader that stands still, in seconds
+        self.gone_at: float | None = None  # when its reader went before the end, for good
+        self.slow_since: float | None = None  # when its reader was first found too slow
+        self.slow_tokens = 0  # which it has taken since then
         self.engines = 0  # lost while they had it
         self.earlier: Summary | None = None  # what it has cost up to the last parking
 
@@ -184,9 +188,29 @@ class Delivery:
 
     # ── who reads ────────────────────────────────────────────────────────────
 
+    def read(self, event: TokenEvent) -> TokenEvent:
+        """`event` is with its reader now."""
+        if self.slow_since is not None:
+            self.slow_tokens += len(event.token_ids)
+        return event
+
+    def leave(self, now: float) -> None:
+        """Its reader has gone."""
+        self.inbox, self.left_at = None, now
+        if not (self.is_done or self.is_cancelled):
+            self.gone_at = now
+
+    def slow(self, now: float, patience: float) -> None:
+        """Its reader takes too little, and has so many seconds to read on."""
+        self.patience = patience
+        if self.slow_since is None:
+            self.slow_since = now
+
     def attach(self, num_read: int) -> Inbox:
         """A reader who has had the first `num_read` tokens; there is one at a time, the latest."""
         inbox = self.inbox = Inbox()
+        if not self.is_done:
+            self.gone_at = None
         if num_read < len(self.tokens):
             cached = self.cached_tokens if num_read == 0 else None
             tokens, logprobs = tuple(self.tokens[num_read:]), tuple(self.logprobs[num_read:])

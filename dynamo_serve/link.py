@@ -32,7 +32,7 @@ from dynamo_serve.start import Template, start_engine
 log = logging.getLogger(__name__)
 
 RECEIVE_BYTES = 1 << 20
-ENGINE_SECTIONS = ("model", "engine", "cache", "scheduler", "log")
+ENGINE_SECTIONS = ("model", "engine", "cache", "scheduler", "log", "record")
 AFRESH = Standing()  # no rung was taken before
 
 

@@ -87,6 +87,12 @@ class Metrics:
         if event.refusal is not None:
             self._refusals[request.tenant, event.refusal.reason] += 1
 
+    def on_end(self, delivery: object, now: float) -> None:
+        pass  # its last event has told
+
+    def on_turned_away(self, request: Request, error: object) -> None:
+        pass
+
     def on_stream(self, what: str) -> None:
         self._streams[what] += 1
 

@@ -179,6 +179,14 @@ DECLARED = {
         "dserve_engine_restarts",
         "Starts of another engine, after a loss or for the ladder.",
     ),
+    "recorded": Declared(
+        "counter", "dserve_record_lines", "Lines written to traces (record.path)."
+    ),
+    "record_dropped": Declared(
+        "counter",
+        "dserve_record_dropped",
+        "Lines not written to traces: the writer could not keep up, or has had to stop.",
+    ),
     "build": Declared("gauge", "dserve_build_info", "Always 1.", ("version", "model")),
 }
 

@@ -6,6 +6,8 @@ from typing import NamedTuple, Protocol
 
 from dynamo_serve.core.request import Request, TokenEvent
 from dynamo_serve.core.stats import Stats
+from dynamo_serve.delivery import Delivery
+from dynamo_serve.errors import TryLater
 
 STREAMS = (
     *("reader_gone", "reader_slow", "resumed", "given_up", "forgotten"),
@@ -20,6 +22,8 @@ class Vitals(NamedTuple):
     parked: int = 0
     lag: float = 0.0
     stalled: int = 0
+    recorded: int = 0
+    record_dropped: int = 0
 
 
 class Observer(Protocol):
@@ -31,6 +35,14 @@ class Observer(Protocol):
         self, request: Request, event: TokenEvent, now: float, previous: float | None
     ) -> None:
         """`previous`: when the request's last event with tokens came; None for the first."""
+        ...
+
+    def on_end(self, delivery: Delivery, now: float) -> None:
+        """Nothing more comes of an accepted request, and nothing in it changes any more."""
+        ...
+
+    def on_turned_away(self, request: Request, error: TryLater) -> None:
+        """A request was not even accepted. It has no prompt if nobody had looked at that."""
         ...
 
     def on_stream(self, what: str) -> None:
@@ -47,6 +59,12 @@ class NoObserver:
     def on_event(
         self, request: Request, event: TokenEvent, now: float, previous: float | None
     ) -> None:
+        pass
+
+    def on_end(self, delivery: Delivery, now: float) -> None:
+        pass
+
+    def on_turned_away(self, request: Request, error: TryLater) -> None:
         pass
 
     def on_stream(self, what: str) -> None:

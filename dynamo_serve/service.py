@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable
 from enum import Enum
-from typing import Any
+from typing import Any, NoReturn
 
 from dynamo_serve.building import Progress
 from dynamo_serve.config import Config
@@ -25,11 +25,13 @@ from dynamo_serve.observer import NoObserver, Observer, Vitals
 from dynamo_serve.prefixes import Head, Prefixes
 from dynamo_serve.questions import Questions
 from dynamo_serve.supervisor import Supervisor, Watcher
+from dynamo_serve.timers import Timers
 
 log = logging.getLogger(__name__)
 
 INSPECT_SECONDS = 2.0
 DRAIN_LOOK_SECONDS = 0.02
+GIVE_UP = "give up"  # a timer
 HOLD_SECONDS = 15.0  # a new request waits so long for an engine that is being restarted
 
 
@@ -57,9 +59,8 @@ class Service:
         self._questions = Questions()
         self._cache = config.cache
         self._restart_patience = config.engine.restart_patience_s
-        watcher = Watcher(
-            self._on_step, self._questions.answer, self._on_lost, self._on_up, progress
-        )
+        answer, on_lost = self._questions.answer, self._on_lost
+        watcher = Watcher(self._on_step, answer, on_lost, self._on_up, progress)
         self.engine = Supervisor(config, model_path, watcher)
         self.deliveries = Deliveries(
             self.engine,
@@ -69,11 +70,11 @@ class Service:
         )
         self.prefixes = Prefixes(self.engine, self.generate, self.cancel)
         self._has_started = self._is_draining = self._is_closed = False
-        self._giving_up: asyncio.TimerHandle | None = None
-        scheduler = config.scheduler
+        self._timers = Timers()
         # For the memory of this process: the scheduler refuses earlier, but is behind by what is
         # still on its way to it, so twice its queue is surely too much.
-        self._max_live = 2 * scheduler.max_waiting + scheduler.max_decode_sequences
+        places = config.scheduler.max_decode_sequences
+        self._max_live = 2 * config.scheduler.max_waiting + places
 
     async def start(self) -> None:
         """Return when the engine is ready. Raises `EngineStartError`."""
@@ -124,7 +125,10 @@ class Service:
         """
 
         def begin() -> tuple[Delivery, Inbox]:
-            self.check_open()
+            try:
+                self.check_open()
+            except Unavailable as error:
+                self.turn_away(request, error)
             check_fits(request, self.spec)
             return self.deliveries.accept(request, keep_seconds, on_stuck)
 
@@ -192,20 +196,22 @@ class Service:
             check_guarantees(self.engine.tenancy, self.spec)
 
     def steer(self, rung: str, mode: str) -> None:
-        """Pin, forbid or release a rung of the ladder, for this engine and those after it. Raises
-        `InvalidRequest`."""
+        """Pin, forbid or release a rung, for this engine and later ones; or `InvalidRequest`."""
         self.engine.steer(rung, mode)
 
     async def inspect(
         self, what: str, id: str = "", timeout: float = INSPECT_SECONDS, about: Any = ()
     ) -> Any:
-        """The scheduler's answer (see `core.views`) as plain data.
-
-        Raises `Unavailable` if the engine is not up, is lost, or takes more than `timeout` seconds.
-        """
+        """The scheduler's answer (see `core.views`) as plain data. Raises `Unavailable` if the
+        engine is not up, is lost, or takes more than `timeout` seconds."""
         if not self.engine.is_up:
             raise Unavailable("the engine is not up", retry_after=self.engine.restart_seconds)
         return await self._questions.ask(self.engine.send, what, id, about, timeout)
+
+    def turn_away(self, request: Request, error: Unavailable) -> NoReturn:
+        """Raise `error`, and tell who watches of which request."""
+        self._observer.on_turned_away(request, error)
+        raise error
 
     def check_ready(self) -> None:
         """Raise `Unavailable` (with retry_after) if requests had better go elsewhere."""
@@ -247,7 +253,7 @@ class Service:
     async def close(self) -> None:
         """Stop the engine; whoever still waits gets `Unavailable`."""
         self._is_closed = True
-        self._stop_giving_up()
+        self._timers.stop(GIVE_UP)
         self.prefixes.close()
         self._questions.fail("the server is shutting down")
         self.deliveries.fail_all(Unavailable("the server is shutting down", retry_after=5.0))
@@ -267,13 +273,13 @@ class Service:
             log.error("failed, for engines die with them: %s", ", ".join(failed))
             self.engine.incidents[-1]["failed"] = failed
         log.warning("%d requests wait for the next engine", self.num_live)
-        if self._giving_up is None:
+        if self._timers.left(GIVE_UP) is None:
             # Nobody is failed for a change that was planned, as long as it may take.
             self._wait_on(self.engine.start_limit if loss.is_planned else 0.0)
         self._tell(Stats())
 
     def _on_up(self) -> None:
-        self._stop_giving_up()
+        self._timers.stop(GIVE_UP)
         self._tell(Stats(pages_free=self.spec.num_pages))
         check_guarantees(self.engine.tenancy, self.spec)
         self.deliveries.on_up(lambda request: check_fits(request, self.spec))
@@ -287,12 +293,7 @@ class Service:
 
     def _wait_on(self, least: float = 0.0) -> None:
         seconds = max(least, self._restart_patience)
-        self._giving_up = asyncio.get_running_loop().call_later(seconds, self._give_up)
-
-    def _stop_giving_up(self) -> None:
-        if self._giving_up:
-            self._giving_up.cancel()
-            self._giving_up = None
+        self._timers.start(GIVE_UP, seconds, self._give_up)
 
     def _tell(self, stats: Stats) -> None:
         self.stats = stats

@@ -98,6 +98,9 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for key in ("cache.host_gib", "cache.disk_gib", "cache.shared_prefixes"):
         if values[key] and not values["cache.prefix_sharing"]:
             yield key, f"{key}: pages are found again by content: set cache.prefix_sharing to true"
+    for key in ("record.max_mib", "record.keep", "record.steps", "record.text"):
+        if values[key] != all_keys()[key].default and not values["record.path"]:
+            yield key, f"{key}: nothing is recorded without a folder; set record.path, too"
     key = "scheduler.ladder_pin"
     if "lighter_weights" in values[key] and not lighter:
         yield key, f"{key}: lighter_weights needs weights to switch to; set model.lighter"

@@ -21,6 +21,7 @@ from dynamo_serve.config import (
     EngineSection,
     LogSection,
     ModelSection,
+    RecordSection,
     SchedulerSection,
 )
 from dynamo_serve.core.engine import EngineSpec
@@ -106,6 +107,7 @@ def settings_of(message: list[Any]) -> Given:
         cache=CacheSection(**sections["cache"]),
         scheduler=SchedulerSection(**sections["scheduler"]),
         log=LogSection(**sections["log"]),
+        record=RecordSection(**sections["record"]),
     )
     return Given(config, model_path, Tenancy.of(tenancy), Standing(*standing))
 

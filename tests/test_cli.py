@@ -278,6 +278,15 @@ def test_a_terminal_gets_one_bar_per_stage() -> None:
     assert len(lines) == 2
 
 
+def test_a_note_stands_behind_the_bar_and_takes_a_longer_ones_place() -> None:
+    out = Terminal()
+    progress = Progress(out, scripted(0.0))
+    progress("load", 0.5, "12 under way")
+    progress("load", 0.6, "3 under way")
+    assert out.getvalue().count("\x1b[K") == 2
+    assert out.getvalue().endswith("]  60%  3 under way\x1b[K")
+
+
 def test_a_log_gets_plain_lines_and_not_too_many(caplog: pytest.LogCaptureFixture) -> None:
     out = io.StringIO()
     progress = Progress(out, scripted(*(float(second) for second in range(40))))

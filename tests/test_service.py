@@ -54,6 +54,12 @@ class Witness:
         assert previous is None or previous <= now
         self.events.append(event)
 
+    def on_end(self, delivery: object, now: float) -> None:
+        pass
+
+    def on_turned_away(self, request: Request, error: object) -> None:
+        pass
+
     def on_stream(self, what: str) -> None:
         self.streams.append(what)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
@@ -44,6 +44,7 @@ def create_app(
     access: Access,
     *,
     model_names: Sequence[str],
+    recording: Callable[[], Mapping[str, Any]] = dict,
 ) -> FastAPI:
     """The app for a started (or starting) service. It does not start or close the service."""
     assert model_names, "a model needs a name"
@@ -58,7 +59,8 @@ def create_app(
     names, started = tuple(model_names), int(time.time())
     delay = config.scheduler.max_queue_delay_ms / 1000
     lookup, streams = Lookup(service), Streams(service)
-    edge = Edge(service, tokenizer, config.server, access, lookup, streams, names, started, delay)
+    parts = (service, tokenizer, config.server, access, lookup, streams)
+    edge = Edge(*parts, names, started, delay, recording)
     _add_routes(app, edge, config, metrics)
     add_fault_handlers(app)
     if config.server.cors_origins:

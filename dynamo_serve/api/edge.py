@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -45,6 +45,7 @@ class Edge:
     model_names: tuple[str, ...]
     started: int
     max_queue_delay: float
+    recording: Callable[[], Mapping[str, Any]]  # what clients may know of it
 
     async def body(self, http: Request, model: type[T]) -> T:
         """The checked body of a request. Raises `InvalidRequest` (and its kind)."""

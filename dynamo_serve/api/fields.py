@@ -55,10 +55,6 @@ COMMON: dict[str, Known] = {
     "store": bookkeeping("nothing is stored here"),
     "service_tier": bookkeeping("there is one tier"),
     "safety_identifier": bookkeeping("names the end user"),
-    "prompt_cache_key": bookkeeping(
-        "a hint which requests begin alike. That is seen from their tokens, with or without it: "
-        "they wait for the one that computes the head, and share it. POST /v1/prefixes keeps a head"
-    ),
     "prompt_cache_retention": bookkeeping("cached prompts stay while there is room"),
     "prompt_cache_options": bookkeeping("equal prompt heads are shared without it"),
     "request_id": bookkeeping("send the header X-Request-Id"),

@@ -110,6 +110,23 @@ def to_job(
     )
 
 
+def unread(body: Body, caller: Caller) -> Request:
+    """What is known of a request at whose prompt nobody has looked."""
+    return Request(
+        id="",
+        prompt_ids=(),
+        max_tokens=_asked_tokens(body) or 0,
+        tenant=caller.tenant,
+        arrival=time.monotonic(),
+        class_name=body.class_name,
+        priority=body.priority,
+        num_choices=body.n,
+        is_open_ended=_asked_tokens(body) is None,
+        is_stream=body.stream,
+        group=body.prompt_cache_key or "",
+    )
+
+
 def _request(body: Body, id: str, bounds: Bounds, caller: Caller, terms: Terms) -> Request:
     """What all choices have in common; prompt, length and the choice's own seed are missing."""
     seed = secrets.randbelow(SEEDS) if body.seed is None else body.seed % SEEDS
@@ -128,6 +145,8 @@ def _request(body: Body, id: str, bounds: Bounds, caller: Caller, terms: Terms) 
         deadline=now + terms.deadline,
         class_name=terms.class_name,
         priority=terms.priority,
+        is_stream=body.stream,
+        group=body.prompt_cache_key or "",
     )
 
 

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 
 from dynamo_serve.api.choices import run
 from dynamo_serve.api.edge import Edge
-from dynamo_serve.api.job import Body, Bounds, Job, to_job
+from dynamo_serve.api.job import Body, Bounds, Job, to_job, unread
 from dynamo_serve.api.marks import HEADER as LAST_EVENT_ID
 from dynamo_serve.api.openapi import takes
 from dynamo_serve.api.prompts import completion_prompts, render_messages
@@ -17,6 +17,7 @@ from dynamo_serve.api.schema import ChatRequest, CompletionRequest
 from dynamo_serve.api.sse import abort, respond
 from dynamo_serve.api.streams import go_on
 from dynamo_serve.api.terms import HEADER, terms_of
+from dynamo_serve.errors import Unavailable
 
 
 def openai_routes(edge: Edge) -> APIRouter:
@@ -30,7 +31,7 @@ def openai_routes(edge: Edge) -> APIRouter:
             return await go_on(edge, http, last)
         body = await edge.body(http, ChatRequest)
         model = edge.model_name(body.model)
-        edge.service.check_open()
+        _check_open(edge, http, body)
         text = await render_messages(body.messages, edge.tokenizer, body.chat_template_kwargs)
         ids = await edge.tokenizer.encode_async(text)
         return await _answer(edge, http, _job(edge, http, body, [ids], model))
@@ -42,7 +43,7 @@ def openai_routes(edge: Edge) -> APIRouter:
             return await go_on(edge, http, last)
         body = await edge.body(http, CompletionRequest)
         model = edge.model_name(body.model)
-        edge.service.check_open()
+        _check_open(edge, http, body)
         prompts = await completion_prompts(
             body, edge.tokenizer, edge.service.spec.vocab_size, edge.server.max_choices
         )
@@ -65,6 +66,14 @@ async def _answer(edge: Edge, http: Request, job: Job) -> Response:
     updates = run(job, edge.service, edge.tokenizer, abort(http))
     renderer = renderer_of(job, edge.tokenizer)
     return await respond(http, job, updates, renderer, edge.server.ping_interval_s)
+
+
+def _check_open(edge: Edge, http: Request, body: Body) -> None:
+    """Raise `Unavailable` unless new requests are accepted, before anything is done for this."""
+    try:
+        edge.service.check_open()
+    except Unavailable as error:
+        edge.service.turn_away(unread(body, http.state.caller), error)
 
 
 def _job(edge: Edge, http: Request, body: Body, prompts: list[list[int]], model: str) -> Job:

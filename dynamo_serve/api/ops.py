@@ -127,7 +127,8 @@ def server_routes(edge: Edge, config: Config) -> APIRouter:
 
     @routes.get("/v1/server")
     async def server() -> dict[str, Any]:
-        """Version, model, device, attention backend and limits: facts, not wishes."""
+        """Version, model, device, attention backend and limits: facts, not wishes. `recording` is
+        there if traffic is recorded: whether it still is, and whether prompts are as text."""
         edge.service.check_open()
         spec = edge.service.spec
         return {
@@ -146,6 +147,7 @@ def server_routes(edge: Edge, config: Config) -> APIRouter:
                 "max_choices": config.server.max_choices,
                 "max_body_bytes": config.server.max_body_bytes,
             },
+            **edge.recording(),
         }
 
     return routes

@@ -139,6 +139,12 @@ class Generation(Model):
         max_length=64,
         description="Another class than the tenant's, one that promises no more in any respect.",
     )
+    prompt_cache_key: str | None = Field(
+        None,
+        description="A hint which requests begin alike, of no effect but in recordings. That is "
+        "seen from their tokens: they wait for the one that computes the head, and share it. POST "
+        "/v1/prefixes keeps a head.",
+    )
     explain: bool = Field(
         False, description="The end of each choice carries explain: where its time went."
     )

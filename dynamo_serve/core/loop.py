@@ -107,6 +107,7 @@ class Loop:
         clock: Callable[[], float],
         reply: Reply = lambda ticket, answer: None,
         flight: FlightRecorder | None = None,
+        tells_shapes: bool = False,
     ) -> None:
         self.scheduler = scheduler
         self.engine = engine
@@ -118,6 +119,7 @@ class Loop:
         self.publish = publish
         self.reply = reply
         self.clock = clock
+        self.tells_shapes = tells_shapes
         self._postponed: list[Command] = []
         self._is_stopped = False
         self._is_checked = True
@@ -289,6 +291,7 @@ class Loop:
             num_tokens=batch.num_tokens,
             num_sequences=len(batch.work),
             predicted_seconds=plan.predicted_seconds,
+            shape=plan.shape if self.tells_shapes and self.scheduler.bill.is_smooth else (),
         )
         events = self.scheduler.update(batch, outputs, now)
         self.publish(events, self.scheduler.stats(step))

@@ -62,6 +62,9 @@ class Request:
     `is_open_ended`: the client did not say how long the answer may get, `max_tokens` is all the
     room that there is; a rung of the ladder may then give less.
 
+    `is_stream` and `group` (its `prompt_cache_key`) are for recordings only, and stay in the API
+    process.
+
     With `pinned_until` the full pages of its prompt stay until then (`core.pins`): it asks for one
     token, which nobody needs.
     """
@@ -82,6 +85,8 @@ class Request:
     call_tokens: int = 0
     is_open_ended: bool = False
     pinned_until: float | None = None
+    is_stream: bool = True
+    group: str = ""
 
 
 class Resumed(NamedTuple):

@@ -13,6 +13,7 @@ class StepStats(NamedTuple):
     num_tokens: int
     num_sequences: int
     predicted_seconds: float | None = None  # what the cost model said before
+    shape: tuple[float, ...] = ()  # `StepShape`, if it is wanted and the step ran at the first try
 
 
 class TierStats(NamedTuple):

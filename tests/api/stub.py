@@ -12,6 +12,7 @@ from dynamo_serve.core.request import Finish, Request, TokenEvent, TokenLogprob
 from dynamo_serve.core.stats import Stats
 from dynamo_serve.core.tenant import Tenancy
 from dynamo_serve.errors import RequestError, Unavailable
+from dynamo_serve.observer import NoObserver
 from dynamo_serve.prefixes import Prefixes
 from dynamo_serve.service import Service, State
 from dynamo_serve.supervisor import Supervisor
@@ -28,6 +29,7 @@ class StubService(Service):
     `answers` are what `inspect` says to whoever asks; without one, the engine is not up.
     """
 
+    _observer = NoObserver()
     state = State.READY
     spec = EngineSpec(256, 16, 64, 400, {"device": "none", "attention_backend": "none"})
 

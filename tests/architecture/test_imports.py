@@ -30,7 +30,10 @@ LAW: dict[str, tuple[str, ...]] = {
     "dynamo_serve.garbage": (),
     "dynamo_serve.json_lines": ("errors",),
     "dynamo_serve.trace": ("errors", "json_lines"),
-    "dynamo_serve.bench.": ("bench.", "core.", "errors", "json_lines", "trace"),
+    "dynamo_serve.bench.": (
+        *("", "bench.", "core.", "errors", "json_lines", "trace"),
+        *("httptools.", "tokenizers.", "yaml."),
+    ),
     "dynamo_serve.kv_events": ("config", "core.", "errors", "msgpack.", "zmq."),
     "dynamo_serve.building": ("config", "core.", "engines.", "errors", "kv_events"),
     "dynamo_serve.worker": ("building", "config", "core.", "errors", "garbage", "wire"),
@@ -51,12 +54,20 @@ LAW: dict[str, tuple[str, ...]] = {
     "dynamo_serve.deliveries": (
         *("core.", "delivery", "errors", "inbox", "link", "observer", "supervisor", "timers"),
     ),
-    "dynamo_serve.observer": ("core.",),
+    "dynamo_serve.observer": ("core.", "delivery", "errors"),
+    "dynamo_serve.recording": (
+        *("", "config", "core.", "delivery", "errors", "observer", "recording_files"),
+        *("recording_lines", "trace"),
+    ),
+    "dynamo_serve.recording_files": ("core.", "errors"),
+    "dynamo_serve.recording_lines": (
+        *("config", "core.", "delivery", "errors", "inbox", "recording_files", "trace"),
+    ),
     "dynamo_serve.questions": ("core.", "errors"),
     "dynamo_serve.fits": ("config", "core.", "errors"),
     "dynamo_serve.service": (
         *("building", "config", "core.", "deliveries", "delivery", "errors", "fits", "inbox"),
-        *("link", "observer", "prefixes", "questions", "supervisor"),
+        *("link", "observer", "prefixes", "questions", "supervisor", "timers"),
     ),
     "dynamo_serve.prefixes": ("core.", "errors", "supervisor", "timers"),
     "dynamo_serve.metrics": (
@@ -97,20 +108,25 @@ LAW: dict[str, tuple[str, ...]] = {
     "dynamo_serve.cli_progress": (),
     "dynamo_serve.cli_model": ("bundled.", "config", "errors", "text."),
     "dynamo_serve.open_files": (),
+    "dynamo_serve.cli_replay": ("bench.", "cli_progress", "errors", "settings", "trace"),
     "dynamo_serve.cli": (
-        *("", "errors", "settings", "chat", "cli_bench_parser", "cli_keys", "cli_serve"),
-        *("shared", "tenants"),
+        *("", "errors", "settings", "chat", "cli_bench_parser", "cli_keys", "cli_replay"),
+        *("cli_serve", "shared", "tenants"),
     ),
-    "dynamo_serve.cli_bench_parser": ("cli_report_flags",),
+    "dynamo_serve.cli_bench_parser": ("cli_bench_flags", "cli_report_flags"),
     "dynamo_serve.cli_report_flags": ("cli_report",),
     "dynamo_serve.cli_report": ("bench.", "errors"),
+    "dynamo_serve.cli_bench_flags": ("cli_bench",),
+    "dynamo_serve.cli_bench": ("bench.", "cli_bench_flags", "cli_progress", "errors", "yaml."),
     "dynamo_serve.cli_serve": (
         *("", "api.", "cli_model", "cli_progress", "config", "directory", "errors", "fits"),
         *(
             "garbage",
             "handover",
             "metrics",
+            "observer",
             "open_files",
+            "recording",
             "service",
             "starlette.",
             "succession",

@@ -26,6 +26,7 @@ from dynamo_serve.core.ladder import (
 )
 from dynamo_serve.core.lifecycle import Lifecycle
 from dynamo_serve.core.loop import Inspect, Steer
+from dynamo_serve.core.page_parts import PageParts
 from dynamo_serve.core.page_pool import PagePool
 from dynamo_serve.core.pins import Pinning, Pins
 from dynamo_serve.core.request import Finish, Refusal, Request
@@ -61,7 +62,8 @@ def tenancy(name: str = "chat", **quota: int) -> Tenancy:
 def new_life(pool: PagePool) -> Lifecycle:
     shares = Shares(tenancy())
     pins = Pins(pool, shares, Pinning())
-    return Lifecycle(pool, shares, Journal(), Spill(pool, [], StepCost()), pins)
+    spill = Spill(pool, [], StepCost())
+    return Lifecycle(pool, shares, Journal(), spill, pins, PageParts(pool, spill, None, 1))
 
 
 def chats(rate: float, begin: float, end: float) -> list[Request]:

@@ -1,0 +1,60 @@
+"""A call as the body of a request, and the call that goes on after an answer."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dynamo_serve.bench.plan import Call
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """What this endpoint is asked for besides: counts at the end of streams, where a server's time
+    went (`explain` of our own), and fields for every request."""
+
+    model: str = ""
+    usage: bool = True
+    explain: bool = False
+    extra: tuple[tuple[str, Any], ...] = ()
+
+
+def path_of(call: Call) -> str:
+    return CHAT if call.messages else COMPLETIONS
+
+
+def body_of(call: Call, dialect: Dialect) -> bytes:
+    body: dict[str, Any] = {"model": dialect.model} if dialect.model else {}
+    if call.messages:
+        body["messages"] = [dict(message) for message in call.messages]
+    else:
+        body["prompt"] = call.prompt() if callable(call.prompt) else call.prompt
+    body["max_tokens"] = call.max_tokens
+    if call.is_stream:
+        body["stream"] = True
+        if dialect.usage:
+            body["stream_options"] = {"include_usage": True}
+    if dialect.explain:
+        body["explain"] = True
+    if call.class_name:
+        body["class"] = call.class_name
+    if call.priority:
+        body["priority"] = call.priority
+    if call.deadline is not None:
+        body["deadline_ms"] = max(1, round(call.deadline * 1e3))
+    body |= dict(dialect.extra)
+    body |= call.extra
+    return json.dumps(body, separators=(",", ":")).encode()
+
+
+def after(before: Call, answer: str, call: Call) -> Call:
+    """`call` with the conversation so far before its own messages, or text before its prompt."""
+    if call.messages:
+        said = {"role": "assistant", "content": answer}
+        return replace(call, messages=(*before.messages, said, *call.messages))
+    if isinstance(before.prompt, str) and isinstance(call.prompt, str):
+        return replace(call, prompt=before.prompt + answer + call.prompt)
+    return call  # ids cannot be joined with text: the planner has put the whole prompt into it
