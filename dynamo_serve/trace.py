@@ -30,19 +30,25 @@ class Header:
     page_size: int = 16
     spec: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    tenancy: dict[str, Any] = field(default_factory=dict)  # `core.tenant.Tenancy` as plain data
     version: str = ""  # of the server
     part: int = 0  # files of one recording are counted from 0
 
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """One request, written when it is over. Times are seconds.
+    """One choice of a request, written when it is over. Times are seconds.
 
     `at`: since `Header.began_at`. `pages`: the full pages of its prompt as runs [first, count] of
-    numbers; equal numbers mean equal text up to there, within a recording. `ended`: a `Finish`
-    ("stop", "length", "cancelled", "error", "deadline") or "refused". `gone_at`: when its client
-    hung up, after so many seconds. `reading`: bytes per second that a slow reader took, where one
-    was noticed. Waiting, first token and end are since `at`.
+    numbers; equal numbers mean equal text up to there, within a recording. `output_pages`: the
+    full pages behind these, which its answer completes: a later prompt that goes on with the
+    answer has the same numbers. `ended`: a `Finish` ("stop", "length", "cancelled", "error",
+    "deadline") or "refused". `gone_at`: when its client hung up, after so many seconds. `reading`:
+    bytes per second that a slow reader took, where one was noticed. Waiting, first token and end
+    are since `at`. Without prompt tokens it was refused before anybody looked at its prompt.
+
+    Of several choices of one call, which share a number `call`, the first has how many they are in
+    `num_choices`, and the others have 0, as in `core.request.Request`.
     """
 
     at: float
@@ -50,11 +56,13 @@ class Arrival:
     output_tokens: int
     max_tokens: int
     pages: tuple[tuple[int, int], ...] = ()
+    output_pages: tuple[tuple[int, int], ...] = ()
     tenant: str = "default"
     class_name: str = ""
     priority: int = 0
     num_choices: int = 1
-    group: str = ""  # a hash of its `prompt_cache_key`
+    call: int | None = None
+    group: str = ""  # stands for its `prompt_cache_key`
     is_stream: bool = True
     is_open_ended: bool = False
     deadline: float | None = None
@@ -128,8 +136,9 @@ def _lines(file: IO[str], path: Path) -> Iterator[Line]:
             if kind is None:
                 raise ConfigError(f"{path}, line {number}: unknown kind {plain.get('kind')!r}")
             try:
-                if "pages" in plain:
-                    plain["pages"] = tuple((first, count) for first, count in plain["pages"])
+                for name in ("pages", "output_pages"):
+                    if name in plain:
+                        plain[name] = tuple((first, count) for first, count in plain[name])
                 if "shape" in plain:
                     plain["shape"] = tuple(plain["shape"])
             except (TypeError, ValueError):

@@ -13,7 +13,7 @@ from dynamo_serve.errors import ConfigError
 from dynamo_serve.trace import Arrival, Header, Line, Step
 
 LINES: list[Line] = [
-    Arrival(0.5, 40, 7, 16, pages=((0, 2),), tenant="shop", gone_at=2.5, first_token=0.1),
+    Arrival(0.5, 40, 9, 16, pages=((0, 2),), output_pages=((7, 1),), tenant="shop", gone_at=2.5),
     Step(0.75, 0.012, (3, 12.5, 2, 64, 40, 0)),
     Arrival(1.5, 20, 0, 16, ended="refused", status=429, retry_after=3.0),
 ]
