@@ -107,7 +107,8 @@ def _dot(a: Sequence[float], b: Sequence[float]) -> float:
     return float(sum(map(mul, a, b)))
 
 
-def _features(shape: StepShape, is_prefill: bool) -> list[float]:
+def features_of(shape: StepShape, is_prefill: bool) -> list[float]:
+    """What the seconds of a step are a sum of, each with its price."""
     tokens = shape.tokens
     # With one token for each the curve is one in sequences, and has no need of a price for them.
     apart = shape.decode_sequences if is_prefill or shape.draft_tokens else 0
@@ -193,7 +194,7 @@ class StepCost:
             return
         if shape.draft_tokens and not shape.prefill_tokens and self._drafts is None:
             self._drafts = _Fit(self._decode.prices)
-        fit, features = self._fit(shape), _features(shape, bool(shape.prefill_tokens))
+        fit, features = self._fit(shape), features_of(shape, bool(shape.prefill_tokens))
         pace, expected = exp(self._log_pace), fit(features)
         predicted = max(pace * expected, self._floor(shape))
         self._errors.append(abs(predicted - seconds) / seconds)
@@ -214,7 +215,7 @@ class StepCost:
     def predict(self, shape: StepShape) -> float:
         """Seconds that a step of this shape will take; never falls with more of anything."""
         fit = self._fit(shape)
-        predicted = exp(self._log_pace) * fit(_features(shape, bool(shape.prefill_tokens)))
+        predicted = exp(self._log_pace) * fit(features_of(shape, bool(shape.prefill_tokens)))
         return max(predicted, self._floor(shape))
 
     def largest_chunk(self, base: StepShape, position: int, budget_s: float, cap: int) -> int:
@@ -229,7 +230,7 @@ class StepCost:
         prices = self._prefill.prices
         slopes, tokens = prices[CURVE:], base.tokens
         heights = [0.0, *accumulate(a * b for a, b in zip(slopes, WIDTHS, strict=True))]
-        features = _features(base, is_prefill=True)[:JUMPS]
+        features = features_of(base, is_prefill=True)[:JUMPS]
         features[READS] += position
         rest = _dot(prices[:JUMPS], features)
 
@@ -248,7 +249,7 @@ class StepCost:
         Everybody pays for their own attention, and for the rest by tokens.
         """
         shape = StepShape.of(works)
-        prices, features = self._fit(shape).prices, _features(shape, bool(shape.prefill_tokens))
+        prices, features = self._fit(shape).prices, features_of(shape, bool(shape.prefill_tokens))
         common = prices[0] + _dot(prices[JUMPS:], features[JUMPS:])
         per_token = max(common, LEAST_SECONDS) / shape.tokens
         costs = []
@@ -296,4 +297,4 @@ class StepCost:
         if not shape.decode_sequences or not self.knows_decoding:
             return 0.0
         alone = StepShape(0, 0.0, shape.decode_sequences, shape.decode_context)
-        return exp(self._log_pace) * self._decode(_features(alone, is_prefill=False))
+        return exp(self._log_pace) * self._decode(features_of(alone, is_prefill=False))
