@@ -29,6 +29,11 @@ LAW: dict[str, tuple[str, ...]] = {
     "dynamo_serve.json_lines": ("errors",),
     "dynamo_serve.trace": ("errors", "json_lines"),
     "dynamo_serve.bench.": ("bench.", "core.", "errors", "json_lines", "trace"),
+    "dynamo_serve.simulate.": (
+        *("", "bench.record", "config", "core.", "errors", "scheduling", "settings", "simulate."),
+        *("tenants", "trace"),
+    ),
+    "dynamo_serve.cli_simulate": ("bench.record", "errors", "settings", "simulate."),
     "dynamo_serve.kv_events": ("config", "core.", "errors", "msgpack.", "zmq."),
     "dynamo_serve.building": ("config", "core.", "engines.", "errors", "kv_events", "scheduling"),
     "dynamo_serve.scheduling": ("config", "core."),
@@ -97,6 +102,7 @@ LAW: dict[str, tuple[str, ...]] = {
     "dynamo_serve.open_files": (),
     "dynamo_serve.cli": (
         *("", "errors", "settings", "chat", "cli_bench_parser", "cli_keys", "cli_serve", "tenants"),
+        "cli_simulate",
     ),
     "dynamo_serve.cli_bench_parser": ("cli_report_flags",),
     "dynamo_serve.cli_report_flags": ("cli_report",),
