@@ -162,7 +162,8 @@ def _workers(shard: Shard, count: int) -> Iterator[list[Worker]]:
             process.start()
             theirs.close()
             stack.callback(process.join)
-            stack.callback(ours.close)
+            # It would not see this end close: the processes forked after it hold it, too.
+            stack.callback(process.terminate)
             workers.append(There(ours))
         yield workers
 
