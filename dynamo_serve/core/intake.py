@@ -221,8 +221,8 @@ class Intake:
         # A page for each running sequence that can still grow stays free: admitting one more is
         # no reason to preempt another a few tokens later.
         running = self.life.running.values()
-        reserve = sum(len(s.page_table) < self._most_pages(s) for s in running)
+        size = self.life.pool.page_size
+        reserve = sum(
+            size * len(s.page_table) < len(s.request.prompt_ids) + s.max_tokens for s in running
+        )
         return self.life.pool.has_room(self.life.reusable_keys(seq), seq.num_tokens, reserve)
-
-    def _most_pages(self, seq: Sequence) -> int:
-        return self.life.pool.pages_for(seq.prompt_len + seq.max_tokens)

@@ -147,7 +147,15 @@ def may_take_from(
 def time_left(decoding: Iterable[Seq], now: float) -> float:
     """Seconds that a step may take so that every decoding sequence gets its next token within
     its class's ITL target; inf if nobody was promised anything."""
-    return min((SAFETY * slack(seq, now) for seq in decoding if seq.promise.itl < inf), default=inf)
+    due = min(
+        (
+            seq.due if seq.last_token_at is None else seq.last_token_at + seq.promise.itl
+            for seq in decoding
+            if seq.promise.itl < inf
+        ),
+        default=inf,
+    )
+    return SAFETY * (due - now)
 
 
 def tightest_itl(seqs: Iterable[Seq]) -> float:

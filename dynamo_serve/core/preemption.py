@@ -138,5 +138,5 @@ def keeps_within(life: Lifecycle, burst: int, own: Collection[Sequence], more: i
 
 def shape_of(decoding: Collection[Sequence]) -> StepShape:
     """A step that decodes these."""
-    context = sum(seq.num_tokens for seq in decoding)
+    context = sum(len(seq.tokens) for seq in decoding)
     return StepShape(decode_sequences=len(decoding), decode_context=context)

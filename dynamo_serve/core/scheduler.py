@@ -248,9 +248,11 @@ class Scheduler:
     def _grown(self, now: float) -> list[Sequence]:
         """The decoding sequences, each with room for its newest token; whoever has to go to make
         that room has gone."""
+        size = self.pool.page_size
         for seq in self._in(Phase.DECODE):
-            if self.pool.pages_for(seq.num_tokens) > len(seq.page_table):
-                self.intake.preemption.keep_within_burst(seq, now)
+            if len(seq.tokens) <= size * len(seq.page_table):
+                continue
+            self.intake.preemption.keep_within_burst(seq, now)
             while seq.id in self.running and not self.life.grow(seq, now):
                 self.intake.take_stock()
                 victim = self.intake.preemption.victim(seq, now)
@@ -285,12 +287,15 @@ class Scheduler:
         now: float,
     ) -> Batch | None:
         items: list[tuple[Sequence, Item]] = [
-            *((s, (1 + len(drafts.get(s.id, ())), s.num_computed, False)) for s in decoding),
+            *(
+                (s, (1 + len(drafts.get(s.request.id, ())), s.num_computed, False))
+                for s in decoding
+            ),
             *((seq, (count, seq.num_computed, True)) for seq, count in prompts),
         ]
         if not items:
             return None
-        work: list[Work] = [seq.work(1, drafts.get(seq.id, ())) for seq in decoding]
+        work: list[Work] = [seq.work(1, drafts.get(seq.request.id, ())) for seq in decoding]
         for seq, count in prompts:
             work.append(seq.work(count))
             seq.num_unseen = 0
