@@ -84,6 +84,8 @@ class Preemption:
         if len(busy) < 2:
             return False
         accounts, taker = self.life.shares.accounts, seq.request.tenant
+        if not policy.keeps_within(taker, need, room, busy, accounts):
+            return False
         has_pages = bool(room.guaranteed)
         others = [
             other
