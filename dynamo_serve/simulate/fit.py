@@ -1,6 +1,6 @@
 """A model of steps from recorded ones: prices by non-negative least squares, and how they scatter.
 
-The features are those of `core.step_cost`, and steps with prompt tokens, with drafts, and with
+The features are those of `core.step_shape`, and steps with prompt tokens, with drafts, and with
 neither have prices of their own. Steps weigh the same, short or long; outliers count less
 (P. J. Huber, 1964), but come again when step times are drawn: each is a prediction times how far a
 recorded step was from its own, taken in the order of the recording for a while, because a machine
@@ -17,7 +17,7 @@ from random import Random
 from statistics import fmean, median
 from typing import Any, NamedTuple
 
-from dynamo_serve.core.step_cost import CURVE, StepShape, features_of
+from dynamo_serve.core.step_shape import CURVE, StepShape, features_of
 from dynamo_serve.errors import ConfigError
 from dynamo_serve.simulate.costs import Times
 from dynamo_serve.trace import Step
