@@ -9,8 +9,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from dynamo_serve import __version__, cli_simulate, settings
+from dynamo_serve import __version__, settings
 from dynamo_serve.cli_bench_parser import add_bench
+from dynamo_serve.cli_simulate_parser import add_simulate
 from dynamo_serve.errors import ConfigError, DynamoServeError
 
 # flag → the key it sets; --served-model-name is apart because it takes several names.
@@ -71,10 +72,7 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("--print", action="store_true", help="Show every value and its source.")
     _add_chat(_command(commands, "chat", "Chat with any OpenAI endpoint in a terminal.", _chat))
     add_bench(commands)
-    simulate = _command(
-        commands, "simulate", "Simulate a server, or many, on recorded traffic.", _simulate
-    )
-    cli_simulate.add_arguments(simulate)
+    add_simulate(commands)
     keys = _command(commands, "hash-key", "Print a key as the tenants file has it.", _hash_key)
     keys.add_argument("--new", action="store_true", help="Make a random key and show it once.")
     _command(commands, "version", "Print the version.", _version)
@@ -181,10 +179,6 @@ def _chat(arguments: argparse.Namespace) -> int:
             max_tokens=arguments.max_tokens,
         )
     )
-
-
-def _simulate(arguments: argparse.Namespace) -> int:
-    return cli_simulate.run(arguments)
 
 
 def _hash_key(arguments: argparse.Namespace) -> int:

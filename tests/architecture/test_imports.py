@@ -102,8 +102,9 @@ LAW: dict[str, tuple[str, ...]] = {
     "dynamo_serve.open_files": (),
     "dynamo_serve.cli": (
         *("", "errors", "settings", "chat", "cli_bench_parser", "cli_keys", "cli_serve", "tenants"),
-        "cli_simulate",
+        "cli_simulate_parser",
     ),
+    "dynamo_serve.cli_simulate_parser": ("cli_simulate",),
     "dynamo_serve.cli_bench_parser": ("cli_report_flags",),
     "dynamo_serve.cli_report_flags": ("cli_report",),
     "dynamo_serve.cli_report": ("bench.", "errors"),

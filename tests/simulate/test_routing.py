@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from dynamo_serve.cli_simulate_parser import ROUTING
 from dynamo_serve.errors import ConfigError
 from dynamo_serve.simulate import routing
 from dynamo_serve.simulate.clients import Client, Length
@@ -50,6 +51,10 @@ def test_affinity_leaves_a_crowded_replica() -> None:
     router = Router(2, 0)
     homes = sent(router, "prefix_affinity", *[client(pages=((0, 4),))] * 40)
     assert max(homes.count(0), homes.count(1)) <= 1.25 * 20 + 4
+
+
+def test_the_command_line_names_every_policy() -> None:
+    assert set(ROUTING) == routing.POLICIES.keys()
 
 
 def test_an_unknown_policy_is_refused() -> None:
