@@ -248,9 +248,8 @@ class Scheduler:
     def _grown(self, now: float) -> list[Sequence]:
         """The decoding sequences, each with room for its newest token; whoever has to go to make
         that room has gone."""
-        size = self.pool.page_size
         for seq in self._in(Phase.DECODE):
-            if len(seq.tokens) <= size * len(seq.page_table):
+            if len(seq.tokens) <= self.pool.page_size * len(seq.page_table):
                 continue
             self.intake.preemption.keep_within_burst(seq, now)
             while seq.id in self.running and not self.life.grow(seq, now):
@@ -287,10 +286,7 @@ class Scheduler:
         now: float,
     ) -> Batch | None:
         items: list[tuple[Sequence, Item]] = [
-            *(
-                (s, (1 + len(drafts.get(s.request.id, ())), s.num_computed, False))
-                for s in decoding
-            ),
+            *((s, (1 + len(drafts.get(s.id, ())), s.num_computed, False)) for s in decoding),
             *((seq, (count, seq.num_computed, True)) for seq, count in prompts),
         ]
         if not items:
