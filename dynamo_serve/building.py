@@ -6,27 +6,20 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
 from dynamo_serve import kv_events
-from dynamo_serve.config import (
-    Config,
-    SchedulerSection,
-)
+from dynamo_serve.config import Config
 from dynamo_serve.core.engine import Engine, EngineSpec
 from dynamo_serve.core.flight import FlightRecorder
-from dynamo_serve.core.ladder import Mode, modes_of
 from dynamo_serve.core.loop import Inbox, Loop, Publish, Reply
-from dynamo_serve.core.page_pool import PagePool
-from dynamo_serve.core.pins import Pinning
-from dynamo_serve.core.scheduler import Limits, Scheduler
 from dynamo_serve.core.stats import Standing
 from dynamo_serve.core.tenant import Tenancy
 from dynamo_serve.core.tiers import DISK, HOST
 from dynamo_serve.engines.fake import FakeEngine
 from dynamo_serve.errors import EngineStartError
+from dynamo_serve.scheduling import build_scheduler, recall_ladder
 
 Progress = Callable[[str, float], None]
 """Called with a stage ("weights", "warm-up", "graphs") and how much of it is done, 0 to 1."""
@@ -120,17 +113,8 @@ def run_engine(given: Given, ends: Ends) -> None:
 
 
 def build_loop(given: Given, engine: Engine, spec: EngineSpec, ends: Ends) -> Loop:
-    cache = given.config.cache
-    pool = PagePool(
-        *(spec.num_pages, spec.page_size),
-        prefix_sharing=cache.prefix_sharing,
-        stale_seconds=cache.stale_s or inf,
-    )
-    limits = limits_of(given.config, spec)
-    longest = pool.pages_for(spec.max_model_len)
-    pinning = Pinning.of(spec.num_pages, longest, cache.pinned_fraction)
     loop = Loop(
-        Scheduler(pool, limits, given.tenancy, tiers=spec.tiers, pinning=pinning),
+        build_scheduler(given.config, given.tenancy, spec),
         engine,
         inbox=ends.inbox,
         publish=ends.publish,
@@ -139,33 +123,5 @@ def build_loop(given: Given, engine: Engine, spec: EngineSpec, ends: Ends) -> Lo
         flight=ends.flight,
         tells_shapes=bool(given.config.record.path and given.config.record.steps),
     )
-    recall_ladder(loop, given.config.scheduler, given.standing)
+    recall_ladder(loop.scheduler, given.config.scheduler, given.standing, time.monotonic())
     return loop
-
-
-def limits_of(config: Config, spec: EngineSpec) -> Limits:
-    drafts = spec.verifies_drafts and config.scheduler.speculation == "auto"
-    return Limits(
-        max_prefill_tokens=config.scheduler.max_prefill_tokens,
-        max_mixed_tokens=config.scheduler.max_mixed_tokens,
-        max_decode_sequences=config.scheduler.max_decode_sequences,
-        max_queue_delay=config.scheduler.max_queue_delay_ms / 1000,
-        max_waiting=config.scheduler.max_waiting,
-        mix_phases=config.scheduler.mix_phases,
-        fit_chunks=config.scheduler.fit_chunks,
-        max_draft_tokens=config.scheduler.max_draft_tokens if drafts else 0,
-        hold_steps=spec.holds_steps and config.scheduler.hold_steps,
-        ladder=config.scheduler.ladder == "auto",
-        ladder_max_tokens=config.scheduler.ladder_max_tokens,
-        lighter=bool(config.model.lighter),
-        copy_seconds=spec.copy_seconds if config.cache.partial_pages else None,
-    )
-
-
-def recall_ladder(loop: Loop, section: SchedulerSection, standing: Standing) -> None:
-    """Begin as the engine before ended; what operators said counts for more than settings."""
-    controller = loop.scheduler.controller
-    controller.recall(standing, time.monotonic())
-    modes = modes_of(section.ladder_pin, section.ladder_forbid)
-    said = {name: Mode(mode) for name, mode in standing.modes.items()}
-    controller.steer({**modes, **said}, time.monotonic())

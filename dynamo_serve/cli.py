@@ -1,4 +1,4 @@
-"""The command line: serve, chat, bench, replay, trace, check-config, hash-key, version."""
+"""The command line: serve, chat, bench, replay, simulate, trace, check-config and others."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from dynamo_serve import __version__, settings
 from dynamo_serve.cli_bench_parser import add_bench
+from dynamo_serve.cli_simulate_parser import add_simulate
 from dynamo_serve.errors import ConfigError, DynamoServeError
 
 # flag → the key it sets; --served-model-name is apart because it takes several names.
@@ -71,6 +72,7 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("--print", action="store_true", help="Show every value and its source.")
     _add_chat(_command(commands, "chat", "Chat with any OpenAI endpoint in a terminal.", _chat))
     add_bench(commands)
+    add_simulate(commands)
     keys = _command(commands, "hash-key", "Print a key as the tenants file has it.", _hash_key)
     keys.add_argument("--new", action="store_true", help="Make a random key and show it once.")
     _add_replay(_command(commands, "replay", "Send recorded traffic to an endpoint.", _replay))

@@ -77,8 +77,15 @@ class Intake:
         chosen: list[Sequence] = []
         left, partial = budget, policy.partial_budget(budget)
         is_full = False
+        turns: list[str] = []
         while queues and left > 0:
-            name = policy.next_tenant(queues, accounts, now)
+            if is_full:  # nobody gets in any more, so nobody's turn changes
+                turns = turns or policy.turns(queues, accounts, now)
+                while turns[-1] not in queues:
+                    turns.pop()
+                name = turns[-1]
+            else:
+                name = policy.next_tenant(queues, accounts, now)
             seq = queues[name].popleft()
             if not queues[name]:
                 del queues[name]
@@ -230,8 +237,9 @@ class Intake:
         # A page for each running sequence that can still grow stays free: admitting one more is
         # no reason to preempt another a few tokens later.
         running = self.life.running.values()
-        reserve = sum(len(s.page_table) < self._most_pages(s) for s in running)
+        reserve = sum(map(self._can_grow, running))
         return self.life.pool.has_room(self.life.reusable_keys(seq), seq.num_tokens, reserve)
 
-    def _most_pages(self, seq: Sequence) -> int:
-        return self.life.pool.pages_for(seq.prompt_len + seq.max_tokens)
+    def _can_grow(self, seq: Sequence) -> bool:
+        most = len(seq.request.prompt_ids) + seq.max_tokens
+        return self.life.pool.page_size * len(seq.page_table) < most

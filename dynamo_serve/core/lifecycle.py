@@ -207,11 +207,12 @@ class Lifecycle:
         """Put down what a step brought, and how much of it because of a draft."""
         if seq.phase is Phase.DECODE:
             self.shares.learn_pace(num_tokens)
-        accepted = min(draft_len, max(0, num_tokens - 1))
-        seq.draft_tokens += draft_len
-        seq.draft_accepted += accepted
-        self.totals["draft"] += draft_len
-        self.totals["draft_accepted"] += accepted
+        if draft_len:
+            accepted = min(draft_len, max(0, num_tokens - 1))
+            seq.draft_tokens += draft_len
+            seq.draft_accepted += accepted
+            self.totals["draft"] += draft_len
+            self.totals["draft_accepted"] += accepted
 
     def _seal(self, seq: Sequence, now: float) -> None:
         full = seq.num_computed // self.pool.page_size

@@ -99,7 +99,7 @@ class PagePool:
 
     def part_of(self, page_table: Iterable[int]) -> float:
         """How many pages a table is worth if each is divided among its holders."""
-        return sum(1 / self._ref_counts[page_id] for page_id in page_table)
+        return sum([1 / self._ref_counts[page_id] for page_id in page_table])
 
     def pages_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.page_size)

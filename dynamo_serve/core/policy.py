@@ -64,6 +64,20 @@ def next_tenant(
     return min(queues, key=lambda name: (accounts[name].lead, name))
 
 
+def turns(
+    queues: Mapping[str, Sequence[Seq]], accounts: Mapping[str, Account], now: float
+) -> list[str]:
+    """The order, the last one first, in which `next_tenant` takes them if nobody is given anything
+    meanwhile."""
+
+    def turn(name: str) -> tuple[bool, float, str]:
+        account = accounts[name]
+        is_overdue = not account.live and now - queues[name][0].due > AGING_SECONDS
+        return not is_overdue, account.lead, name
+
+    return sorted(queues, key=turn, reverse=True)
+
+
 def entitled(name: str, busy: Iterable[str], accounts: Mapping[str, Account]) -> float:
     """The part of the server, 0 to 1, that is a tenant's while `busy` ones (and it) compete."""
     weights = {other: accounts[other].tenant.weight for other in {*busy, name}}
@@ -136,9 +150,16 @@ def may_take_from(
     """
     return (
         taker != giver
-        and room.held.get(taker, 0) + need <= max(room.due_to(taker, busy, accounts), 1.0)
+        and keeps_within(taker, need, room, busy, accounts)
         and room.held.get(giver, 0) - gives >= room.due_to(giver, busy, accounts)
     )
+
+
+def keeps_within(
+    taker: str, need: float, room: Room, busy: Sequence[str], accounts: Mapping[str, Account]
+) -> bool:
+    """Whether a tenant that gets so much more stays within what is due to it."""
+    return room.held.get(taker, 0) + need <= max(room.due_to(taker, busy, accounts), 1.0)
 
 
 # ── what a step is for ───────────────────────────────────────────────────────
@@ -147,7 +168,15 @@ def may_take_from(
 def time_left(decoding: Iterable[Seq], now: float) -> float:
     """Seconds that a step may take so that every decoding sequence gets its next token within
     its class's ITL target; inf if nobody was promised anything."""
-    return min((SAFETY * slack(seq, now) for seq in decoding if seq.promise.itl < inf), default=inf)
+    due = min(
+        (
+            seq.due if seq.last_token_at is None else seq.last_token_at + seq.promise.itl
+            for seq in decoding
+            if seq.promise.itl < inf
+        ),
+        default=inf,
+    )
+    return SAFETY * (due - now)
 
 
 def tightest_itl(seqs: Iterable[Seq]) -> float:

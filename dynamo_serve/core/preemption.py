@@ -84,6 +84,8 @@ class Preemption:
         if len(busy) < 2:
             return False
         accounts, taker = self.life.shares.accounts, seq.request.tenant
+        if not policy.keeps_within(taker, need, room, busy, accounts):
+            return False
         has_pages = bool(room.guaranteed)
         others = [
             other
@@ -138,5 +140,5 @@ def keeps_within(life: Lifecycle, burst: int, own: Collection[Sequence], more: i
 
 def shape_of(decoding: Collection[Sequence]) -> StepShape:
     """A step that decodes these."""
-    context = sum(seq.num_tokens for seq in decoding)
+    context = sum(len(seq.tokens) for seq in decoding)
     return StepShape(decode_sequences=len(decoding), decode_context=context)

@@ -255,8 +255,9 @@ class Scheduler:
         """The decoding sequences, each with room for its newest token; whoever has to go to make
         that room has gone."""
         for seq in self._in(Phase.DECODE):
-            if self.pool.pages_for(seq.num_tokens) > len(seq.page_table):
-                self.intake.preemption.keep_within_burst(seq, now)
+            if len(seq.tokens) <= self.pool.page_size * len(seq.page_table):
+                continue
+            self.intake.preemption.keep_within_burst(seq, now)
             while seq.id in self.running and not self.life.grow(seq, now):
                 self.intake.take_stock()
                 victim = self.intake.preemption.victim(seq, now)
@@ -288,7 +289,7 @@ class Scheduler:
         ]
         if not items:
             return None
-        work: list[Work] = [seq.work(1, drafts.get(seq.id, ())) for seq in decoding]
+        work: list[Work] = [seq.work(1, drafts.get(seq.request.id, ())) for seq in decoding]
         for seq, count in prompts:
             work.append(seq.work(count))
             seq.num_unseen = 0

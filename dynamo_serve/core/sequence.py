@@ -145,19 +145,21 @@ class Sequence:
 
     def work(self, count: int, draft: tuple[int, ...] = ()) -> Work:
         """The next `count` pending tokens, and a guess at what follows, as a share of a step."""
-        request, start = self.request, self.num_computed
+        # In the order of the fields, and without properties: this is done for every token.
+        request, tokens, start = self.request, self.tokens, self.num_computed
+        prompt_len, num_tokens = len(request.prompt_ids), len(tokens)
         return Work(
-            seq_id=request.id,
-            token_ids=(*self.tokens[start : start + count], *draft),
-            position=start,
-            page_table=tuple(self.page_table),
-            samples=count == self.num_pending,
-            sampling=request.sampling,
-            prompt_len=self.prompt_len,
-            cached_ids=tuple(self.tokens[: self.num_unseen]),
-            banned_ids=request.stop_ids if self.num_outputs < request.min_tokens else NONE_BANNED,
-            draft_len=len(draft),
-            copied_from=self.copied_from,
+            request.id,
+            (*tokens[start : start + count], *draft),
+            start,
+            tuple(self.page_table),
+            count == num_tokens - start,
+            request.sampling,
+            prompt_len,
+            tuple(tokens[: self.num_unseen]) if self.num_unseen else (),
+            request.stop_ids if num_tokens - prompt_len < request.min_tokens else NONE_BANNED,
+            len(draft),
+            self.copied_from,
         )
 
     def tells_length(self, finish: Finish) -> bool:

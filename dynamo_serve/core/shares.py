@@ -155,10 +155,11 @@ class Shares:
     def outputs(self, seq: Sequence) -> float:
         """Tokens that a sequence will probably still produce."""
         account, most = self.account(seq.request.tenant), seq.max_tokens
-        usual = min(max(account.usual_outputs, seq.num_outputs), most)
-        return max(
-            1.0, account.runs_full * most + (1 - account.runs_full) * usual - seq.num_outputs
-        )
+        made = len(seq.tokens) - len(seq.request.prompt_ids)
+        usual = account.usual_outputs if account.usual_outputs > made else made
+        usual = usual if usual < most else most
+        left = account.runs_full * most + (1 - account.runs_full) * usual - made
+        return left if left > 1.0 else 1.0
 
     def steps(self, seq: Sequence) -> float:
         """Decode steps that a sequence will probably still take."""
@@ -179,12 +180,16 @@ class Shares:
     ) -> None:
         """Divide the measured seconds of a step among its sequences; `parts` add up to 1."""
         self.device_seconds += seconds
+        owed: dict[str, float] = {}
         for (seq, (num_tokens, _, is_prefill)), part in zip(items, parts, strict=True):
-            account = self.accounts[seq.request.tenant]
-            share = seconds * part
+            name, share = seq.request.tenant, seconds * part
             seq.device_seconds += share
+            owed[name] = owed.get(name, 0.0) + share
+            if is_prefill:
+                self.accounts[name].prefill_tokens += num_tokens
+        for name, share in owed.items():
+            account = self.accounts[name]
             account.device_seconds += share
-            account.prefill_tokens += num_tokens if is_prefill else 0
             self._add(account, share)
 
     def charge_pages(
@@ -197,10 +202,13 @@ class Shares:
         if not parts or seconds <= 0.0:
             return
         self.page_seconds += used * seconds
+        owed: dict[str, float] = {}
         for holder, part in held:
-            page_seconds = part / parts * used * seconds
-            account = self.accounts[holder.request.tenant]
+            name, page_seconds = holder.request.tenant, part / parts * used * seconds
             holder.page_seconds += page_seconds
+            owed[name] = owed.get(name, 0.0) + page_seconds
+        for name, page_seconds in owed.items():
+            account = self.accounts[name]
             account.page_seconds += page_seconds
             self._add(account, page_seconds / total)
 

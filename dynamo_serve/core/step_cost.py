@@ -21,24 +21,29 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterable, Sequence
-from itertools import accumulate, pairwise
+from collections.abc import Sequence
+from itertools import accumulate
 from math import exp, log
 from operator import mul
 from statistics import median
-from typing import NamedTuple
 
-Item = tuple[int, int, bool]
-"""One sequence's share of a step: (number of tokens, position of the first, is it prefill). All but
-the first token of a sequence that decodes are its draft."""
+from dynamo_serve.core.step_shape import (
+    CURVE,
+    JUMPS,
+    KNOTS,
+    NEAR_WIDTHS,
+    PAIRS,
+    PIECES,
+    READS,
+    SEQUENCES,
+    TILES,
+    WIDTHS,
+    Item,
+    StepShape,
+    features_of,
+)
 
-TILES = (16, 32)  # tokens after which matrix kernels may take one more tile: the time jumps
-KNOTS = (0, 16, 32, 64, 128, 256, 512)  # tokens at which the curve may bend
-WIDTHS = (*(b - a for a, b in pairwise(KNOTS)), 1 << 40)
-PIECES = tuple(zip(KNOTS, WIDTHS, strict=True))
-PAIRS, SEQUENCES, READS, JUMPS = 1, 2, 3, 4  # places among the features; 0 is the fixed time
-CURVE = JUMPS + len(TILES)
-NEAR_WIDTHS = (*WIDTHS[:-1], KNOTS[-1])
+__all__ = ["Item", "StepCost", "StepShape"]
 
 FORGET = 0.5 ** (1 / 800)  # once per row and per column of a product: its half life is 400 steps
 SMOOTHING = 0.5  # steps' worth of belief that neighbouring pieces of the curve are equally steep
@@ -54,67 +59,8 @@ LEAST_SECONDS = 1e-6
 ERRORS_KEPT = 256  # steps that the reported error looks back on
 
 
-class StepShape(NamedTuple):
-    """What a step runs, in the numbers that its time depends on.
-
-    `prefill_context` counts pairs of a prompt token and one that it attends to; `prefill_reads`
-    and `decode_context` count the tokens whose KV the chunks and the decoding sequences read.
-    `draft_tokens` come on top of one token for each decoding sequence.
-    """
-
-    prefill_tokens: int = 0
-    prefill_context: float = 0.0
-    decode_sequences: int = 0
-    decode_context: int = 0
-    prefill_reads: int = 0
-    draft_tokens: int = 0
-
-    @classmethod
-    def of(cls, works: Iterable[Item]) -> StepShape:
-        prompt = sequences = context = reads = drafts = 0
-        pairs = 0.0
-        for count, position, is_prefill in works:
-            if is_prefill:
-                prompt += count
-                pairs += count * (position + count / 2)
-                reads += position + count
-            else:
-                sequences += 1
-                context += position + count
-                drafts += count - 1
-        return cls(prompt, pairs, sequences, context, reads, drafts)
-
-    @property
-    def tokens(self) -> int:
-        return self.prefill_tokens + self.decode_sequences + self.draft_tokens
-
-    def with_chunk(self, count: int, position: int) -> StepShape:
-        """This step and `count` tokens of one more prompt, which stands at `position`."""
-        return self._replace(
-            prefill_tokens=self.prefill_tokens + count,
-            prefill_context=self.prefill_context + count * (position + count / 2),
-            prefill_reads=self.prefill_reads + position + count,
-        )
-
-    def with_drafts(self, count: int) -> StepShape:
-        """This step and `count` draft tokens more."""
-        return self._replace(
-            decode_context=self.decode_context + count, draft_tokens=self.draft_tokens + count
-        )
-
-
 def _dot(a: Sequence[float], b: Sequence[float]) -> float:
     return float(sum(map(mul, a, b)))
-
-
-def _features(shape: StepShape, is_prefill: bool) -> list[float]:
-    tokens = shape.tokens
-    # With one token for each the curve is one in sequences, and has no need of a price for them.
-    apart = shape.decode_sequences if is_prefill or shape.draft_tokens else 0
-    jumps = [tokens > tile for tile in TILES]
-    curve = [min(max(tokens - knot, 0), width) for knot, width in PIECES]
-    reads = shape.decode_context + shape.prefill_reads
-    return [1.0, shape.prefill_context, apart, reads, *jumps, *curve]
 
 
 class _Fit:
@@ -139,10 +85,13 @@ class _Fit:
         """
         row = [x / predicted for x in features]
         kept = [FORGET if x else 1.0 for x in row]
-        self._information = [
-            [keep * k * a + x * y for a, k, y in zip(line, kept, row, strict=True)]
-            for line, keep, x in zip(self._information, kept, row, strict=True)
-        ]
+        used = [i for i, x in enumerate(row) if x]
+        for i, line in enumerate(self._information):
+            if x := row[i]:
+                line[:] = [FORGET * k * a + x * y for a, k, y in zip(line, kept, row, strict=True)]
+            else:
+                for j in used:
+                    line[j] *= FORGET
         self._pull = [k * p + error * x for p, k, x in zip(self._pull, kept, row, strict=True)]
         self._descend(row, predicted)
         self.count += 1
@@ -193,7 +142,7 @@ class StepCost:
             return
         if shape.draft_tokens and not shape.prefill_tokens and self._drafts is None:
             self._drafts = _Fit(self._decode.prices)
-        fit, features = self._fit(shape), _features(shape, bool(shape.prefill_tokens))
+        fit, features = self._fit(shape), features_of(shape, bool(shape.prefill_tokens))
         pace, expected = exp(self._log_pace), fit(features)
         predicted = max(pace * expected, self._floor(shape))
         self._errors.append(abs(predicted - seconds) / seconds)
@@ -214,7 +163,7 @@ class StepCost:
     def predict(self, shape: StepShape) -> float:
         """Seconds that a step of this shape will take; never falls with more of anything."""
         fit = self._fit(shape)
-        predicted = exp(self._log_pace) * fit(_features(shape, bool(shape.prefill_tokens)))
+        predicted = exp(self._log_pace) * fit(features_of(shape, bool(shape.prefill_tokens)))
         return max(predicted, self._floor(shape))
 
     def largest_chunk(self, base: StepShape, position: int, budget_s: float, cap: int) -> int:
@@ -229,7 +178,7 @@ class StepCost:
         prices = self._prefill.prices
         slopes, tokens = prices[CURVE:], base.tokens
         heights = [0.0, *accumulate(a * b for a, b in zip(slopes, WIDTHS, strict=True))]
-        features = _features(base, is_prefill=True)[:JUMPS]
+        features = features_of(base, is_prefill=True)[:JUMPS]
         features[READS] += position
         rest = _dot(prices[:JUMPS], features)
 
@@ -248,7 +197,7 @@ class StepCost:
         Everybody pays for their own attention, and for the rest by tokens.
         """
         shape = StepShape.of(works)
-        prices, features = self._fit(shape).prices, _features(shape, bool(shape.prefill_tokens))
+        prices, features = self._fit(shape).prices, features_of(shape, bool(shape.prefill_tokens))
         common = prices[0] + _dot(prices[JUMPS:], features[JUMPS:])
         per_token = max(common, LEAST_SECONDS) / shape.tokens
         costs = []
@@ -296,4 +245,4 @@ class StepCost:
         if not shape.decode_sequences or not self.knows_decoding:
             return 0.0
         alone = StepShape(0, 0.0, shape.decode_sequences, shape.decode_context)
-        return exp(self._log_pace) * self._decode(_features(alone, is_prefill=False))
+        return exp(self._log_pace) * self._decode(features_of(alone, is_prefill=False))

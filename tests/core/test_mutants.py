@@ -280,7 +280,7 @@ BROKEN_DRAFTS = {
         "self.outputs(seq)",
     ),
     "let nobody pay for a draft": (
-        "step_cost.py",
+        "step_shape.py",
         "                drafts += count - 1",
         "                drafts += 0",
     ),

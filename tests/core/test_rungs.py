@@ -85,7 +85,9 @@ def test_a_cut_is_told_and_forecasts_and_room_go_by_it() -> None:
     assert any(told.items() <= entry.items() for entry in facts["timeline"])
     assert [e.max_tokens for e in play.harness.events if e.token_ids][:2] == [CUT, None]
     seq = scheduler.running["open"]
-    assert scheduler.intake._most_pages(seq) == scheduler.pool.pages_for(20 + CUT)
+    pages = scheduler.pool.pages_for(20 + CUT)
+    held = [replace(seq, page_table=[0] * count) for count in (pages - 1, pages)]
+    assert list(map(scheduler.intake._can_grow, held)) == [True, False]
     one, other = unbounded("one"), replace(unbounded("other"), is_open_ended=False)
     ends = [
         forecast(scheduler._sequence(request), scheduler.life, scheduler.intake).finish

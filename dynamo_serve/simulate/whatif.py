@@ -1,0 +1,105 @@
+"""One simulation: settings in, a run out."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dynamo_serve import __version__, settings, tenants
+from dynamo_serve.bench.record import Run
+from dynamo_serve.core.tenant import Tenancy
+from dynamo_serve.errors import ConfigError
+from dynamo_serve.settings import Given, Loaded
+from dynamo_serve.simulate import fleet
+from dynamo_serve.simulate.costs import Cost, constants
+from dynamo_serve.simulate.fit import fit
+from dynamo_serve.simulate.fleet import Cluster
+from dynamo_serve.simulate.recording import Recording, duration, spec_of, tenancy_of
+from dynamo_serve.simulate.replica import Setup
+
+TENANTS = "server.tenants_file"
+CACHE = ("page_size", "num_pages", "prefix_sharing", "pinned_fraction")
+MEANT = (TENANTS, *(f"cache.{name}" for name in CACHE))
+DRAFTS = ("scheduler.speculation", "scheduler.max_draft_tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """`cost`: constants, or empty for a fit to the steps of the recording."""
+
+    cost: str = ""
+    cluster: Cluster = field(default_factory=Cluster)
+    seed: int = 0
+
+
+def load(recording: Recording, given: Sequence[Given]) -> Loaded:
+    """The settings of the recording, and `given` ones on top. Raises `ConfigError`, also for one
+    that changes nothing in a simulation."""
+    for item in given:
+        if item.key in settings.all_keys() and not _is_simulated(item.key):
+            allowed = f"{', '.join(MEANT)}, scheduler.* but for drafts"
+            raise ConfigError(f"{item.key}: not simulated (from {item.source}); allowed: {allowed}")
+    recorded = [
+        Given(key, value, "the trace", is_text=False)
+        for key, value in recording.header.settings.items()
+        if _is_simulated(key)
+    ]
+    return settings.load(flags=[*recorded, *given])
+
+
+def _is_simulated(key: str) -> bool:
+    return key in MEANT or (key.startswith("scheduler.") and key not in DRAFTS)
+
+
+def cost_of(recording: Recording, options: Options) -> Cost:
+    return constants(options.cost) if options.cost else fit(recording.steps)
+
+
+def simulate(recording: Recording, loaded: Loaded, cost: Cost, options: Options) -> Run:
+    config, header = loaded.config, recording.header
+    # A page size that nobody asks for is that of the recording.
+    is_told = loaded.sources["cache.page_size"] != "default"
+    page_size = config.cache.page_size if is_told else header.page_size
+    setup = Setup(
+        config,
+        tenancy_of(header, recording.arrivals, _tenancy(config.server.tenants_file)),
+        spec_of(header, config.cache.num_pages, page_size),
+        cost,
+        header.page_size,
+        options.seed,
+    )
+    ended = fleet.run(setup, recording.clients(), options.cluster)
+    changed = {
+        key: getattr(getattr(config, section), name)
+        for key, source in loaded.sources.items()
+        if source != "default"
+        for section, _, name in [key.partition(".")]
+    }
+    about = _about(recording, setup, options, changed)
+    return Run(about, duration(ended.records), ended.records, ended.samples)
+
+
+def _tenancy(file: str) -> Tenancy | None:
+    return tenants.read(Path(file)).tenancy if file else None
+
+
+def _about(
+    recording: Recording, setup: Setup, options: Options, changed: Mapping[str, Any]
+) -> dict[str, Any]:
+    cluster = options.cluster
+    return {
+        "command": "simulate",
+        "loop": "open",
+        "model": recording.header.model,
+        "settings": dict(changed),
+        "cost": setup.cost.told(),
+        "replicas": cluster.replicas,
+        **({"routing": cluster.routing, "look": cluster.look} if cluster.replicas > 1 else {}),
+        "weights": {name: tenant.weight for name, tenant in setup.tenancy.tenants.items()},
+        "versions": {"dynamo-serve": __version__, "python": platform.python_version()},
+        "seed": options.seed,
+        "left_out": recording.left_out,
+    }
