@@ -280,3 +280,19 @@ def test_a_window_has_a_least() -> None:
     for i in range(4000):
         ease.look(True, True, 0.25 * i)
     assert restraint.batch_window == LEAST_WINDOW
+
+
+def test_a_tenant_at_its_own_quota_does_not_end_the_outlook() -> None:
+    """What it runs is taken to have gone: there is no end of it to wait for."""
+    tenants = {
+        "web": Tenant("web", 1.0, "chat", Quota(live_sequences=1)),
+        "bulk": Tenant("bulk", 1.0, "batch"),
+    }
+    play = Play(LIMITS, Tenancy(tenants, CLASSES))
+    play.harness.commands.append(Steer({"widen_window": "pin", "cap_batch": "pin"}))
+    long = [replace(request, max_tokens=400) for request in chats(1.0, 0.0, 20.0)]
+    play.run([*batches(2.0, 0.0, 20.0), *long], until=20.0)
+    scheduler = play.scheduler
+    assert {seq.request.tenant for seq in scheduler.running.values()} == {"web", "bulk"}
+    scheduler.controller.restraint.batch_part = 0.25
+    assert 0.0 < Outlook(scheduler.life, scheduler.intake).worst(play.harness.now) < 1e3
