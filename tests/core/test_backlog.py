@@ -274,6 +274,26 @@ def test_a_window_that_was_too_narrow_is_not_tried_again_for_long() -> None:
     assert restraint.batch_window == 0.0, "it is undone"
 
 
+def test_a_window_that_the_engine_before_held_is_not_narrowed_at_once() -> None:
+    restraint = Restraint(batch_window=BATCH_WINDOW)
+    ease = Ease(restraint)
+    for i in range(int(4 * CALM_SECONDS)):
+        ease.look(True, True, 1000.0 + 0.25 * i)
+        assert restraint.batch_window == BATCH_WINDOW
+    ease.look(True, True, 1000.0 + CALM_SECONDS)
+    assert restraint.batch_window == BATCH_WINDOW / 2
+
+
+def test_an_operator_s_rung_is_whole_again() -> None:
+    controller = controller_of([9.0], "widen_window")
+    told(controller, 0.0, 0.2, **BAD)
+    told(controller, 1.0, 100.0, itl=1.0, batch_wait=WAITS)
+    assert 0.0 < controller.restraint.batch_window < BATCH_WINDOW
+    controller.steer({"widen_window": Mode.PIN}, 100.0)
+    told(controller, 100.1, 200.0, itl=1.0, batch_wait=WAITS)
+    assert controller.restraint.batch_window == BATCH_WINDOW
+
+
 def test_a_window_has_a_least() -> None:
     restraint = Restraint(batch_window=BATCH_WINDOW)
     ease = Ease(restraint)
