@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 
 from dynamo_serve.config import CacheSection
@@ -52,9 +51,9 @@ def check_disk(cache: CacheSection) -> None:
         )
 
 
-def check_shared(pages: Iterable[int], cache: CacheSection, spec: EngineSpec) -> None:
-    """Raise `EngineStartError` for shared prefixes that cannot stay in the pool."""
-    asked = sum(pages)
+def check_shared(asked: int, cache: CacheSection, spec: EngineSpec) -> None:
+    """Raise `EngineStartError` for shared prefixes that cannot stay in the pool: for so many pages,
+    of which those that several begin with count once."""
     longest = -(-spec.max_model_len // spec.page_size)
     rules = Pinning.of(spec.num_pages, longest, cache.pinned_fraction)
     if asked > min(rules):

@@ -79,7 +79,7 @@ class Service:
     async def start(self) -> None:
         """Return when the engine is ready. Raises `EngineStartError`."""
         await self.engine.start()
-        check_shared((len(head.keys) for head in self.prefixes.heads), self._cache, self.spec)
+        check_shared(len(self.prefixes.shared_keys), self._cache, self.spec)
         self._has_started = True
         self._tell(Stats(pages_free=self.spec.num_pages))
         check_guarantees(self.engine.tenancy, self.spec)

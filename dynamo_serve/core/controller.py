@@ -103,11 +103,10 @@ class Controller:
         self._window = Window(life, wear)
         self._began = 0.0  # this engine
         self._taken: list[State] = []  # in this order; one with two levels may be in it twice
-        self._changed_at = 0.0
+        self._changed_at, self._settled_at = 0.0, 0.0
         self._num_clear, self._next_look, self._next_outlook = 0, 0.0, 0.0
         self._ease = Ease(restraint)
         self._reading: tuple[str, float] | None = None  # a trouble, and its score at the last rung
-        self._settled_at = 0.0
         self.has_news = False  # a rung was taken or undone since `take_news`
 
     def look(self, now: float) -> None:
@@ -245,7 +244,8 @@ class Controller:
         once; what is released is undone like any other, when all has been well for a while."""
         for name, mode in modes.items():
             state = self.states[name]
-            state.mode = mode
+            state.mode, state.is_held = mode, False
+            state.rung.apply(self.restraint, state.level)  # whole, if it has been eased
             while mode is Mode.PIN and state.level < state.rung.levels:
                 self._take(state, OPERATOR, now)
             while mode is Mode.FORBID and state.level:

@@ -223,15 +223,19 @@ class Cached:
 
     def _loser(self) -> tuple[Owner, int]:
         """Who loses a page, and how many of his before somebody else may have to."""
-        for owner in self._changed:
-            self._losing.rose(owner)
-        self._changed_hurt |= self._changed
-        self._changed.clear()
+        self._list_changed()
         loser = self._losing.top()
         assert loser is not None, "nothing is cached"
         over = loser.held - loser.guaranteed - self._losing.second() * loser.weight
         some = min(len(self.used_at) // GRAIN, loser.held // 4)
         return loser, max(1, some, ceil(min(over, loser.held)))
+
+    def _list_changed(self) -> None:
+        """Each change is looked at once, whichever ranking is read: steps read `_hurt` only."""
+        for owner in self._changed:
+            self._losing.rose(owner)
+        self._changed_hurt |= self._changed
+        self._changed.clear()
 
     def dirty_by_loss(self) -> Iterable[int]:
         """The dirty pages of the owner who is the first to lose one, in the order of their loss."""
@@ -246,7 +250,8 @@ class Cached:
     def _hurt_first(self) -> Owner | None:
         owner = self._stale(self._oldest_dirty)
         if owner is None:
-            for owner in self._changed | self._changed_hurt:
+            self._list_changed()
+            for owner in self._changed_hurt:
                 self._hurt.rose(owner)
             self._changed_hurt.clear()
             owner = self._hurt.top()
@@ -276,6 +281,9 @@ class Cached:
         listed: set[int] = set()
         for owner in self._owners:
             assert owner.held == held[owner], f"an owner holds {held[owner]}, not {owner.held}"
+            assert owner in self._changed or self._losing.knows(owner), "it rose untold"
+            told = owner in self._changed or owner in self._changed_hurt
+            assert told or self._hurt.knows(owner), "its dirty pages rose untold"
             for clean, pages in enumerate((owner.dirty, owner.clean)):
                 for page_id in pages:
                     assert page_id not in listed, f"page {page_id}: in two lists"

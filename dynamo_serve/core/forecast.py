@@ -106,6 +106,7 @@ class _Play:
             return
         batch = [seq for seq in self.life.running.values() if seq.promise.is_batch]
         self.ends = [_End(self.shares.steps(s), self._pages(s), s.request.tenant) for s in batch]
+        self.live = Counter(end.tenant for end in self.ends)  # else somebody waits for ever
         for i, seq in enumerate(others[: max(0, self.places - len(self.ends))]):
             steps = self.shares.steps(seq) * (i + 1) / len(others)
             self.ends.append(_End(steps, self._pages(seq), seq.request.tenant))

@@ -53,11 +53,12 @@ class Ease:
     def __init__(self, restraint: Restraint) -> None:
         self.restraint = restraint
         self._least = LEAST_WINDOW
-        self._since = 0.0  # the last change, or the last thing that was wrong
+        self._since: float | None = None  # the last change, or the last thing that was wrong
 
     def look(self, is_held: bool, is_good: bool, now: float) -> None:
         window = self.restraint.batch_window
-        if not window or (window == BATCH_WINDOW and not is_held):
+        is_idle = not window or (window == BATCH_WINDOW and not is_held)
+        if is_idle or self._since is None:  # an engine may begin with a rung that is held
             self._since = now
         elif not is_good:
             if window < BATCH_WINDOW:

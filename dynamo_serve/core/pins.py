@@ -10,6 +10,7 @@ from math import inf
 from typing import NamedTuple, TypeVar
 
 from dynamo_serve.core.page_pool import PagePool
+from dynamo_serve.core.prefix_index import SHARED_SALT
 from dynamo_serve.core.request import Request
 from dynamo_serve.core.sequence import Sequence as Seq
 from dynamo_serve.core.shares import Shares
@@ -184,10 +185,13 @@ class Pins:
         """A sequence begins with the pages of its table; whose prefix it has found whole."""
         if not self._ends or seq.request.pinned_until is not None:
             return
+        # Who pins what all share is not told by it when others use that.
+        salts = (seq.request.salt, SHARED_SALT)
         for key in keys[: seq.num_sealed]:
             for pinned in self._ends.get(key, ()):
-                pinned.num_hits += 1
-                pinned.last_hit = now
+                if pinned.request.salt in salts:
+                    pinned.num_hits += 1
+                    pinned.last_hit = now
 
     def divide(self) -> None:
         """Look again at who shares the pages."""

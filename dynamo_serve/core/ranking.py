@@ -41,6 +41,10 @@ class Ranking(Generic[T]):
                 self._heap = [(-level, item.number, item) for item, level in self._listed.items()]
                 heapify(self._heap)
 
+    def knows(self, item: T) -> bool:
+        """Whether it has been told of all rises of an item."""
+        return self._level(item) <= self._listed.get(item, -inf)
+
     def top(self, above: float = -inf) -> T | None:
         """The highest, if it is higher than that. Costs next to nothing where it is not."""
         heap, listed = self._heap, self._listed

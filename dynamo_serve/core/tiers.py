@@ -201,15 +201,15 @@ class Tier:
 
 
 class Kept:
-    """Pages that the lowest tier shall have and has not yet, the latest wish last; a wish beyond
-    `MOST_KEPT` takes the place of the oldest."""
+    """Pages that the lowest tier shall have and has not yet, the latest first wish last: one that
+    is repeated keeps its place, or what is wanted all the time would never have its turn. A wish
+    beyond `MOST_KEPT` takes the place of the oldest."""
 
     def __init__(self) -> None:
         self._keys: OrderedDict[bytes, None] = OrderedDict()
 
     def add(self, key: bytes) -> None:
-        self._keys.pop(key, None)
-        self._keys[key] = None
+        self._keys.setdefault(key)
         if len(self._keys) > MOST_KEPT:
             self._keys.popitem(last=False)
 

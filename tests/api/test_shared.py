@@ -18,7 +18,7 @@ from dynamo_serve.cli import main
 from dynamo_serve.config import CacheSection, EngineSection
 from dynamo_serve.directory import digest
 from dynamo_serve.errors import ConfigError, EngineStartError
-from dynamo_serve.service import Service
+from dynamo_serve.service import Service, State
 from dynamo_serve.shared import read
 from dynamo_serve.text.tokenizer import Tokenizer
 from tests.api.live import MAX_MODEL_LEN, config, serving
@@ -150,6 +150,26 @@ def test_what_cannot_stay_in_the_pool_stops_the_start(
 
     with pytest.raises(EngineStartError, match=r"cache\.shared_prefixes.*allows"):
         asyncio.run(start())
+
+
+def test_pages_that_several_heads_begin_with_are_asked_for_once(
+    model_folder: str, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    heads = {name: {"text": TEXT} for name in ("one", "two", "three", "four")}
+    cache = CacheSection(page_size=PAGE, num_pages=64, shared_prefixes=file_of(tmp_path, heads))
+    service = Service(replace(config(), cache=cache), model_path=model_folder)
+    service.declare(declared_heads(cache, tokenizer))
+    pages, common = len(service.prefixes.heads[0].keys), int(64 * cache.pinned_fraction)
+    assert pages <= common < 4 * pages
+
+    async def start() -> None:
+        try:
+            await service.start()
+            assert service.state is State.READY
+        finally:
+            await service.close()
+
+    asyncio.run(start())
 
 
 @pytest.mark.parametrize(

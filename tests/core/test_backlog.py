@@ -274,9 +274,45 @@ def test_a_window_that_was_too_narrow_is_not_tried_again_for_long() -> None:
     assert restraint.batch_window == 0.0, "it is undone"
 
 
+def test_a_window_that_the_engine_before_held_is_not_narrowed_at_once() -> None:
+    restraint = Restraint(batch_window=BATCH_WINDOW)
+    ease = Ease(restraint)
+    for i in range(int(4 * CALM_SECONDS)):
+        ease.look(True, True, 1000.0 + 0.25 * i)
+        assert restraint.batch_window == BATCH_WINDOW
+    ease.look(True, True, 1000.0 + CALM_SECONDS)
+    assert restraint.batch_window == BATCH_WINDOW / 2
+
+
+def test_an_operator_s_rung_is_whole_again() -> None:
+    controller = controller_of([9.0], "widen_window")
+    told(controller, 0.0, 0.2, **BAD)
+    told(controller, 1.0, 100.0, itl=1.0, batch_wait=WAITS)
+    assert 0.0 < controller.restraint.batch_window < BATCH_WINDOW
+    controller.steer({"widen_window": Mode.PIN}, 100.0)
+    told(controller, 100.1, 200.0, itl=1.0, batch_wait=WAITS)
+    assert controller.restraint.batch_window == BATCH_WINDOW
+
+
 def test_a_window_has_a_least() -> None:
     restraint = Restraint(batch_window=BATCH_WINDOW)
     ease = Ease(restraint)
     for i in range(4000):
         ease.look(True, True, 0.25 * i)
     assert restraint.batch_window == LEAST_WINDOW
+
+
+def test_a_tenant_at_its_own_quota_does_not_end_the_outlook() -> None:
+    """What it runs is taken to have gone: there is no end of it to wait for."""
+    tenants = {
+        "web": Tenant("web", 1.0, "chat", Quota(live_sequences=1)),
+        "bulk": Tenant("bulk", 1.0, "batch"),
+    }
+    play = Play(LIMITS, Tenancy(tenants, CLASSES))
+    play.harness.commands.append(Steer({"widen_window": "pin", "cap_batch": "pin"}))
+    long = [replace(request, max_tokens=400) for request in chats(1.0, 0.0, 20.0)]
+    play.run([*batches(2.0, 0.0, 20.0), *long], until=20.0)
+    scheduler = play.scheduler
+    assert {seq.request.tenant for seq in scheduler.running.values()} == {"web", "bulk"}
+    scheduler.controller.restraint.batch_part = 0.25
+    assert 0.0 < Outlook(scheduler.life, scheduler.intake).worst(play.harness.now) < 1e3

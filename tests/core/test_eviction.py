@@ -390,3 +390,16 @@ def test_what_an_absent_tenant_has_is_there_for_others_after_a_while() -> None:
     harness.generate(Request("late", once, 2, tenant="here", salt="here"))
     assert cached.evicted[Cause.STALE] == 25 and not cached.evicted[Cause.OTHERS]
     assert harness.scheduler.stats().evicted_stale_total == 25
+
+
+def test_a_step_looks_at_owners_that_have_changed_and_at_no_others() -> None:
+    """Also where tiers below are asked for room, and nothing has to go for long."""
+    pool = PagePool(200, 4)
+    for i in range(100):
+        store(pool, 4 * i, 1, (str(i), str(i)))
+    assert pool.part_ready < 1.0
+    looked: list[Owner] = []
+    level = pool.cached._hurt._level
+    pool.cached._hurt._level = lambda owner: looked.append(owner) or level(owner)  # type: ignore[func-returns-value]
+    assert pool.part_ready < 1.0
+    assert len(looked) <= 1

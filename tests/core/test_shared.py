@@ -166,6 +166,19 @@ def test_a_head_that_is_not_pinned_yet_goes_after_every_tail() -> None:
     assert not any(there[3:]), "but nothing is kept from who has more weight"
 
 
+def test_a_tenant_s_own_pin_of_a_head_does_not_tell_when_others_use_it() -> None:
+    harness = serve()
+    pin(harness)
+    own = Request("own", HEAD, 1, tenant="acme", salt="acme", pinned_until=float("inf"))
+    harness.generate(own)
+    ask(harness, "beta", (*HEAD, *range(9)))
+    told = views.answer(harness.scheduler, "pins", "", harness.now)
+    assert (told["own"]["hits"], told["shared-0"]["hits"]) == (0, 1)
+    ask(harness, "acme", (*HEAD, *range(9)))
+    told = views.answer(harness.scheduler, "pins", "", harness.now)
+    assert (told["own"]["hits"], told["shared-0"]["hits"]) == (1, 2)
+
+
 def test_requests_that_come_together_compute_a_head_once() -> None:
     harness = serve()
     requests = [Request(name, (*HEAD, *range(9)), 2, tenant=name, salt=name) for name in TENANTS]

@@ -325,3 +325,12 @@ def test_a_wish_that_is_repeated_pushes_no_other_out() -> None:
     for i in range(MOST_KEPT - 1):
         kept.add(i.to_bytes(4))
     assert kept.first(2) == [b"hot", (0).to_bytes(4)]
+
+
+def test_a_wish_that_is_repeated_has_its_turn() -> None:
+    """More wishes come than go down, and one page is wanted by all."""
+    kept = Kept()
+    for i in range(100):
+        kept.add(b"hot")
+        kept.add(i.to_bytes(4))
+    assert kept.first(2) == [b"hot", (0).to_bytes(4)]

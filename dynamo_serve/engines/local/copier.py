@@ -28,6 +28,13 @@ UP, DOWN = "up", "down"
 Way = tuple[int, str]
 
 
+def step_back() -> None:
+    """This thread is nicer from now on, unless it is already: nobody but root may be less nice."""
+    thread = threading.get_native_id()
+    if os.getpriority(os.PRIO_PROCESS, thread) < NICE:
+        os.setpriority(os.PRIO_PROCESS, thread, NICE)
+
+
 class Copier:
     """A thread for what goes up from each tier and one for what goes down to it, so that a slow
     disk holds up nobody but those who wait for it. All methods are for the engine's thread."""
@@ -76,7 +83,7 @@ class Copier:
         store = self._stores[number]
         if way == DOWN:
             if sys.platform == "linux":  # elsewhere it would be the whole process
-                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+                step_back()
             if isinstance(store, DiskStore) and not self._open(store):
                 return
         while (

@@ -20,6 +20,7 @@ from dynamo_serve.core.stats import Stats
 from dynamo_serve.core.step_cost import StepCost, StepShape
 from dynamo_serve.core.tiers import DISK, HOST
 from dynamo_serve.engines.local import LocalEngine
+from dynamo_serve.engines.local.copier import NICE, step_back
 from dynamo_serve.engines.local.tier_stores import SECTOR
 from dynamo_serve.errors import ConfigError, EngineStartError
 from dynamo_serve.fits import check_disk
@@ -239,3 +240,15 @@ def test_a_disk_tier_that_cannot_be_stops_the_start(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             check_disk(CacheSection(disk_gib=gib, disk_path=str(path)))
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, [NICE]), (15, [])])
+def test_threads_that_are_nice_enough_are_left_as_they_are(
+    before: int, after: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that was started with `nice` may not become less nice: that would raise."""
+    told: list[int] = []
+    monkeypatch.setattr("os.getpriority", lambda which, who: before)
+    monkeypatch.setattr("os.setpriority", lambda which, who, nice: told.append(nice))
+    step_back()
+    assert told == after
