@@ -20,6 +20,7 @@ from dynamo_serve.bench.record import Record, Run
 from dynamo_serve.bench.recorded import Recording
 from dynamo_serve.bench.replay import Notes, Wishes, check_keys, plan_of
 from dynamo_serve.bench.run import Options, execute
+from dynamo_serve.bench.spread import percentile
 from dynamo_serve.bench.summary import summary
 from dynamo_serve.cli_progress import Progress
 from dynamo_serve.errors import ConfigError
@@ -148,7 +149,7 @@ def _times(values: Sequence[float]) -> dict[str, float]:
     """Of streams: of other answers a client does not see the first token."""
     if not values:
         return {}
-    return {f"p{100 * p:g}": round(recorded.percentile(values, p), 4) for p in (0.5, 0.99)}
+    return {f"p{100 * p:g}": round(percentile(values, p), 4) for p in (0.5, 0.99)}
 
 
 def _whole(recording: Recording) -> list[Arrival]:

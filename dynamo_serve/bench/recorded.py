@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dynamo_serve import trace
+from dynamo_serve.bench.spread import percentile
 from dynamo_serve.errors import ConfigError
 from dynamo_serve.trace import Arrival, Header, Step
 
@@ -95,11 +96,6 @@ def cached_share(arrivals: Iterable[Arrival]) -> float:
         asked += arrival.prompt_tokens
         found += arrival.cached_tokens
     return found / asked if asked else 0.0
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
 
 
 def described(recording: Recording) -> dict[str, Any]:
