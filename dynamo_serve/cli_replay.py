@@ -45,6 +45,9 @@ def replay(arguments: argparse.Namespace) -> int:
     recording = recorded.load([Path(name) for name in arguments.traces])
     if arguments.speed <= 0:
         raise ConfigError(f"--speed {arguments.speed:g}: allowed: more than 0")
+    if arguments.requests is not None and arguments.requests < 1:
+        raise ConfigError(f"--requests {arguments.requests}: allowed: 1 or more")
+    record.check_out("--out", arguments.out)
     keys = None if arguments.tenants is None else keys_in(Path(arguments.tenants))
     key = arguments.api_key or os.environ.get("OPENAI_API_KEY") or ""
     facts = asyncio.run(_facts(arguments, key or next(iter((keys or {}).values()), "")))

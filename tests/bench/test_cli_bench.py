@@ -17,6 +17,8 @@ from dynamo_serve.bench.sweep import sweep
 from dynamo_serve.bench.targets import verdicts
 from tests.architecture.source import ROOT
 
+UNSEEN = ("x", "--rate", "1", "--requests", "1", "--set", "stream=false")
+GATEWAY = ROOT / "bench" / "scenarios" / "gateway.yaml"
 SHIPPED = sorted((ROOT / "bench" / "scenarios").glob("*.yaml"))
 
 
@@ -84,7 +86,15 @@ def test_a_dry_run_needs_no_server(capsys: pytest.CaptureFixture[str]) -> None:
         (("ftp://x", "--rate", "1", "--requests", "1"), "an address is like"),
         (("x", "--rate", "1", "--requests", "1", "--scenario", "no-such"), "no-such"),
         (("x", "--rate", "1", "--requests", "1", "--out", "no/such/run"), "no folder"),
+        (("x", "--rate", "1", "--requests", "1", "--out", "."), "cannot be written"),
         (("x", "--rate", "1", "--requests", "1", "--set", "seed"), "must be KEY=VALUE"),
+        (("x", "--concurrency", "2", "--duration", "1", "--processes", "2"), "give requests"),
+        (("x", "--scenario", str(GATEWAY), "--workload", "rag"), "has its own workload"),
+        (("x", "--scenario", str(GATEWAY), "--api-key", "k"), "has its own key"),
+        (
+            (*UNSEEN, "--set", "promises.ttft_ms=5"),
+            "only e2e_ms",
+        ),
     ],
 )
 def test_a_fault_of_the_callers_is_told_in_a_line(
