@@ -21,7 +21,7 @@ from dynamo_serve.simulate.recording import Recording, duration, spec_of, tenanc
 from dynamo_serve.simulate.replica import Setup
 
 TENANTS = "server.tenants_file"
-CACHE = ("page_size", "num_pages", "prefix_sharing", "pinned_fraction")
+CACHE = ("page_size", "num_pages", "prefix_sharing", "pinned_fraction", "stale_s")
 MEANT = (TENANTS, *(f"cache.{name}" for name in CACHE))
 DRAFTS = ("scheduler.speculation", "scheduler.max_draft_tokens")
 
