@@ -9,6 +9,8 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from dynamo_serve.bench.client import Client
 from dynamo_serve.bench.driver import Driving
 from dynamo_serve.bench.record import Record, Run
 from dynamo_serve.bench.recorded import Recording
-from dynamo_serve.bench.replay import Notes, Wishes, check_keys, plan_of
+from dynamo_serve.bench.replay import Notes, Wishes, calls_of, check_keys, plan_of
 from dynamo_serve.bench.run import Options, execute
 from dynamo_serve.bench.spread import percentile
 from dynamo_serve.bench.summary import summary
@@ -60,6 +62,7 @@ def replay(arguments: argparse.Namespace) -> int:
         is_ours=bool(facts.server),
         context=facts.context,
     )
+    recording = first_calls(recording, arguments.requests)
     check_keys(recording, wishes)
     _tell(recording, wishes)
     notes = Notes()
@@ -73,6 +76,15 @@ def replay(arguments: argparse.Namespace) -> int:
     print("\nbeside what was recorded:\n" + recorded.text(told))
     print(json.dumps(told))
     return INTERRUPTED if run.about["interrupted"] else 0
+
+
+def first_calls(recording: Recording, most: int | None) -> Recording:
+    """What is sent of it, so that it is compared with nothing else."""
+    calls = (call for call in calls_of(recording.arrivals) if call[0].prompt_tokens)
+    kept = {id(arrival) for call in islice(calls, most) for arrival in call}
+    if most is None or not kept:
+        return recording
+    return replace(recording, arrivals=[a for a in recording.arrivals if id(a) in kept])
 
 
 def _options(

@@ -104,7 +104,7 @@ def described(recording: Recording) -> dict[str, Any]:
     served = [arrival for arrival in arrivals if is_served(arrival)]
     asked, found = hit_tokens(served, header.page_size)
     lengths = {
-        name: {f"p{100 * share:g}": percentile([getattr(a, name) for a in served], share)
+        name: {f"p{100 * share:g}": round(percentile([getattr(a, name) for a in served], share), 1)
                for share in PERCENTILES}
         for name in ("prompt_tokens", "output_tokens")
     }  # fmt: skip

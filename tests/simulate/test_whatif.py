@@ -300,3 +300,9 @@ def test_what_the_scheduler_is_built_from_is_taken_from_the_recording() -> None:
     recorded = recording([], settings={"cache.stale_s": 60.0, "engine.threads": 2})
     loaded = whatif.load(recorded, [])
     assert (loaded.config.cache.stale_s, loaded.config.engine.threads) == (60.0, 0)
+
+
+def test_pinned_rungs_of_a_recording_need_no_settings_that_it_does_not_take() -> None:
+    pins = {"scheduler.ladder_pin": ["spill", "lighter_weights"]}
+    told = {**pins, "cache.disk_gib": 2.0, "model.lighter": "int8"}
+    assert whatif.load(recording([], settings=told), []).config.scheduler.ladder_pin == ("spill",)
