@@ -19,10 +19,10 @@ from collections.abc import Iterator, Sequence
 
 from bench.stub_server import Delays
 from dynamo_serve.bench import arrivals
-from dynamo_serve.bench.about import percentile
 from dynamo_serve.bench.plan import Call, Planned
 from dynamo_serve.bench.record import Run
 from dynamo_serve.bench.run import Options, execute
+from dynamo_serve.bench.spread import percentile
 
 SHARES = (0.1, 0.5, 0.9, 0.99)
 WITHIN_MS, WITHIN_SHARE = 2.0, 0.01

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,9 @@ def run(arguments: argparse.Namespace) -> int:
     """
     wanted = scenario.scenario_of(keys(arguments))
     if arguments.dry_run:
-        return dry_run(wanted)
+        return dry_run(wanted, is_terse=arguments.json)
     out = Path(arguments.out)
-    if not out.parent.is_dir():
-        raise ConfigError(f"--out {out}: there is no folder {out.parent}")
+    record.check_out("--out", arguments.out)
     if wanted.sweep:
         levels_of(wanted.sweep)
     assembled = assembly.assemble(arguments.url, wanted)
@@ -44,8 +43,16 @@ def run(arguments: argparse.Namespace) -> int:
         return _swept(arguments, assembled, out, draw)
     options = assembled.options(arguments.url, lambda share, note: draw("load", share, note))
     made = execute(assembled.plan(), options)
-    record.write(made, out)
+    _write(made, out)
     return _say(made, wanted, out, arguments.json)
+
+
+def _write(made: Run, path: Path) -> None:
+    """What was measured is told even if the disk is full."""
+    try:
+        record.write(made, path)
+    except OSError as error:
+        print(f"warning: {path} is not whole: {error.strerror}", file=sys.stderr)
 
 
 def keys(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -57,10 +64,24 @@ def keys(arguments: argparse.Namespace) -> dict[str, Any]:
     given = {name: getattr(arguments, name) for name in names}
     given["key"] = arguments.api_key
     given["ignore_eos"] = arguments.ignore_eos or None
-    plain |= {name: value for name, value in given.items() if value is not None}
+    given = {name: value for name, value in given.items() if value is not None}
+    _check_parts(plain, given)
+    plain |= given
     if arguments.sweep:
         plain.setdefault("sweep", {"first": 1.0})
     return plain
+
+
+def _check_parts(plain: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """A flag that no part of a mix would hear of is not taken."""
+    mix = plain.get("mix")
+    parts = [part for part in mix if isinstance(part, dict)] if isinstance(mix, list) else []
+    for name in scenario.OWN:
+        if name in given and parts and all(name in part for part in parts):
+            flag = "--api-key" if name == "key" else f"--{name}"
+            raise ConfigError(
+                f"{flag}: every part of the mix has its own {name}; edit the scenario"
+            )
 
 
 def _assign(plain: dict[str, Any], assignment: str) -> None:
@@ -79,12 +100,13 @@ def _assign(plain: dict[str, Any], assignment: str) -> None:
         raise ConfigError(f"--set {assignment}: {error}") from None
 
 
-def dry_run(wanted: Scenario) -> int:
+def dry_run(wanted: Scenario, *, is_terse: bool = False) -> int:
     assembled = assembly.without_server(wanted)
     rate = levels_of(wanted.sweep)["first"] if wanted.sweep else None
     plan = assembled.plan(rate)
     shown = [planned for planned, _ in zip(plan, range(DRY_CALLS), strict=False)]
-    print(json.dumps({**assembled.about()["plan"], **shape_of_plan(shown)}, indent=2))
+    told = {**assembled.about()["plan"], **shape_of_plan(shown)}
+    print(json.dumps(told, indent=None if is_terse else 2))
     return 0
 
 
@@ -99,7 +121,7 @@ def _swept(
         made = execute(assembled.plan(rate, number), assembled.options(arguments.url, show))
         made.about["plan"]["rate"] = rate
         path = out.with_name(f"{out.stem}-{number:02d}{out.suffix}")
-        record.write(made, path)
+        _write(made, path)
         return made
 
     levels = sweep(assembled.scenario.sweep, measure)

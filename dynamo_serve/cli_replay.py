@@ -9,6 +9,8 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,9 @@ from dynamo_serve.bench.client import Client
 from dynamo_serve.bench.driver import Driving
 from dynamo_serve.bench.record import Record, Run
 from dynamo_serve.bench.recorded import Recording
-from dynamo_serve.bench.replay import Notes, Wishes, check_keys, plan_of
+from dynamo_serve.bench.replay import Notes, Wishes, calls_of, check_keys, plan_of
 from dynamo_serve.bench.run import Options, execute
+from dynamo_serve.bench.spread import percentile
 from dynamo_serve.bench.summary import summary
 from dynamo_serve.cli_progress import Progress
 from dynamo_serve.errors import ConfigError
@@ -44,6 +47,9 @@ def replay(arguments: argparse.Namespace) -> int:
     recording = recorded.load([Path(name) for name in arguments.traces])
     if arguments.speed <= 0:
         raise ConfigError(f"--speed {arguments.speed:g}: allowed: more than 0")
+    if arguments.requests is not None and arguments.requests < 1:
+        raise ConfigError(f"--requests {arguments.requests}: allowed: 1 or more")
+    record.check_out("--out", arguments.out)
     keys = None if arguments.tenants is None else keys_in(Path(arguments.tenants))
     key = arguments.api_key or os.environ.get("OPENAI_API_KEY") or ""
     facts = asyncio.run(_facts(arguments, key or next(iter((keys or {}).values()), "")))
@@ -56,6 +62,7 @@ def replay(arguments: argparse.Namespace) -> int:
         is_ours=bool(facts.server),
         context=facts.context,
     )
+    recording = first_calls(recording, arguments.requests)
     check_keys(recording, wishes)
     _tell(recording, wishes)
     notes = Notes()
@@ -69,6 +76,15 @@ def replay(arguments: argparse.Namespace) -> int:
     print("\nbeside what was recorded:\n" + recorded.text(told))
     print(json.dumps(told))
     return INTERRUPTED if run.about["interrupted"] else 0
+
+
+def first_calls(recording: Recording, most: int | None) -> Recording:
+    """What is sent of it, so that it is compared with nothing else."""
+    calls = (call for call in calls_of(recording.arrivals) if call[0].prompt_tokens)
+    kept = {id(arrival) for call in islice(calls, most) for arrival in call}
+    if most is None or not kept:
+        return recording
+    return replace(recording, arrivals=[a for a in recording.arrivals if id(a) in kept])
 
 
 def _options(
@@ -148,7 +164,7 @@ def _times(values: Sequence[float]) -> dict[str, float]:
     """Of streams: of other answers a client does not see the first token."""
     if not values:
         return {}
-    return {f"p{100 * p:g}": round(recorded.percentile(values, p), 4) for p in (0.5, 0.99)}
+    return {f"p{100 * p:g}": round(percentile(values, p), 4) for p in (0.5, 0.99)}
 
 
 def _whole(recording: Recording) -> list[Arrival]:

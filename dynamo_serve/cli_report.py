@@ -51,7 +51,7 @@ def _read(paths: Sequence[str]) -> list[Run]:
 
 def _write(path: str, content: str) -> str:
     try:
-        Path(path).write_text(content)
+        Path(path).write_text(content, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--html {path}: {error.strerror}") from None
     return path

@@ -149,7 +149,8 @@ class Run:
             if not self._stop.is_set():
                 garbage.settle()
                 if self._recorder is not None:
-                    self._recorder.begin(self._service.spec, self._access.tenancy)
+                    heads = self._service.prefixes.shared_keys
+                    self._recorder.begin(self._service.spec, self._access.tenancy, heads)
                 await self._succession.begin(answering)
                 tell(self._what_next(names))
                 await self._first_of(stopped, answering, handed)

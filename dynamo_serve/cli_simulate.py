@@ -29,6 +29,8 @@ NOTES = {
 
 def run(arguments: argparse.Namespace) -> int:
     options = _options(arguments)
+    record.check_out("--out", arguments.out)
+    record.check_out("--diff-out", arguments.diff_out)
     recorded = recording.read([Path(name) for name in arguments.traces])
     given = [settings.from_set(said) for said in arguments.set]
     if arguments.tenants:

@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 from dynamo_serve import __version__, trace
 from dynamo_serve.config import Config
 from dynamo_serve.core.engine import EngineSpec
+from dynamo_serve.core.eviction import ALL
+from dynamo_serve.core.prefix_index import NOTHING
 from dynamo_serve.core.request import Request
 from dynamo_serve.core.stats import Stats
 from dynamo_serve.core.tenant import Tenancy
@@ -74,8 +76,9 @@ class Recorder:
         self.num_lines = 0
         self.trouble = ""
 
-    def begin(self, spec: EngineSpec, tenancy: Tenancy) -> None:
-        """The engine is up: what was seen before is written, too."""
+    def begin(self, spec: EngineSpec, tenancy: Tenancy, shared: frozenset[bytes] = NOTHING) -> None:
+        """The engine is up: what was seen before is written, too. `shared`: keys of the pages that
+        tenants have in common."""
         facts = {"facts": dict(spec.facts), "tiers": [tier._asdict() for tier in spec.tiers]}
         told = {name: getattr(spec, name) for name in EngineSpec.__slots__ if name not in facts}
         self._header = replace(
@@ -85,7 +88,7 @@ class Recorder:
             tenancy=promises(tenancy),
         )
         decode = self._decode if self._section.text else None
-        self._lines = Lines(self._began, PageNumbers(spec.page_size), decode)
+        self._lines = Lines(self._began, PageNumbers(spec.page_size, shared), decode)
         self._files = TraceFiles(
             self._folder,
             self._head,
@@ -125,6 +128,8 @@ class Recorder:
 
     def on_end(self, delivery: Delivery, now: float) -> None:
         self._inner.on_end(delivery, now)
+        if delivery.request.tenant == ALL[1]:
+            return  # nobody has asked: the server computes what tenants share
         self._put(delivery, now, len(delivery.request.prompt_ids) + len(delivery.tokens))
 
     def on_turned_away(self, request: Request, error: TryLater) -> None:

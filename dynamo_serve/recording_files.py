@@ -8,12 +8,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from dynamo_serve.core.prefix_index import extend_keys
+from dynamo_serve.core.prefix_index import NOTHING, extend_keys
 from dynamo_serve.errors import ConfigError
 
 MOST_PAGES = 1 << 18  # whose numbers are remembered: about 50 MB
 SLICE = 1024  # tokens that are hashed at a time
-PATTERN = "trace-*.jsonl"
+# Just what `TraceFiles` names a file: nobody's `trace-of-monday.jsonl` is deleted with the oldest.
+PATTERN = "trace-????????T??????Z-*-?????.jsonl"
 Run = tuple[int, int]
 
 
@@ -24,8 +25,11 @@ class PageNumbers:
     A page that was not seen for long is forgotten, and gets another number when it comes again.
     """
 
-    def __init__(self, page_size: int, most: int = MOST_PAGES) -> None:
+    def __init__(
+        self, page_size: int, shared: frozenset[bytes] = NOTHING, most: int = MOST_PAGES
+    ) -> None:
         self._size = page_size
+        self._shared = shared  # the same for all tenants, as in the engine
         self._most = most
         self._numbers: OrderedDict[bytes, int] = OrderedDict()  # oldest first
         self._next = 0
@@ -37,9 +41,9 @@ class PageNumbers:
         consecutive numbers."""
         keys: list[bytes] = []
         for end in range(SLICE, len(token_ids), SLICE):
-            extend_keys(keys, token_ids, salt, self._size, end)
+            extend_keys(keys, token_ids, salt, self._size, end, self._shared)
             time.sleep(0)  # the event loop may have something to do, and needs the interpreter
-        extend_keys(keys, token_ids, salt, self._size, len(token_ids))
+        extend_keys(keys, token_ids, salt, self._size, len(token_ids), self._shared)
         numbers = [self._number(key) for key in keys]
         for key in reversed(keys):  # a page is forgotten before the one that it builds on
             self._numbers.move_to_end(key)

@@ -20,6 +20,7 @@ import yaml
 from dynamo_serve import recording, recording_files, settings, trace
 from dynamo_serve.config import Config, RecordSection, ServerSection
 from dynamo_serve.core.engine import EngineSpec
+from dynamo_serve.core.prefix_index import shared_keys
 from dynamo_serve.core.request import Finish, Request, TokenEvent
 from dynamo_serve.core.stats import Stats, StepStats
 from dynamo_serve.core.step_cost import StepShape
@@ -28,6 +29,7 @@ from dynamo_serve.delivery import Delivery, nobody
 from dynamo_serve.directory import digest
 from dynamo_serve.errors import ConfigError, EngineFailure, QuotaExceeded, Unavailable
 from dynamo_serve.observer import NoObserver
+from dynamo_serve.prefixes import Head
 from dynamo_serve.recording import Recorder
 from dynamo_serve.recording_files import PageNumbers, TraceFiles, check_folder
 from dynamo_serve.recording_lines import Lines, wishes
@@ -383,3 +385,38 @@ def test_a_stop_string_is_no_hang_up() -> None:
     delivery.take(TokenEvent("a-0", finish=Finish.CANCELLED), 1.0)
     line = Lines(0.0, PageNumbers(PAGE)).of_delivery(delivery, 1.0)
     assert (line.ended, line.gone_at) == ("stop", None)
+
+
+def test_heads_that_tenants_share_have_the_same_numbers_and_are_nobodys_requests(
+    folder: str, tmp_path: Path
+) -> None:
+    head = tuple(range(2 * PAGE))
+
+    async def main() -> None:
+        settings = recorded(config_of(False), tmp_path / "t")
+        recorder = recorder_of(settings)
+        service = Service(settings, model_path=folder, observer=recorder)
+        service.declare([Head("rules", head, tuple(shared_keys(head, PAGE)))])
+        await service.start()
+        recorder.begin(service.spec, Tenancy(), service.prefixes.shared_keys)
+        for salt in ("shop", "bank"):
+            ids = (*head, *range(100, 100 + PAGE), 7)
+            await collect(service, Request(f"{salt}-0", ids, 2, salt=salt, tenant=salt))
+        await service.close()
+        recorder.close()
+        _, arrivals, _ = lines_of(tmp_path / "t")
+        assert [a.tenant for a in arrivals] == ["shop", "bank"]
+        assert [a.pages for a in arrivals] == [((0, 3),), ((0, 2), (3, 1))]
+
+    run(main)
+
+
+def test_files_that_others_have_put_into_the_folder_stay(tmp_path: Path) -> None:
+    other = tmp_path / "trace-of-monday.jsonl"
+    other.write_text("mine\n")
+    files = TraceFiles(tmp_path, lambda part: f"head {part}", max_bytes=10, keep=1)
+    for _ in range(3):
+        files.write(["x" * 20])
+    files.close()
+    assert other.read_text() == "mine\n"
+    assert len(list(tmp_path.glob(recording_files.PATTERN))) == 1

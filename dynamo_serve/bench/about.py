@@ -13,10 +13,11 @@ from typing import Any
 import httptools
 
 from dynamo_serve import __version__
+from dynamo_serve.bench.spread import percentile
 
 KEY = re.compile(r"\bkey\s*[=:]|_key\s*[=:]")  # of an assignment; what is behind it is hidden
 LATE_S, LAG_S, BUSY = 0.010, 0.005, 0.9  # above these a client measures itself
-FEW = 2  # calls may be late by chance
+FEW, LATE_SHARE = 2, 0.01  # calls may be late by chance
 
 
 def versions() -> dict[str, str]:
@@ -82,20 +83,19 @@ def command(words: Sequence[str]) -> str:
     return " ".join([Path(shown[0]).name, *shown[1:]])
 
 
-def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest value that so many lie at or below; 0 of none."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
+def num_late(late: Sequence[float]) -> int:
+    """How many calls were begun too late, or 0 if they are so few that it may be chance."""
+    found = sum(value > LATE_S for value in late)
+    return found if found > max(FEW, len(late) * LATE_SHARE) else 0
 
 
 def keeping_up(late: Sequence[float], lags: Sequence[float], busy: float) -> dict[str, Any]:
     """How late calls were begun and timers came; `warning` is not empty if the client was too
     slow for what it measured. `busy` is the processor time of the busiest process per second."""
     late_p99, lag_p99 = percentile(late, 0.99), percentile(lags, 0.99)
-    num_late = sum(value > LATE_S for value in late)
-    is_late = num_late > max(FEW, len(late) / 100)
+    many = num_late(late)
     why = [
-        *([f"{num_late} of {len(late)} calls were begun over 10 ms late"] * is_late),
+        *([f"{many} of {len(late)} calls were begun over 10 ms late"] * (many > 0)),
         *([f"1 % of its timers came over {lag_p99 * 1e3:.1f} ms late"] * (lag_p99 > LAG_S)),
         *([f"it kept a core busy {busy:.0%} of the time"] * (busy > BUSY)),
     ]

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dynamo_serve.bench.latency import SHARES, Distribution
+from dynamo_serve.bench.latency import LATENCIES, SHARES, Distribution
 from dynamo_serve.bench.record import Run
 from dynamo_serve.bench.spread import Estimate, mean
 from dynamo_serve.bench.summary import Summary, summary
 
-LATENCIES = ("ttft", "itl", "tpot", "e2e")
 UNITS = {  # name → unit, whether more of it is better (None: neither)
     "requests_per_s": ("requests/s", True),
     "input_tokens_per_s": ("tokens/s", True),
@@ -20,6 +19,7 @@ UNITS = {  # name → unit, whether more of it is better (None: neither)
     "failed": ("requests", False),
     "cancelled": ("requests", None),
     "cached_share": ("share", True),
+    "good_share": ("share", True),
     "jain": ("index", True),
     "bandwidth_fraction": ("share", True),
 }
@@ -55,6 +55,7 @@ def figures(of: Summary) -> dict[str, float]:
         "failed": total.counts.failed,
         "cancelled": total.counts.cancelled,
         "cached_share": total.cached_share,
+        "good_share": total.good_share,
         "jain": of.fairness.jain,
         "bandwidth_fraction": of.bound.fraction if of.bound else None,
     }

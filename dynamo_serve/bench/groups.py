@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from dynamo_serve.bench.latency import Distribution, distribution, e2e, tpot, ttft
-from dynamo_serve.bench.promises import attainment, is_good
+from dynamo_serve.bench.latency import LATENCIES, Distribution, distribution, samples
+from dynamo_serve.bench.promises import attainment, good_share, is_good
 from dynamo_serve.bench.record import Record
 from dynamo_serve.bench.spread import Estimate
 
@@ -39,8 +39,8 @@ class Rates:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Latencies are of every request that got so far, whatever became of it after; E2E of those
-    answered to their end. `rates` are None where the run measured no time."""
+    """Latencies are `latency.samples`. Prompt and cached tokens are of requests answered to their
+    end, for only these say what was cached. `rates` are None where the run measured no time."""
 
     name: str
     counts: Counts
@@ -53,38 +53,27 @@ class Group:
     output_tokens: int
     cached_tokens: int
     attainment: dict[str, Estimate]
+    good_share: float | None
 
     @property
     def cached_share(self) -> float | None:
         return self.cached_tokens / self.prompt_tokens if self.prompt_tokens else None
 
-    @property
-    def good_share(self) -> float | None:
-        """Of the requests answered to their end in a second, those that kept their targets."""
-        rates = self.rates
-        if rates is None or rates.good is None or not rates.requests:
-            return None
-        return rates.good / rates.requests
-
 
 def group(name: str, records: Sequence[Record], is_open: bool, seconds: float) -> Group:
     served = [record for record in records if record.first is not None or record.outcome == "ok"]
     done = [record for record in records if record.outcome == "ok"]
-    ends = [found for record in done if (found := e2e(record, is_open)) is not None]
-    waits = [found for record in records if (found := ttft(record, is_open)) is not None]
-    paces = [found for record in records if (found := tpot(record)) is not None]
+    of = {name: distribution(samples(name, records, is_open)) for name in LATENCIES}
     return Group(
         name=name,
         counts=_counts(records),
-        ttft=distribution(waits),
-        itl=distribution(gap for record in records for gap in record.gaps),
-        tpot=distribution(paces),
-        e2e=distribution(ends),
+        **of,
         rates=_rates(records, served, is_open, seconds) if seconds > 0 else None,
-        prompt_tokens=sum(record.prompt_tokens for record in served),
+        prompt_tokens=sum(record.prompt_tokens for record in done),
         output_tokens=sum(record.output_tokens for record in served),
-        cached_tokens=sum(record.cached_tokens for record in served),
+        cached_tokens=sum(record.cached_tokens for record in done),
         attainment=attainment(records, is_open),
+        good_share=good_share(records, is_open),
     )
 
 

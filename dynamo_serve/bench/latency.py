@@ -8,7 +8,7 @@ that brought tokens, whatever the number of tokens in a read.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -16,6 +16,7 @@ from dynamo_serve.bench.record import OUTCOMES, Record
 from dynamo_serve.bench.spread import Estimate, estimate
 
 SHARES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p99.9": 0.999}
+LATENCIES = ("ttft", "itl", "tpot", "e2e")
 LONGEST_S = 1e9  # nothing was measured for thirty years
 EARLY_S = 1e-3  # by so much a timer may wake its sender too soon
 
@@ -66,6 +67,19 @@ def tpot(record: Record) -> float | None:
     if record.output_tokens < 2 or not record.gaps:
         return None
     return math.fsum(record.gaps) / (record.output_tokens - 1)
+
+
+def samples(name: str, records: Iterable[Record], is_open: bool) -> list[float]:
+    """What of a latency is counted, everywhere: of all who got so far, whatever became of them
+    after; E2E of those answered to their end."""
+    if name == "itl":
+        return [gap for record in records for gap in record.gaps]
+    measures: dict[str, Callable[[Record], float | None]] = {
+        "ttft": lambda record: ttft(record, is_open),
+        "tpot": tpot,
+        "e2e": lambda record: e2e(record, is_open) if record.outcome == "ok" else None,
+    }
+    return [value for value in map(measures[name], records) if value is not None]
 
 
 def is_sound(record: Record) -> bool:

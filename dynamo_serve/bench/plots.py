@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from dynamo_serve.bench.figures import Repeats
-from dynamo_serve.bench.latency import LONGEST_S, e2e, is_sound, tpot, ttft
+from dynamo_serve.bench.latency import LONGEST_S, is_sound, samples
 from dynamo_serve.bench.plot import Chart, Line, Mark
 from dynamo_serve.bench.record import Run
 from dynamo_serve.bench.spread import estimate, quantile
@@ -14,25 +14,24 @@ from dynamo_serve.bench.words import number
 
 CURVE_POINTS = 200
 SHOWN = (0.5, 0.99)
+TITLES = {
+    "ttft": "Time to first token (TTFT)",
+    "itl": "Gap between tokens (ITL)",
+    "tpot": "Time per output token (TPOT)",
+    "e2e": "Whole request (E2E)",
+}
 
 
 def distributions(run: Run, is_open: bool) -> list[Chart]:
     """How latencies are distributed, p50 and p99 marked where they are known."""
     records = [r for r in run.records if not r.is_warm_up and r.kind != PROBE and is_sound(r)]
-    waits = (ttft(record, is_open) for record in records)
-    ends = (e2e(record, is_open) for record in records if record.outcome == "ok")
-    return [
-        distribution("Time to first token (TTFT)", waits),
-        distribution("Gap between tokens (ITL)", (gap for r in records for gap in r.gaps)),
-        distribution("Time per output token (TPOT)", map(tpot, records)),
-        distribution("Whole request (E2E)", ends),
-    ]
+    return [distribution(title, samples(name, records, is_open)) for name, title in TITLES.items()]
 
 
-def distribution(title: str, seconds: Iterable[float | None]) -> Chart:
+def distribution(title: str, seconds: Iterable[float]) -> Chart:
     """The share of samples that took at most so long. The edge is a quarter beyond p99, so that
     one straggler does not squeeze all others; a note says how many lie beyond."""
-    ordered = sorted(value * 1000 for value in seconds if value is not None)
+    ordered = sorted(value * 1000 for value in seconds)
     x_label, y_label = "milliseconds", "share of samples (%)"
     if not ordered:
         return Chart(title, x_label, y_label, [])

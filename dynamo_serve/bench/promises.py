@@ -45,6 +45,22 @@ def is_good(record: Record, is_open: bool) -> bool:
     return record.outcome == "ok" and all(kept(record, name, is_open) is True for name in known)
 
 
+def good_share(records: Iterable[Record], is_open: bool) -> float | None:
+    """The share of requests that were good. One that its client cancelled was not if it had missed
+    a target by then, else it is left out. None where nobody had a target."""
+    good = counted = 0
+    have_targets = False
+    for record in records:
+        known = [name for name in record.targets if name in TARGETS]
+        have_targets = have_targets or bool(known)
+        if record.outcome == "cancelled":
+            counted += any(kept(record, name, is_open) is False for name in known)
+        else:
+            counted += 1
+            good += is_good(record, is_open)
+    return good / counted if counted and have_targets else None
+
+
 def attainment(records: Iterable[Record], is_open: bool) -> dict[str, Estimate]:
     """By target: the share of requests that kept it, with its interval."""
     hits: Counter[str] = Counter()

@@ -8,6 +8,7 @@ left out.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -76,14 +77,25 @@ class Run:
 
 def write(run: Run, path: Path) -> None:
     head = {"format": FORMAT, "format_version": VERSION, "seconds": run.seconds, "about": run.about}
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         for line in (head, *map(_plain, run.records), *map(asdict, run.samples)):
             file.write(json.dumps(line, separators=(",", ":")) + "\n")
 
 
+def check_out(flag: str, name: str | None) -> None:
+    """Raises `ConfigError` for a file that cannot be written: before a run, not after it."""
+    if not name:
+        return
+    path = Path(name)
+    if not path.parent.is_dir():
+        raise ConfigError(f"{flag} {path}: there is no folder {path.parent}")
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ConfigError(f"{flag} {path}: cannot be written; name another file")
+
+
 def read(path: Path) -> Run:
     """A run from its file. Raises `ConfigError` naming what is wrong with it."""
-    with path.open() as file:
+    with path.open(encoding="utf-8") as file:
         lines = [parse(path, number, text) for number, text in enumerate(file, 1)]
     if not lines:
         raise ConfigError(f"{path} is empty")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dynamo_serve import trace
+from dynamo_serve.bench.spread import percentile
 from dynamo_serve.errors import ConfigError
 from dynamo_serve.trace import Arrival, Header, Step
 
@@ -97,18 +98,13 @@ def cached_share(arrivals: Iterable[Arrival]) -> float:
     return found / asked if asked else 0.0
 
 
-def percentile(values: Sequence[float], share: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
-
-
 def described(recording: Recording) -> dict[str, Any]:
     """What is in a recording, as plain data."""
     arrivals, header = recording.arrivals, recording.header
     served = [arrival for arrival in arrivals if is_served(arrival)]
     asked, found = hit_tokens(served, header.page_size)
     lengths = {
-        name: {f"p{100 * share:g}": percentile([getattr(a, name) for a in served], share)
+        name: {f"p{100 * share:g}": round(percentile([getattr(a, name) for a in served], share), 1)
                for share in PERCENTILES}
         for name in ("prompt_tokens", "output_tokens")
     }  # fmt: skip

@@ -215,7 +215,9 @@ def _merged(parts: list[Part], options: Options, began_at: float) -> Run:
 
 
 def measured(records: list[Record]) -> float:
-    """Seconds from when the first measured call was due to the end of the last one."""
-    counted = [r for r in records if not r.is_warm_up]
+    """Seconds from when the first measured call was due to the end of the last one. Probes are
+    apart: they go on beside a warm-up that is counted in calls."""
+    load = [r for r in records if r.kind != "probe"]
+    counted = [r for r in load or records if not r.is_warm_up]
     ends = [r.end for r in counted if r.end is not None]
     return max(0.0, max(ends) - min(r.due for r in counted)) if ends else 0.0

@@ -124,8 +124,18 @@ def scenario_of(plain: Mapping[str, Any]) -> Scenario:
     if scenario.prompts == "ids" and scenario.tokenizer:
         raise ConfigError("prompts: ids need no tokenizer; leave one of them out")
     targets.checked(scenario.targets)
-    _check_files(scenario, sources(scenario))
+    found = sources(scenario)
+    _check_files(scenario, found)
+    _check_processes(scenario, found)
     return scenario
+
+
+def _check_processes(scenario: Scenario, found: Sequence[Source]) -> None:
+    """Processes inherit the whole plan, so it has to have an end: not only when time is up."""
+    has_times = scenario.arrivals or scenario.rate is not None or scenario.sweep
+    has_end = has_times or scenario.requests or any(source.trace for source in found)
+    if scenario.processes > 1 and not has_end:
+        raise ConfigError("processes: a closed loop of several has to have an end: give requests")
 
 
 def _check_files(scenario: Scenario, found: Sequence[Source]) -> None:
@@ -168,6 +178,10 @@ def _source(scenario: Scenario, given: Table, where: str) -> Source:
         behaviour=usual,
         targets=_promises(own["promises"], where),
     )
+    if not call.is_stream and call.targets.keys() - {"e2e"}:
+        raise ConfigError(
+            f"{where}.promises: without a stream nobody sees tokens come: only e2e_ms"
+        )
     part = Part(call.kind, share, call, odd_ones(own["misbehaviour"], usual, where))
     if workload not in TRACES:
         if own["file"]:

@@ -41,7 +41,8 @@ def split(name: str) -> tuple[str, Labels]:
 def measured(run: Run) -> list[Sample]:
     """By time, from the first measured request on: what warm-up did is not to be counted. The
     first has the last value of everything until then, for not every sample has all metrics."""
-    due = [record.due for record in run.records if not record.is_warm_up]
+    load = [record for record in run.records if record.kind != "probe"]
+    due = [record.due for record in load if not record.is_warm_up]
     samples = sorted(run.samples, key=lambda sample: sample.at)
     before = [sample for sample in samples if due and sample.at <= min(due)]
     if not before:

@@ -12,7 +12,7 @@ Hawe (1984).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -37,6 +37,12 @@ def quantile(ordered: Sequence[float], share: float) -> float:
     above = min(below + 1, len(ordered) - 1)
     low, high = ordered[below], ordered[above]
     return low if low == high else low + (high - low) * (rank - below)
+
+
+def percentile(values: Iterable[float], share: float) -> float:
+    """The same of values in any order; 0 of none."""
+    ordered = sorted(values)
+    return quantile(ordered, share) if ordered else 0.0
 
 
 def estimate(ordered: Sequence[float], share: float) -> Estimate | None:

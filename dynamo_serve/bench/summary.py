@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dynamo_serve.bench import account, groups
+from dynamo_serve.bench.about import LATE_S, num_late
 from dynamo_serve.bench.account import Bound, Fairness, Reconciled
 from dynamo_serve.bench.groups import Group
 from dynamo_serve.bench.latency import Distribution, distribution, is_sound
@@ -17,8 +18,6 @@ from dynamo_serve.bench.record import Record, Run, Sample
 from dynamo_serve.bench.served import growth, measured
 
 PROBE = "probe"
-LATE_S = 0.01  # a client that sends later than that is itself a bottleneck …
-LATE_SHARE = 0.01  # … if it happens more often than to one request in a hundred
 COUNTERS = {
     "preemptions": "dserve_preemptions_total",
     "evicted pages": "dserve_evicted_pages_total",
@@ -74,7 +73,7 @@ def summary(run: Run) -> Summary:
         classes=groups.by(lambda record: record.class_name, load, is_open, seconds),
         kinds=groups.by(lambda record: record.kind, load, is_open, seconds),
         late=late,
-        offered=len(load) / seconds if is_open and seconds else None,
+        offered=_offered(load) if is_open else None,
         fairness=account.fairness(load, samples, _weights(run.about)),
         reconciled=account.reconcile(load, samples, is_open),
         prefix_savings=account.prefix_savings(samples),
@@ -83,6 +82,13 @@ def summary(run: Run) -> Summary:
         errors=dict(Counter(record.error for record in sound if record.error).most_common(8)),
         notes=tuple(_notes(run, load, samples, len(counted) - len(sound))),
     )
+
+
+def _offered(load: Sequence[Record]) -> float | None:
+    """By when requests were due: a server that is slow to the last of them was not offered less."""
+    due = [record.due for record in load]
+    span = max(due) - min(due) if due else 0.0
+    return (len(due) - 1) / span if span > 0 else None
 
 
 def _weights(about: Mapping[str, Any]) -> dict[str, float]:
@@ -134,13 +140,14 @@ def _nothing(load: Sequence[Record]) -> list[str]:
 
 
 def _client(about: Mapping[str, Any], load: Sequence[Record]) -> list[str]:
-    """Whether the client was in its own way: by its own account, else by when it sent."""
+    """Whether the client was in its own way: by its own account; of a run that has none, by when
+    it sent. Who has the account knows better: a connection that the server is slow to accept, or a
+    place that is not free, makes a request late, too."""
     told = about.get("client")
-    warning = told.get("warning") if isinstance(told, dict) else None
-    if warning:
-        return [f"Of the client: {warning}."]
-    late = sum(record.sent - record.due > LATE_S for record in load)
-    if about.get("loop") == "closed" or late <= LATE_SHARE * len(load):
+    if isinstance(told, dict) and "warning" in told:
+        return [f"Of the client: {told['warning']}."] if told["warning"] else []
+    late = num_late([record.sent - record.due for record in load])
+    if about.get("loop") == "closed" or not late:
         return []
     return [
         f"The client was a bottleneck: {late} of {len(load)} requests were sent more than "

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from dynamo_serve.bench.about import percentile
-from dynamo_serve.bench.latency import e2e, tpot, ttft
-from dynamo_serve.bench.promises import is_good
+from dynamo_serve.bench.groups import group
+from dynamo_serve.bench.latency import is_sound, samples
 from dynamo_serve.bench.record import Record, Run
+from dynamo_serve.bench.spread import percentile
 from dynamo_serve.errors import ConfigError
 
 LATENCY = re.compile(r"(ttft|itl|tpot|e2e)_p(\d{1,2}(?:\.\d+)?)_ms")
 COUNTS = ("failed", "refused", "cancelled")
-AT_LEAST = ("goodput", "output_tokens_per_s", "requests_per_s", "cached_share")
+RATES = {
+    "requests_per_s": "requests",
+    "good_requests_per_s": "good",
+    "output_tokens_per_s": "output_tokens",
+}
+AT_LEAST = ("good_share", "cached_share", *RATES)
 FORMS = (
     f"{', '.join((*COUNTS, *AT_LEAST))}, and {{ttft,itl,tpot,e2e}}_pNN_ms; each may have a class, "
     "tenant or kind and a dot before it"
@@ -61,7 +66,8 @@ def _split(name: str) -> tuple[str, str]:
 
 def _verdict(run: Run, name: str, wanted: float) -> Verdict:
     whose, measure = _split(name)
-    records = [r for r in run.records if not r.is_warm_up and _is_of(r, whose)]
+    counted = [r for r in run.records if not r.is_warm_up and is_sound(r)]
+    records = [r for r in counted if _is_of(r, whose)]
     is_open = run.about.get("loop") != "closed"
     found = value(records, measure, run.seconds, is_open) if records else None
     if found is None:
@@ -76,27 +82,15 @@ def _is_of(record: Record, whose: str) -> bool:
 
 
 def value(records: Sequence[Record], measure: str, seconds: float, is_open: bool) -> float | None:
-    """What was measured; None if there is nothing to say."""
-    if measure in COUNTS:
-        outcome = measure
-        return float(sum(r.outcome == outcome for r in records))
-    served = [r for r in records if r.outcome == "ok"]
+    """What was measured, as the reports define it; None if there is nothing to say."""
     if found := LATENCY.fullmatch(measure):
-        values = [v for r in served for v in LATENCIES[found[1]](r, is_open) if v is not None]
+        values = samples(found[1], records, is_open)
         return percentile(values, float(found[2]) / 100) * 1e3 if values else None
-    if measure == "goodput":
-        counted = [r for r in records if r.outcome != "cancelled"]
-        return sum(is_good(r, is_open) for r in counted) / len(counted) if counted else None
-    if measure == "cached_share":
-        prompts = sum(r.prompt_tokens for r in served)
-        return sum(r.cached_tokens for r in served) / prompts if prompts else None
-    amount = len(served) if measure == "requests_per_s" else sum(r.output_tokens for r in served)
-    return amount / seconds if seconds else None
-
-
-LATENCIES: dict[str, Callable[[Record, bool], Sequence[float | None]]] = {
-    "ttft": lambda r, is_open: [ttft(r, is_open)],
-    "itl": lambda r, _: r.gaps,
-    "tpot": lambda r, _: [tpot(r)],
-    "e2e": lambda r, is_open: [e2e(r, is_open)],
-}
+    of = group("", records, is_open, seconds)
+    if measure in COUNTS:
+        return float(getattr(of.counts, measure))
+    if measure in ("good_share", "cached_share"):
+        share: float | None = getattr(of, measure)
+        return share
+    rate: float | None = getattr(of.rates, RATES[measure]) if of.rates else None
+    return rate

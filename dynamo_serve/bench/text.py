@@ -90,8 +90,8 @@ def _outcomes(of: Summary) -> list[str]:
 def goodput(of: Group) -> str:
     if of.rates is None or of.rates.good is None:
         return "no targets were given"
-    kept = "" if of.good_share is None else f", {percent(of.good_share)} of those answered"
-    return f"{number(of.rates.good)} requests/s within all their targets{kept}"
+    kept = "" if of.good_share is None else f", {percent(of.good_share)} of them"
+    return f"{number(of.rates.good)} requests/s answered within all their targets{kept}"
 
 
 def _latencies(of: Summary) -> list[str]:

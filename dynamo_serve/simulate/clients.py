@@ -42,7 +42,7 @@ class Client:
     call_tokens: int = 0
     id: str = ""
     attempts: int = 0
-    sent: float = 0.0
+    sent: float | None = None  # the first time; later ones are the server's doing, not its own
     first: float | None = None
     last: float = 0.0
     end: float | None = None
@@ -122,7 +122,7 @@ class Client:
         return Record(
             number=self.number,
             due=asked.at,
-            sent=self.sent,
+            sent=asked.at if self.sent is None else self.sent,
             outcome=self._outcome(),
             status=TOO_LARGE if self.error and self.finish is None else status,
             tenant=asked.tenant,

@@ -6,7 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from statistics import median
 
+from dynamo_serve.bench.latency import samples
 from dynamo_serve.bench.record import Run
+from dynamo_serve.bench.spread import quantile
 from dynamo_serve.trace import Step
 
 Figures = dict[str, float]
@@ -31,13 +33,8 @@ NAMES = {  # and the unit of each
 ALL_THERE = 0.8  # of the steps: if fewer follow each other, the others were not recorded
 
 
-def percentile(ordered: Sequence[float], part: float) -> float:
-    """The least value that so large a part of them do not exceed."""
-    return ordered[min(len(ordered) - 1, max(0, -int(-part * len(ordered) // 1) - 1))]
-
-
 def figures(run: Run) -> Figures:
-    """What there is no value for is left out. Latencies are of requests that ran to their end."""
+    """What there is no value for is left out; each is what reports call so."""
     done = [record for record in run.records if record.outcome == "ok" and record.first is not None]
     found: Figures = {"requests": len(run.records)}
     for outcome in ("refused", "failed", "cancelled"):
@@ -50,14 +47,14 @@ def figures(run: Run) -> Figures:
     if prompts:
         found["cached prompt tokens"] = sum(record.cached_tokens for record in done) / prompts
     for record_name, values in {
-        "TTFT": [r.first - r.due for r in done if r.first is not None],
-        "ITL": [gap for r in done for gap in r.gaps],
-        "TPOT": [
+        "TTFT": samples("ttft", run.records, is_open=True),
+        "ITL": samples("itl", run.records, is_open=True),
+        "TPOT": [  # not by the gaps between tokens: a recording has none
             (r.end - r.first) / (r.output_tokens - 1)
             for r in done
             if r.end is not None and r.first is not None and r.output_tokens > 1
         ],
-        "E2E": [r.end - r.due for r in done if r.end is not None],
+        "E2E": samples("e2e", run.records, is_open=True),
     }.items():
         found |= _percentiles(record_name, values)
     return found
@@ -67,7 +64,7 @@ def _percentiles(name: str, values: Iterable[float]) -> Figures:
     ordered = sorted(values)
     wanted = {f"{name} p{part}": part / 100 for part in (50, 99)}
     return {
-        key: percentile(ordered, part) for key, part in wanted.items() if ordered and key in NAMES
+        key: quantile(ordered, part) for key, part in wanted.items() if ordered and key in NAMES
     }
 
 

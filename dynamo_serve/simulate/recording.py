@@ -92,7 +92,7 @@ def _record(client: Client) -> Record:
     return Record(
         number=client.number,
         due=first.at,
-        sent=last.at,
+        sent=first.at,
         outcome=OUTCOMES.get(last.ended, "failed"),
         status=last.status,
         tenant=last.tenant,

@@ -154,7 +154,8 @@ class Replica:
 
     def _send(self, client: Client, at: float) -> list[Command]:
         asked, spec = client.asked, self.setup.spec
-        client.sent, client.refusal = at, None
+        client.sent = at if client.sent is None else client.sent
+        client.refusal = None
         client.attempts += 1
         longest = asked.prompt_tokens + asked.max_tokens
         if longest > min(spec.max_model_len, spec.page_size * spec.num_pages):

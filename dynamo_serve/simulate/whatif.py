@@ -18,11 +18,12 @@ from dynamo_serve.simulate.costs import Cost, constants
 from dynamo_serve.simulate.fit import fit
 from dynamo_serve.simulate.fleet import Cluster
 from dynamo_serve.simulate.recording import Recording, duration, spec_of, tenancy_of
-from dynamo_serve.simulate.replica import Setup
+from dynamo_serve.simulate.replica import NO_SUCH_RUNGS, Setup
 
 TENANTS = "server.tenants_file"
-CACHE = ("page_size", "num_pages", "prefix_sharing", "pinned_fraction")
+CACHE = ("page_size", "num_pages", "prefix_sharing", "pinned_fraction", "stale_s")
 MEANT = (TENANTS, *(f"cache.{name}" for name in CACHE))
+PIN = "scheduler.ladder_pin"
 DRAFTS = ("scheduler.speculation", "scheduler.max_draft_tokens")
 
 
@@ -44,10 +45,20 @@ def load(recording: Recording, given: Sequence[Given]) -> Loaded:
             raise ConfigError(f"{item.key}: not simulated (from {item.source}); allowed: {allowed}")
     recorded = [
         Given(key, value, "the trace", is_text=False)
-        for key, value in recording.header.settings.items()
-        if _is_simulated(key)
+        for key, value in _recorded(recording.header.settings).items()
     ]
     return settings.load(flags=[*recorded, *given])
+
+
+def _recorded(told: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the recording that mean something here. A pinned rung may need another setting, of
+    which only that it was set matters: tiers are as they were recorded."""
+    found = {key: value for key, value in told.items() if _is_simulated(key)}
+    if PIN in found:
+        found[PIN] = [rung for rung in found[PIN] if rung not in NO_SUCH_RUNGS]
+        if "spill" in found[PIN]:
+            found["cache.host_gib"] = told.get("cache.host_gib") or told.get("cache.disk_gib")
+    return found
 
 
 def _is_simulated(key: str) -> bool:

@@ -17,6 +17,8 @@ from dynamo_serve.bench.sweep import sweep
 from dynamo_serve.bench.targets import verdicts
 from tests.architecture.source import ROOT
 
+UNSEEN = ("x", "--rate", "1", "--requests", "1", "--set", "stream=false")
+GATEWAY = ROOT / "bench" / "scenarios" / "gateway.yaml"
 SHIPPED = sorted((ROOT / "bench" / "scenarios").glob("*.yaml"))
 
 
@@ -84,7 +86,15 @@ def test_a_dry_run_needs_no_server(capsys: pytest.CaptureFixture[str]) -> None:
         (("ftp://x", "--rate", "1", "--requests", "1"), "an address is like"),
         (("x", "--rate", "1", "--requests", "1", "--scenario", "no-such"), "no-such"),
         (("x", "--rate", "1", "--requests", "1", "--out", "no/such/run"), "no folder"),
+        (("x", "--rate", "1", "--requests", "1", "--out", "."), "cannot be written"),
         (("x", "--rate", "1", "--requests", "1", "--set", "seed"), "must be KEY=VALUE"),
+        (("x", "--concurrency", "2", "--duration", "1", "--processes", "2"), "give requests"),
+        (("x", "--scenario", str(GATEWAY), "--workload", "rag"), "has its own workload"),
+        (("x", "--scenario", str(GATEWAY), "--api-key", "k"), "has its own key"),
+        (
+            (*UNSEEN, "--set", "promises.ttft_ms=5"),
+            "only e2e_ms",
+        ),
     ],
 )
 def test_a_fault_of_the_callers_is_told_in_a_line(
@@ -144,20 +154,29 @@ def test_targets_are_of_whom_they_name() -> None:
         Record(4, 0.0, 0.0, kind="a", outcome="failed", is_warm_up=True),
     ]  # fmt: skip
     wanted = {
-        **{"failed": 0, "a.failed": 0, "ttft_p99_ms": 500, "a.ttft_p99_ms": 50, "goodput": 0.3},
-        **{"web.goodput": 0.5, "probe.e2e_p50_ms": 1e4, "nobody.failed": 0, "itl_p99.9_ms": 300},
+        **{"failed": 0, "a.failed": 0, "ttft_p99_ms": 500, "a.ttft_p99_ms": 50, "good_share": 0.3},
+        **{
+            "web.good_share": 0.5,
+            "good_requests_per_s": 0.5,
+            "ttft_p50_ms": 250,
+            "probe.e2e_p50_ms": 1e4,
+            "nobody.failed": 0,
+            "itl_p99.9_ms": 300,
+        },
     }
     found = {v.name: (v.found, v.is_met) for v in verdicts(Run({}, 2.0, records), wanted)}
     assert found == {
         "failed": (1.0, False),
         "a.failed": (0.0, True),
-        "ttft_p99_ms": (400.0, True),
+        "ttft_p99_ms": (pytest.approx(397.0), True),
         "a.ttft_p99_ms": (100.0, False),
-        "goodput": (1 / 3, True),
-        "web.goodput": (0.0, False),
+        "good_share": (1 / 3, True),
+        "web.good_share": (0.0, False),
+        "good_requests_per_s": (0.5, True),
+        "ttft_p50_ms": (250.0, True),
         "probe.e2e_p50_ms": (9000.0, True),
         "nobody.failed": (None, False),
-        "itl_p99.9_ms": (300.0, True),
+        "itl_p99.9_ms": (pytest.approx(299.71), True),
     }
 
 

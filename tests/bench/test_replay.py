@@ -21,6 +21,7 @@ from dynamo_serve.bench import record, recorded
 from dynamo_serve.bench.plan import Planned
 from dynamo_serve.bench.recorded import Recording, hit_tokens, load, mooncake
 from dynamo_serve.bench.replay import Notes, Tokens, Wishes, plan_of
+from dynamo_serve.cli_replay import first_calls
 from dynamo_serve.config import RecordSection
 from dynamo_serve.core.tenant import Tenancy
 from dynamo_serve.directory import digest
@@ -286,3 +287,12 @@ def test_a_replay_finds_as_much_in_the_cache_as_what_was_recorded(
     assert (tmp_path / "m.jsonl").read_text().count("\n") == sum(
         a.ended != "refused" for a in first.arrivals
     )
+
+
+def test_only_what_is_sent_is_compared_with() -> None:
+    nobody_looked = Arrival(0.0, 0, 0, 1, ended="refused")
+    both = [Arrival(1.0, 9, 1, 1, call=1, num_choices=n) for n in (2, 0)]
+    found = [nobody_looked, *both, Arrival(2.0, 9, 1, 1), Arrival(3.0, 9, 1, 1)]
+    made = Recording(Header(), found)
+    assert first_calls(made, 2).arrivals == found[1:4]
+    assert first_calls(made, None).arrivals == found

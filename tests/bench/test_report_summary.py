@@ -208,3 +208,28 @@ def test_repeats_give_the_mean_of_each_figure_that_all_know() -> None:
     assert found.figures["ttft_p50_ms"].value == pytest.approx(600.0)
     assert "ttft_p90_ms" in found.missing  # only the last has samples enough
     assert figures(found.summaries[0]).keys() <= {*found.figures, *found.missing}
+
+
+def test_who_says_that_it_kept_up_is_not_called_the_bottleneck() -> None:
+    late = [Record(n, 0.0, 1.0, first=1.1, end=1.2) for n in range(9)]  # no place was free before
+    told = {**OPEN, "client": {"warning": ""}}
+    assert not any("bottleneck" in note for note in summary(Run(told, 1.0, late)).notes)
+
+
+def test_what_is_offered_does_not_depend_on_how_long_the_server_takes() -> None:
+    records = [Record(n, n / 10, n / 10, first=30.0, end=40.0) for n in range(101)]
+    assert summary(Run(OPEN, 40.0, records)).offered == pytest.approx(10)
+
+
+def test_what_was_cached_is_told_by_answers_that_came_to_their_end() -> None:
+    whole = Record(0, 0.0, 0.0, first=0.1, end=1.0, prompt_tokens=100, cached_tokens=50)
+    left = Record(1, 0.0, 0.0, first=0.1, end=0.2, prompt_tokens=100, outcome="cancelled")
+    assert summary(Run(OPEN, 1.0, [whole, left])).total.cached_share == 0.5
+
+
+def test_who_was_cut_off_after_missing_a_target_was_not_served_well() -> None:
+    targets = {"ttft": 0.5}
+    good = Record(0, 0.0, 0.0, first=0.1, end=1.0, targets=targets)
+    hung = Record(1, 0.0, 0.0, end=60.0, outcome="cancelled", targets=targets)
+    left = Record(2, 0.0, 0.0, end=0.2, outcome="cancelled", targets=targets)
+    assert summary(Run(OPEN, 60.0, [good, hung, left])).total.good_share == 0.5

@@ -59,7 +59,7 @@ def test_two_settings_are_compared(trace: Path, capsys: pytest.CaptureFixture[st
         (["--replicas", "0"], "--replicas 0: allowed: 1 or more"),
         (["--look", "0"], "--look 0: allowed"),
         (["--diff-out", "x.jsonl"], "--diff-out: there is nothing to write"),
-        (["--out", "/no/such/folder/x.jsonl"], "cannot write this file"),
+        (["--out", "/no/such/folder/x.jsonl"], "there is no folder"),
     ],
 )
 def test_a_fault_is_one_line(

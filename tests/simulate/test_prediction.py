@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
 from dynamo_serve.bench.record import Run
+from dynamo_serve.bench.summary import summary
 from dynamo_serve.settings import from_set
 from dynamo_serve.simulate import whatif
 from dynamo_serve.simulate.engine import VirtualEngine
-from dynamo_serve.simulate.figures import differences, figures, itl_of_steps, percentile, table
+from dynamo_serve.simulate.figures import differences, figures, itl_of_steps, table
 from dynamo_serve.simulate.fleet import Cluster
 from dynamo_serve.simulate.recording import Recording
 from dynamo_serve.simulate.whatif import Options
@@ -58,10 +60,16 @@ def test_steps_that_are_not_all_there_tell_no_itl() -> None:
     assert itl_of_steps(steps[::3]) == itl_of_steps([]) == {}
 
 
-def test_percentiles_are_values_that_were_seen() -> None:
-    values = [float(i) for i in range(1, 101)]
-    assert [percentile(values, part) for part in (0.5, 0.99, 1.0)] == [50.0, 99.0, 100.0]
-    assert percentile([7.0], 0.5) == 7.0
+def test_figures_are_those_of_reports() -> None:
+    arrivals = synthetic.traffic(random.Random(4), 60, 18.0)
+    arrivals[7] = replace(arrivals[7], ended="cancelled", gone_at=0.4)
+    made = run(Recording(HEADER, arrivals, []), DEVICE, seed=5)
+    mine, reported = figures(made), summary(made)
+    assert mine["TTFT p50"] == reported.total.ttft.value("p50")
+    assert mine["E2E p50"] == reported.total.e2e.value("p50")
+    assert mine["cached prompt tokens"] == reported.total.cached_share
+    assert reported.total.rates is not None
+    assert mine["output tokens per second"] == reported.total.rates.output_tokens
 
 
 def test_differences_are_relative_but_for_shares() -> None:

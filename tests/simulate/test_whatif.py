@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from dynamo_serve.bench.record import Record, Run
+from dynamo_serve.bench.summary import summary
 from dynamo_serve.config import Config
 from dynamo_serve.core.batch import Batch, SequenceOutput
 from dynamo_serve.core.loop import Submit
@@ -124,7 +125,8 @@ def test_who_was_refused_comes_again_only_if_it_did() -> None:
     assert (records[1].status, records[1].output_tokens) == (429, 0)
     assert records[2].due == 2.0
     # It had waited for one second more than it was told.
-    assert records[2].sent > 2.0 + 1.0
+    assert records[2].sent == 2.0 and (records[2].first or 0.0) > 2.0 + 1.0
+    assert not any("bottleneck" in note for note in summary(Run({}, 9.0, records)).notes)
 
 
 def test_whoever_is_let_in_does_not_come_again() -> None:
@@ -292,3 +294,15 @@ def test_strangers_and_missing_facts_are_refused() -> None:
 def test_what_cannot_fit_fails_at_once() -> None:
     (one,) = simulated(recording([Arrival(0.0, 200, 10, 10)]), "cache.num_pages=4").records
     assert (one.outcome, one.status) == ("failed", 400)
+
+
+def test_what_the_scheduler_is_built_from_is_taken_from_the_recording() -> None:
+    recorded = recording([], settings={"cache.stale_s": 60.0, "engine.threads": 2})
+    loaded = whatif.load(recorded, [])
+    assert (loaded.config.cache.stale_s, loaded.config.engine.threads) == (60.0, 0)
+
+
+def test_pinned_rungs_of_a_recording_need_no_settings_that_it_does_not_take() -> None:
+    pins = {"scheduler.ladder_pin": ["spill", "lighter_weights"]}
+    told = {**pins, "cache.disk_gib": 2.0, "model.lighter": "int8"}
+    assert whatif.load(recording([], settings=told), []).config.scheduler.ladder_pin == ("spill",)
