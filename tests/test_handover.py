@@ -173,7 +173,8 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 def test_nobody_is_refused_while_servers_take_over_from_each_other(folder: Path) -> None:
-    with starting(folder, "--set", "engine.fake_step_ms=10") as start:
+    patience = ("--set", "server.header_timeout_s=60")
+    with starting(folder, "--set", "engine.fake_step_ms=10", *patience) as start:
         server = start()
         assert stat.S_IMODE(start.socket.stat().st_mode) == 0o600
         clients = [Load(server.port, keeps_alive=at == 0) for at in range(3)]
@@ -213,7 +214,8 @@ def test_nobody_is_refused_while_servers_take_over_from_each_other(folder: Path)
 def test_streams_go_on_in_the_next_server(folder: Path) -> None:
     """One whose reader stays, one with several choices, one whose reader has gone; and one that
     nobody can go on with."""
-    flags = ("--set", "engine.fake_step_ms=20", "--set", "server.drain_timeout_s=0.2")
+    flags = ("--set", "engine.fake_step_ms=20", "--set", "server.drain_timeout_s=0.2",
+             "--set", "server.resume_grace_s=60")  # fmt: skip
     with starting(folder, *flags) as start, ExitStack() as stack:
         old = start()
         bodies = [body_of(1500), body_of(1000, n=3), body_of(1200)]

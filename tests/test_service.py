@@ -471,7 +471,7 @@ def test_a_refusal_ends_the_request_with_its_numbers(
     folder: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("dynamo_serve.building.Scheduler", Telling)
+    monkeypatch.setattr("dynamo_serve.scheduling.Scheduler", Telling)
     monkeypatch.setattr(Telling, "is_own", is_own)
 
     async def main() -> None:
@@ -500,7 +500,7 @@ def test_a_refusal_ends_the_request_with_its_numbers(
 def test_the_tenants_reach_the_engine_at_start_while_it_runs_and_after_a_loss(
     folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dynamo_serve.building.Scheduler", Telling)
+    monkeypatch.setattr("dynamo_serve.scheduling.Scheduler", Telling)
 
     def tenancy(*names: str) -> Tenancy:
         return Tenancy({name: Tenant(name) for name in names})
@@ -532,7 +532,7 @@ def test_a_reload_while_the_engine_starts_is_not_lost(
             gate.wait(TIMEOUT)
             return super().start()
 
-    monkeypatch.setattr("dynamo_serve.building.Scheduler", Telling)
+    monkeypatch.setattr("dynamo_serve.scheduling.Scheduler", Telling)
     monkeypatch.setattr("dynamo_serve.building.FakeEngine", Slow)
 
     async def main() -> None:

@@ -431,7 +431,7 @@ class Absurd(Scheduler):
 def test_a_request_of_which_the_scheduler_dies_does_not_do_so_for_ever(
     folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dynamo_serve.building.Scheduler", Absurd)
+    monkeypatch.setattr("dynamo_serve.scheduling.Scheduler", Absurd)
     monkeypatch.setattr("dynamo_serve.supervisor.MAX_BACKOFF_SECONDS", 0.0)
 
     async def main() -> None:
