@@ -40,6 +40,8 @@ class Said:
             part = choice.get("delta") or choice.get("message") or choice
             text = part.get("content") or part.get("text")
             if text:
+                if not isinstance(text, str):
+                    raise TypeError(f"{text!r} is no text")
                 self.text.append(text)
             if ids := choice.get("token_ids"):
                 self.token_ids.setdefault(choice.get("index", 0), []).extend(ids)
