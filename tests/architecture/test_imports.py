@@ -35,7 +35,17 @@ LAW: dict[str, tuple[str, ...]] = {
         *("httptools.", "tokenizers.", "yaml."),
     ),
     "dynamo_serve.simulate.": (
-        *("", "bench.record", "config", "core.", "errors", "scheduling", "settings", "simulate."),
+        *(
+            "",
+            "bench.record",
+            "config",
+            "core.",
+            "errors",
+            "json_lines",
+            "scheduling",
+            "settings",
+            "simulate.",
+        ),
         *("tenants", "trace"),
     ),
     "dynamo_serve.cli_simulate": ("bench.record", "errors", "settings", "simulate."),
