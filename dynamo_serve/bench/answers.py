@@ -50,6 +50,8 @@ class Said:
                 self.num_pieces += 1
             self.finish = choice.get("finish_reason") or self.finish
             self.explain = choice.get("explain") or self.explain
+        if not isinstance(self.usage, dict) or not isinstance(self.explain, dict):
+            raise TypeError("usage and explain are objects")
         return brought
 
 
