@@ -51,6 +51,7 @@ class Said:
             self.finish = choice.get("finish_reason") or self.finish
             self.explain = choice.get("explain") or self.explain
         if not isinstance(self.usage, dict) or not isinstance(self.explain, dict):
+            self.usage, self.explain = {}, {}
             raise TypeError("usage and explain are objects")
         return brought
 
