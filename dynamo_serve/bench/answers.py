@@ -66,7 +66,7 @@ def parse(answer: Answer) -> Generator[None, None, Said]:
     body = b"".join(data for _, data in answer.reads)
     try:
         said.is_done = said.take(json.loads(body)) or answer.status < 300
-    except (ValueError, AttributeError, TypeError):
+    except (ValueError, AttributeError, TypeError, RecursionError):
         said.error = f"no JSON: {body[:80]!r}" if body else ""
     return said
 
@@ -84,7 +84,7 @@ def _stream(answer: Answer, said: Said) -> Generator[None, None, None]:
                 continue
             try:
                 brought = said.take(json.loads(payload))
-            except (ValueError, AttributeError, TypeError):
+            except (ValueError, AttributeError, TypeError, RecursionError):
                 said.error = f"this is no event of a completion: {payload[:80]!r}"
                 return
             if brought and at != last:
