@@ -109,20 +109,31 @@ def _stream_fault(body: bytes) -> str | None:
 
 
 class Fuzz:
-    def __init__(self, url: str, seed: int, key: str, known: list[Endpoint], schemas: Any) -> None:
+    def __init__(
+        self, url: str, seed: int, keys: list[str], known: list[Endpoint], schemas: Any
+    ) -> None:
         address = urlsplit(url)
         self._url = url
         self._host, self._port = address.hostname or "", address.port or 80
         self._seed = seed
-        self._key = key
+        self._keys = keys or [""]
         self._known = known
         self._schemas = schemas
+        self._ids: list[str] = []
         self.report = Report()
+
+    def learn_ids(self) -> None:
+        """Of prefixes that there are, so that some are asked for, and deleted."""
+        for key in self._keys:
+            headers = {"Authorization": f"Bearer {key}"} if key else {}
+            listed = httpx.get(f"{self._url}/v1/prefixes", headers=headers, timeout=30)
+            if listed.status_code == 200:
+                self._ids += [prefix["id"] for prefix in listed.json()["data"]]
 
     async def one(self, number: int) -> None:
         """Send case `number` and judge the answer."""
         rng = random.Random(f"{self._seed}-{number}")
-        case = Maker(rng, self._known, self._schemas, self._key).case()
+        case = Maker(rng, self._known, self._schemas, rng.choice(self._keys), self._ids).case()
         began = time.monotonic()
         try:
             async with asyncio.timeout(LONGEST_S):
@@ -150,9 +161,9 @@ class Fuzz:
                 writer.transport.abort()
                 return b""
             writer.write(case.raw)
-            if case.silent:
-                writer.write_eof()  # else both sides might wait for the other's next byte
-            with contextlib.suppress(ConnectionError):  # refused before all of it was sent
+            with contextlib.suppress(OSError):  # refused before all of it was sent
+                if case.silent:
+                    writer.write_eof()  # else both sides might wait for the other's next byte
                 await writer.drain()
             return await reader.read(-1)
         finally:
@@ -177,10 +188,11 @@ class Fuzz:
                 self.report.faults.append(f"/health: {status}")
 
 
-async def fuzz(url: str, requests: int, concurrency: int, seed: int, key: str) -> Report:
+async def fuzz(url: str, requests: int, concurrency: int, seed: int, keys: list[str]) -> Report:
     """Send `requests` cases, `concurrency` at a time."""
     document = httpx.get(f"{url}/openapi.json", timeout=30).raise_for_status().json()
-    fuzz = Fuzz(url, seed, key, endpoints(document), document["components"]["schemas"])
+    fuzz = Fuzz(url, seed, keys, endpoints(document), document["components"]["schemas"])
+    fuzz.learn_ids()
     progress = Progress(sys.stderr)
     numbers = iter(range(requests))
 
@@ -203,7 +215,7 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--concurrency", type=int, default=16)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--key", default="", help="an API key or an admin key")
+    parser.add_argument("--key", action="append", default=[], help="API keys and admin keys")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)

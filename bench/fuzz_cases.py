@@ -76,9 +76,15 @@ class Maker:
     """Makes cases; the same generator state makes the same case."""
 
     def __init__(
-        self, rng: random.Random, known: list[Endpoint], schemas: Mapping[str, Json], key: str
+        self,
+        rng: random.Random,
+        known: list[Endpoint],
+        schemas: Mapping[str, Json],
+        key: str,
+        ids: list[str],
     ) -> None:
         self._rng = rng
+        self._ids = ids
         self._key = key.encode()
         self._known = known
         self._schemas = schemas
@@ -107,7 +113,7 @@ class Maker:
     def _path(self, template: str) -> str:
         while "{" in template:
             name = template[template.index("{") : template.index("}") + 1]
-            text = self._rng.choice([*TEXTS, self._word()])
+            text = self._rng.choice([*TEXTS, *self._ids * 9, self._word()])
             template = template.replace(name, quote(text.encode("utf-8", "surrogatepass"))[:9000])
         if self._chance(0.1):
             template += "?limit=" + quote(str(self._rng.choice([*NUMBERS, self._word()])))[:500]

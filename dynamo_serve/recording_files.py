@@ -6,6 +6,7 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from errno import ENOENT
 from pathlib import Path
 
 from dynamo_serve.core.prefix_index import NOTHING, extend_keys
@@ -88,6 +89,8 @@ class TraceFiles:
 
     def write(self, lines: Sequence[str]) -> None:
         """Raises `OSError`; the file then ends with the last line before these."""
+        if self._fd >= 0 and not os.fstat(self._fd).st_nlink:  # deleted: nobody would read these
+            raise FileNotFoundError(ENOENT, "its file was deleted")
         data = "".join(line + "\n" for line in lines).encode()
         if self._fd >= 0 and self._size + len(data) > self._max_bytes:
             self.close()
@@ -105,7 +108,9 @@ class TraceFiles:
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
         self._append((self._header(self._part) + "\n").encode())
         self._part += 1
-        for old in sorted(self._folder.glob(PATTERN))[: -self._keep]:
+        # Not the one just begun, whatever the clock has made of its name.
+        others = sorted(set(self._folder.glob(PATTERN)) - {path})
+        for old in others[: max(0, len(others) + 1 - self._keep)]:
             old.unlink(missing_ok=True)
 
     def _append(self, data: bytes) -> None:

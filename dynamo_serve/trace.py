@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
 from dynamo_serve.errors import ConfigError
-from dynamo_serve.json_lines import check_header, parse
+from dynamo_serve.json_lines import check_fields, check_header, numbered, parse
 
 FORMAT, VERSION = "dynamo-serve-trace", 1
+MOST_TOKENS = 1 << 24  # of one prompt or answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,30 +112,35 @@ def dump(line: Header | Line) -> str:
 
 def open_trace(path: Path, mode: str) -> IO[str]:
     if path.suffix == ".gz":
-        return cast(IO[str], gzip.open(path, mode + "t"))
-    return path.open(mode)
+        return cast(IO[str], gzip.open(path, mode + "t", encoding="utf-8"))
+    return path.open(mode, encoding="utf-8")
 
 
 def read(path: Path) -> tuple[Header, Iterator[Line]]:
     """The header and the lines of a trace, read as they are asked for. Raises `ConfigError` naming
     the line at fault; a last line that was cut off is left out."""
     file = open_trace(path, "r")
+    texts = numbered(file, path)
     try:
-        first = parse(path, 1, file.readline())
+        number, text = next(texts, (1, ""))
+        first = parse(path, number, text)
         check_header(first, path, FORMAT, VERSION)
+        header = _made(Header, first, path, 1)
+        if not 1 <= header.page_size <= MOST_TOKENS:
+            raise ConfigError(f"{path}, line 1: pages of {header.page_size} tokens")
     except ConfigError:
         file.close()
         raise
-    return _made(Header, first, path, 1), _lines(file, path)
+    return header, _lines(file, texts, path)
 
 
-def _lines(file: IO[str], path: Path) -> Iterator[Line]:
+def _lines(file: IO[str], texts: Iterator[tuple[int, str]], path: Path) -> Iterator[Line]:
     with file:
-        for number, text in enumerate(file, 2):
+        for number, text in texts:
             if not text.endswith("\n"):
                 return  # whoever wrote it was killed
             plain = parse(path, number, text)
-            kind = KINDS.get(plain.get("kind", ""))
+            kind = KINDS.get(str(plain.get("kind", "")))
             if kind is None:
                 raise ConfigError(f"{path}, line {number}: unknown kind {plain.get('kind')!r}")
             try:
@@ -146,7 +152,22 @@ def _lines(file: IO[str], path: Path) -> Iterator[Line]:
             except (TypeError, ValueError):
                 raise ConfigError(f"{path}, line {number}: bad pages or shape") from None
             made: Line = _made(kind, plain, path, number)  # type: ignore[type-var]
+            if isinstance(made, Arrival) and (fault := _fault(made)):
+                raise ConfigError(f"{path}, line {number}: {fault}")
             yield made
+
+
+def _fault(arrival: Arrival) -> str:
+    """What makes no sense in an arrival, or is more than anybody has room for."""
+    for name in ("prompt_tokens", "output_tokens", "max_tokens", "cached_tokens"):
+        if not 0 <= (value := getattr(arrival, name)) <= MOST_TOKENS:
+            return f"{name} cannot be {value}; allowed: 0 to {MOST_TOKENS}"
+    runs = (*arrival.pages, *arrival.output_pages)
+    if any(first < 0 or count < 1 for first, count in runs):
+        return "a page number below 0, or an empty run of them"
+    if sum(count for _, count in runs) > arrival.prompt_tokens + arrival.output_tokens:
+        return "more full pages than tokens"
+    return ""
 
 
 def _made(kind: type[T], plain: dict[str, Any], path: Path, number: int) -> T:
@@ -156,4 +177,9 @@ def _made(kind: type[T], plain: dict[str, Any], path: Path, number: int) -> T:
         raise ConfigError(f"{path}, line {number}: unknown key {min(unknown)!r}")
     if missing := needed - plain.keys():
         raise ConfigError(f"{path}, line {number}: {min(missing)!r} is missing")
-    return kind(**plain)
+    made = kind(**plain)
+    try:
+        check_fields(made)
+    except ValueError as error:
+        raise ConfigError(f"{path}, line {number}: {error}") from None
+    return made

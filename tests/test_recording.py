@@ -335,6 +335,25 @@ def test_files_are_begun_anew_and_the_oldest_go(tmp_path: Path) -> None:
     assert (tmp_path / "notes.txt").exists()
 
 
+def test_nothing_is_written_to_a_file_that_was_deleted(tmp_path: Path) -> None:
+    files = TraceFiles(tmp_path, str, max_bytes=1000, keep=1)
+    files.write(["1"])
+    for path in tmp_path.glob(recording_files.PATTERN):
+        path.unlink()
+    with pytest.raises(OSError, match="deleted"):
+        files.write(["2"])
+    files.close()
+
+
+def test_the_file_just_begun_is_kept_when_the_clock_has_gone_back(tmp_path: Path) -> None:
+    (tmp_path / "trace-99991231T000000Z-1-00000.jsonl").write_text("of another time")
+    files = TraceFiles(tmp_path, str, max_bytes=1000, keep=1)
+    files.write(["1"])
+    files.close()
+    (left,) = tmp_path.glob(recording_files.PATTERN)
+    assert left.read_text() == "0\n1\n"
+
+
 def test_a_folder_that_cannot_be_written_to_is_named_at_the_start(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"record\.path = .*/file/x': Not a directory; name a"):

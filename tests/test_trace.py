@@ -39,6 +39,9 @@ def test_a_line_that_was_cut_off_ends_a_trace(tmp_path: Path) -> None:
     assert list(trace.read(path)[1]) == LINES[:-1]
 
 
+ARRIVAL = '{"kind":"arrival","prompt_tokens":8,"output_tokens":1,"max_tokens":1,%s}'
+
+
 @pytest.mark.parametrize(
     ("line", "fault"),
     [
@@ -47,6 +50,13 @@ def test_a_line_that_was_cut_off_ends_a_trace(tmp_path: Path) -> None:
         ('{"kind":"nothing"}', "line 5: unknown kind 'nothing'"),
         ('{"kind":"step","at":1,"seconds":1}', "line 5: 'shape' is missing"),
         ('{"kind":"arrival","at":1,"sound":1}', "line 5: unknown key 'sound'"),
+        (ARRIVAL % '"at":NaN', "line 5: at cannot be 'nan'"),
+        (ARRIVAL % '"at":null', "line 5: at cannot be 'None'"),
+        (ARRIVAL % '"at":1,"pages":[[0,1000000000]]', "line 5: more full pages than tokens"),
+        (ARRIVAL % '"at":1,"pages":[[-1,1]]', "line 5: a page number below 0"),
+        (ARRIVAL % '"at":1,"cached_tokens":-1', "line 5: cached_tokens cannot be -1"),
+        (ARRIVAL % r'"at":1,"tenant":"\ud800"', "line 5: no JSON"),
+        ("[" * 100_000, "line 5: too deep"),
     ],
 )
 def test_a_fault_names_its_line(tmp_path: Path, line: str, fault: str) -> None:
@@ -54,6 +64,14 @@ def test_a_fault_names_its_line(tmp_path: Path, line: str, fault: str) -> None:
     path.write_text(path.read_text() + line + "\n")
     with pytest.raises(ConfigError, match=fault):
         list(trace.read(path)[1])
+
+
+@pytest.mark.parametrize("name", ["t.jsonl", "t.jsonl.gz"])
+def test_what_is_no_text_is_no_trace(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(b"\xff\xfe\0 neither text nor gzip")
+    with pytest.raises(ConfigError, match="after line 0: "):
+        trace.read(path)
 
 
 @pytest.mark.parametrize("module", [trace, record])

@@ -40,6 +40,8 @@ class Said:
             part = choice.get("delta") or choice.get("message") or choice
             text = part.get("content") or part.get("text")
             if text:
+                if not isinstance(text, str):
+                    raise TypeError(f"{text!r} is no text")
                 self.text.append(text)
             if ids := choice.get("token_ids"):
                 self.token_ids.setdefault(choice.get("index", 0), []).extend(ids)
@@ -48,6 +50,9 @@ class Said:
                 self.num_pieces += 1
             self.finish = choice.get("finish_reason") or self.finish
             self.explain = choice.get("explain") or self.explain
+        if not isinstance(self.usage, dict) or not isinstance(self.explain, dict):
+            self.usage, self.explain = {}, {}
+            raise TypeError("usage and explain are objects")
         return brought
 
 
@@ -61,7 +66,7 @@ def parse(answer: Answer) -> Generator[None, None, Said]:
     body = b"".join(data for _, data in answer.reads)
     try:
         said.is_done = said.take(json.loads(body)) or answer.status < 300
-    except (ValueError, AttributeError, TypeError):
+    except (ValueError, AttributeError, TypeError, RecursionError):
         said.error = f"no JSON: {body[:80]!r}" if body else ""
     return said
 
@@ -79,7 +84,7 @@ def _stream(answer: Answer, said: Said) -> Generator[None, None, None]:
                 continue
             try:
                 brought = said.take(json.loads(payload))
-            except (ValueError, AttributeError, TypeError):
+            except (ValueError, AttributeError, TypeError, RecursionError):
                 said.error = f"this is no event of a completion: {payload[:80]!r}"
                 return
             if brought and at != last:

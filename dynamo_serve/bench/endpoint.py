@@ -52,6 +52,11 @@ async def facts(client: Client, model: str, api_key: str) -> Facts:
     if listed.status in (401, 403):
         raise EndpointError(f"the server answers {listed.status}; give a key with --api-key")
     if not model:
+        if listed.status != 200:
+            raise EndpointError(
+                f"the server answers {listed.status} to GET /v1/models; check the URL, or name the "
+                "model with --model"
+            )
         try:
             model = str(_json(listed)["data"][0]["id"])
         except (ValueError, KeyError, IndexError, TypeError):

@@ -30,7 +30,8 @@ def record_of(
     """The record of an attempt that is over."""
     times, usage = said.at, said.usage
     is_slow = call.behaviour.bytes_per_s is not None  # its gaps are its own, not the server's
-    details = usage.get("prompt_tokens_details") or {}
+    details = usage.get("prompt_tokens_details")
+    details = details if isinstance(details, dict) else {}
     outcome, error = _outcome(answer, said, call)
     return replace(
         blank,

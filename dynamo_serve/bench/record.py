@@ -9,13 +9,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from dynamo_serve.errors import ConfigError
-from dynamo_serve.json_lines import check_header, parse
+from dynamo_serve.json_lines import (
+    are_numbers,
+    check_fields,
+    check_header,
+    is_number,
+    numbered,
+    parse,
+)
 
 FORMAT, VERSION = "dynamo-serve-run", 1
 OUTCOMES = ("ok", "refused", "failed", "cancelled")
@@ -96,13 +103,13 @@ def check_out(flag: str, name: str | None) -> None:
 def read(path: Path) -> Run:
     """A run from its file. Raises `ConfigError` naming what is wrong with it."""
     with path.open(encoding="utf-8") as file:
-        lines = [parse(path, number, text) for number, text in enumerate(file, 1)]
+        lines = [parse(path, number, text) for number, text in numbered(file, path)]
     if not lines:
         raise ConfigError(f"{path} is empty")
     head = lines[0]
     check_header(head, path, FORMAT, VERSION)
     about, seconds = head.get("about"), head.get("seconds")
-    if not isinstance(about, dict) or not isinstance(seconds, int | float):
+    if not isinstance(about, dict) or seconds is None or not is_number(seconds):
         raise ConfigError(f"{path}, line 1: a run has `about`, an object, and `seconds`, a number")
     records, samples = [], []
     for number, line in enumerate(lines[1:], 2):
@@ -119,38 +126,15 @@ def read(path: Path) -> Run:
 def _record(line: dict[str, Any]) -> Record:
     """Raises `TypeError` or `ValueError` for what is none."""
     record = Record(**{**line, "gaps": tuple(line.get("gaps", ()))})
-    for f in fields(record):
-        value = getattr(record, f.name)
-        if not FITS[str(f.type)](value):
-            raise ValueError(f"{f.name} cannot be {value!r}")
+    check_fields(record)
     return record
 
 
 def _sample(line: dict[str, Any]) -> Sample:
     sample = Sample(**line)
-    if not _is_number(sample.at) or not _are_numbers(sample.values):
+    if not is_number(sample.at) or not are_numbers(sample.values):
         raise ValueError("a sample has `at`, a number, and `values`, numbers by name")
     return sample
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _are_numbers(value: Any) -> bool:
-    return isinstance(value, dict) and all(map(_is_number, value.values()))
-
-
-# By the types that a record's fields are declared with.
-FITS: dict[str, Callable[[Any], bool]] = {
-    "bool": lambda value: isinstance(value, bool),
-    "dict[str, float]": _are_numbers,
-    "float": _is_number,
-    "float | None": lambda value: value is None or _is_number(value),
-    "int": lambda value: isinstance(value, int) and not isinstance(value, bool),
-    "str": lambda value: isinstance(value, str),
-    "tuple[float, ...]": lambda value: all(map(_is_number, value)),
-}
 
 
 def _plain(record: Record) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dynamo_serve import trace
 from dynamo_serve.bench.record import Record, Run
@@ -12,9 +13,10 @@ from dynamo_serve.core.engine import EngineSpec
 from dynamo_serve.core.tenant import Tenancy
 from dynamo_serve.core.tiers import TierSpec
 from dynamo_serve.errors import ConfigError
+from dynamo_serve.json_lines import is_count
 from dynamo_serve.simulate.clients import Client, clients_of, was_scheduled
 from dynamo_serve.simulate.texts import OWN
-from dynamo_serve.trace import Arrival, Header, Step
+from dynamo_serve.trace import MOST_TOKENS, Arrival, Header, Step
 
 OUTCOMES = {"stop": "ok", "length": "ok", "cancelled": "cancelled", "refused": "refused"}
 
@@ -115,8 +117,19 @@ def duration(records: Sequence[Record]) -> float:
 
 
 def spec_of(header: Header, num_pages: int, page_size: int) -> EngineSpec:
-    """The engine, with so many pages (0: as many as it had) of so many tokens."""
+    """The engine, with so many pages (0: as many as it had) of so many tokens. Raises
+    `ConfigError`."""
     told = header.spec
+    for name in ("num_pages", "max_model_len"):
+        if not is_count(told.get(name, 0)) or not 0 <= told.get(name, 0) <= MOST_TOKENS:
+            raise ConfigError(f"the trace's header: spec.{name} cannot be {told[name]!r:.40}")
+    try:
+        return _spec(header, told, num_pages, page_size)
+    except (TypeError, ValueError):
+        raise ConfigError("the trace's header: spec.tiers are none") from None
+
+
+def _spec(header: Header, told: dict[str, Any], num_pages: int, page_size: int) -> EngineSpec:
     num_pages = num_pages or int(told.get("num_pages", 0)) * header.page_size // page_size
     if not num_pages:
         raise ConfigError("the trace does not say how many KV pages there are; set cache.num_pages")
@@ -134,7 +147,13 @@ def spec_of(header: Header, num_pages: int, page_size: int) -> EngineSpec:
 
 def tenancy_of(header: Header, arrivals: Sequence[Arrival], given: Tenancy | None) -> Tenancy:
     """Who paid and what was promised, or what is `given` instead."""
-    tenancy = given or (Tenancy.of(header.tenancy) if header.tenancy else Tenancy())
+    try:
+        tenancy = given or (Tenancy.of(header.tenancy) if header.tenancy else Tenancy())
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"the trace's header: `tenancy` cannot be used ({error!r}); give a tenants file with "
+            "--tenants"
+        ) from None
     if strangers := {arrival.tenant for arrival in arrivals} - tenancy.tenants.keys():
         raise ConfigError(
             f"tenant {min(strangers)!r} of the trace is in no tenants file; "

@@ -36,7 +36,7 @@ LAW: dict[str, tuple[str, ...]] = {
     ),
     "dynamo_serve.simulate.": (
         *("", "bench.latency", "bench.record", "bench.spread", "config", "core.", "errors"),
-        *("scheduling", "settings", "simulate."),
+        *("json_lines", "scheduling", "settings", "simulate."),
         *("tenants", "trace"),
     ),
     "dynamo_serve.cli_simulate": ("bench.record", "errors", "settings", "simulate."),

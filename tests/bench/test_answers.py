@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from dynamo_serve.bench import answers
 from dynamo_serve.bench.answers import Said, count_tokens, failure, parse, retry_after, server_times
 from dynamo_serve.bench.client import Answer, Client, Reading
 from dynamo_serve.bench.later import Later
@@ -182,3 +183,16 @@ def test_an_interim_answer_is_not_the_answer() -> None:
     interim = b"HTTP/1.1 100 Continue\r\n\r\n"
     found = asked(interim + b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
     assert (found.status, found.error) == (200, "")
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"choices": [{"delta": {"content": 7}}]},
+        {"choices": [{"text": "a", "explain": 5}]},
+        {"choices": [], "usage": "many"},
+    ],
+)
+def test_what_is_no_event_is_refused_where_it_comes(event: dict[str, object]) -> None:
+    with pytest.raises(TypeError):
+        answers.Said().take(event)
