@@ -18,10 +18,10 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.load import percentile
 from bench.server import free_port, our_command, running
 from bench.sse_client import Stream, drive, post
 from dynamo_serve import bundled
+from dynamo_serve.bench.spread import percentile
 
 PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 TICKS = os.sysconf("SC_CLK_TCK")

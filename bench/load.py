@@ -13,6 +13,8 @@ from typing import Any
 import httpx
 from transformers import PreTrainedTokenizerBase
 
+from dynamo_serve.bench.spread import percentile
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -55,12 +57,6 @@ class Report:
             "itl_p50_ms": round(percentile(gaps, 0.5) * 1e3),
             "itl_p99_ms": round(percentile(gaps, 0.99) * 1e3),
         }
-
-
-def percentile(values: list[float], share: float) -> float:
-    """The value below which `share` of the sorted values lie (nearest rank)."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
 
 
 def prompts(workload: Workload, tokenizer: PreTrainedTokenizerBase, seed: int) -> list[str]:

@@ -3,10 +3,11 @@
     python -m bench.no_hits [--requests 400] [--rounds 5] [--step-ms 25] [--token-us 330]
 
 The scheduler alone, under a virtual clock, with an engine that computes nothing: so many requests
-of 500 new prompt and 32 output tokens, 8 at a time. Without prefix sharing, with it, with a host
-tier that idles, and with one that is written to all the time because the pool is small; they
-alternate. `--step-ms` and `--token-us` say how long a step and a token would take: the share is of
-that time, of one core of which the scheduler takes its own. A table for people, one JSON line last.
+of 500 new prompt and 32 output tokens, 8 at a time. Without prefix sharing, with it, with parts of
+pages looked for, too, with a host tier that idles, and with one that is written to all the time
+because the pool is small; they alternate. `--step-ms` and `--token-us` say how long a step and a
+token would take: the share is of that time, of one core of which the scheduler takes its own. A
+table for people, one JSON line last.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ ROOMY, TIGHT = 40_000, 600  # pages
 KINDS = {
     "no sharing": (ROOMY, False, 0),
     "sharing": (ROOMY, True, 0),
+    "parts of pages": (ROOMY, True, 0),
     "idle tier": (ROOMY, True, 1000),
     "tight, no sharing": (TIGHT, False, 0),
     "tight": (TIGHT, True, 0),
@@ -68,7 +70,9 @@ def run(kind: str, args: argparse.Namespace, seed: int) -> tuple[float, float]:
     engine = Nothing(pages, slots, args.step_ms / 1000, args.token_us / 1e6)
     spec = engine.start()
     pool = PagePool(spec.num_pages, spec.page_size, prefix_sharing=sharing)
-    scheduler = Scheduler(pool, Limits(mix_phases=True), tiers=spec.tiers)
+    copying = spec.copy_seconds if kind == "parts of pages" else None
+    limits = Limits(mix_phases=True, copy_seconds=copying)
+    scheduler = Scheduler(pool, limits, tiers=spec.tiers)
     rng = random.Random(seed)
     todo = [tuple(rng.randrange(VOCABULARY) for _ in range(PROMPT)) for _ in range(args.requests)]
     sent = finished = 0

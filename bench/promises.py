@@ -27,8 +27,8 @@ from typing import Any
 import httpx
 import yaml
 
-from bench.load import percentile
 from bench.server import free_port, our_command, running, settle
+from dynamo_serve.bench.spread import percentile
 
 FIRST_ID, LAST_ID = 300, 30_000  # of the random prompts
 ADMIN = "bench-admin"

@@ -7,8 +7,8 @@ time to a first token of prompts whose head was computed, is still on the device
 memory, by length, beside what was predicted; restart: the same after a restart with a disk tier;
 preempt: more sequences than pages, with host memory below and without; overhead: traffic that
 never hits, without tiers, with idle ones, and with one that is written to all the time; page: a
-page of KV gathered, scattered and checked, in this process. Settings of one scene alternate. A
-table for people, one JSON line last.
+page of KV gathered, scattered, checked and copied to another one, in this process. Settings of one
+scene alternate. A table for people, one JSON line last.
 """
 
 from __future__ import annotations
@@ -31,9 +31,11 @@ from transformers import AutoConfig
 
 from bench.server import Server, free_port, our_command, running, settle
 from bench.sse_client import Stream, drive, post
+from dynamo_serve.core.batch import PageCopy
 from dynamo_serve.engines.local.attention import LayerSpec
 from dynamo_serve.engines.local.kv_cache import KVCache, PoolSize, bytes_per_token
 from dynamo_serve.engines.local.page_bytes import PageBytes
+from dynamo_serve.engines.local.page_copies import PageCopier
 from dynamo_serve.engines.local.tier_stores import checksum
 
 SHARED, OWN, OUTPUT, TOGETHER = 1024, 64, 16, 8
@@ -235,7 +237,7 @@ def page(args: argparse.Namespace, _: Path) -> Rows:
     for pages in cache.layers:
         for tensor in pages:
             tensor.uniform_()
-    bytes_of = PageBytes(cache)
+    bytes_of, within = PageBytes(cache), PageCopier(cache)
     rows = torch.empty(size.num_pages, bytes_of.num_bytes, dtype=torch.uint8)
 
     def timed(work: Callable[[int], object]) -> float:
@@ -252,6 +254,8 @@ def page(args: argparse.Namespace, _: Path) -> Rows:
             "gather_ms": timed(lambda i: bytes_of.gather(i, rows[i])),
             "scatter_ms": timed(lambda i: bytes_of.scatter(rows[i], i)),
             "checksum_ms": timed(lambda i: checksum(rows[i])),
+            "copy_4_tokens_ms": timed(lambda i: within.copy([PageCopy(i, size.num_pages, 4)])),
+            "copy_page_ms": timed(lambda i: within.copy([PageCopy(i, size.num_pages, PAGE)])),
         }
         for _ in range(args.repeat)
     ]

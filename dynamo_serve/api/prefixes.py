@@ -43,9 +43,8 @@ def prefix_routes(edge: Edge, cache: CacheSection) -> APIRouter:
     @routes.get("")
     async def prefixes(http: Request) -> Response:
         """The pinned prefixes of the caller's tenant, and those that all tenants share."""
-        known = await _known(edge)
-        prefixes = edge.service.prefixes
-        own = [*prefixes.of(http.state.caller.tenant), *prefixes.shared()]
+        tenant, known = http.state.caller.tenant, await _known(edge)
+        own = [*edge.service.prefixes.of(tenant), *edge.service.prefixes.shared()]
         return answer({"object": "list", "data": [_told(edge, p, known) for p in own]})
 
     @routes.get("/{id}")

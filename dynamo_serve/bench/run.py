@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,7 +73,9 @@ def execute(plan: Iterable[Planned], options: Options) -> Run:
     else:
         meter = Meter(options.total, options.driving.duration, options.progress)
         groups, probes = sessions(plan), sessions(options.probes, FIRST_PROBE)
-        parts = [_in_loop(options, groups, probes, meter, lambda: time.monotonic() + LEAD_S)]
+        parts = [
+            _in_loop(_drive(options, groups, probes, meter, lambda: time.monotonic() + LEAD_S))
+        ]
     return _merged(parts, options, began_at)
 
 
@@ -93,20 +95,14 @@ def _several(groups: list[Session], options: Options) -> list[Part]:
         share = processes.share_of(mine, index)
         probes = sessions(mine.probes, FIRST_PROBE)
         own = iter(groups[index :: options.processes])
-        return _in_loop(share, own, probes, meter, start)
+        return _in_loop(_drive(share, own, probes, meter, start))
 
     return processes.run(work, options)
 
 
-def _in_loop(
-    options: Options,
-    groups: Iterator[Session],
-    probes: Iterator[Session],
-    meter: Meter,
-    start: Callable[[], float],
-) -> Part:
+def _in_loop(driving: Coroutine[None, None, Part]) -> Part:
     with asyncio.Runner(loop_factory=new_loop) as runner:
-        return runner.run(_drive(options, groups, probes, meter, start))
+        return runner.run(driving)
 
 
 async def _drive(
