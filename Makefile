@@ -5,7 +5,7 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11 python; do \
   $$python -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: serve test mutants check sanitize install test-gpu bench reference
+.PHONY: serve test mutants check sanitize install test-gpu bench reference triton
 
 serve: install
 	$(BIN)/dynamo-serve serve $(ARGS)
@@ -32,6 +32,10 @@ test-gpu: install
 bench: install
 	test -d $(BENCH_MODEL) || $(BIN)/python -m bench.random_model --out $(BENCH_MODEL)
 	$(BIN)/python -m bench.versus_peers $(BENCH_MODEL) $(ARGS)
+
+# A real NVIDIA Triton server in an environment of its own, with triton_models/: docs/triton.md.
+triton: install
+	$(BIN)/python -m scripts.tritonserver $(ARGS)
 
 reference: install
 	$(BIN)/python -m dynamo_serve.reference

@@ -157,7 +157,11 @@ class Clients:
         return httpx.AsyncClient(
             transport=httpx.AsyncHTTPTransport(socket_options=small if pause else None),
             event_hooks={"response": [wait] if pause else []},
-            headers={"Authorization": f"Bearer {tenant}", "Connection": "close"},
+            headers={
+                "Authorization": f"Bearer {tenant}",
+                "Connection": "close",
+                "Accept": "text/event-stream, application/json",
+            },
             timeout=120,
         )
 

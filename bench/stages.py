@@ -169,7 +169,7 @@ def render(
     bodies: list[bytes] = []
     for events, _ in steps:
         with watch("detokenize"):
-            deltas = [t.push(event) for t, event in zip(transcripts, events, strict=True)]
+            deltas = [t.deltas(event)[0] for t, event in zip(transcripts, events, strict=True)]
         with watch("render"):
             rendered = [w.events(0, delta) for w, delta in zip(writers, deltas, strict=True)]
         bodies.append(rendered[-1])

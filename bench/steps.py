@@ -13,12 +13,10 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig
 
 from bench.server import settle
 from dynamo_serve import settings
@@ -58,15 +56,6 @@ def bandwidth(repeat: int) -> float:
     return float(numbers.numel() * 4 / min(times))
 
 
-def weights_read(args: argparse.Namespace, facts: Mapping[str, Any]) -> float:
-    """Bytes of weights that a step reads: all but the embedding, of which it reads a row a token,
-    unless that one is the head as well."""
-    config = AutoConfig.from_pretrained(args.model)
-    shared = config.tie_word_embeddings and facts["kernels"] == "torch"
-    embedding = 0 if shared else 2 * config.vocab_size * config.hidden_size
-    return float(facts["weights_bytes"]) - embedding
-
-
 def work_of(count: int, position: int, length: int, page_size: int) -> tuple[Work, ...]:
     pages = -(-(position + length) // page_size)
     return tuple(
@@ -103,7 +92,8 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     engine = engine_of(args)
     spec = engine.start()
     settle()
-    weights, token = weights_read(args, spec.facts), float(spec.facts["kv_bytes_per_token"])
+    weights = float(spec.facts["weights_read_bytes"])
+    token = float(spec.facts["kv_bytes_per_token"])
     rows = []
     for count, context in map(_pair, args.decode) if args.decode else DECODES:
         took = seconds(engine, work_of(count, context, 1, spec.page_size), args.repeat)

@@ -51,12 +51,15 @@ class Delays:
 @dataclass
 class Stub:
     """What all connections share. `seen` has each body with when it came; in a stall (seconds
-    since the first completion, and how long) nothing is answered."""
+    since the first completion, and how long) nothing is answered. `wish` is how bodies are treated
+    that do not say so; `facts` what is told at /v1/server."""
 
     seed: int = 0
     delays: Delays = field(default_factory=Delays)
     stall: tuple[float, float] | None = None
     url: str = ""
+    wish: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] | None = None
     seen: list[tuple[float, dict[str, Any]]] = field(default_factory=list)
     hung_up: int = 0
     attempts: Counter[str] = field(default_factory=Counter)
@@ -107,6 +110,8 @@ class Connection(asyncio.Protocol):
         url, body, self._url, self._body = self._url, self._body, b"", b""
         if url == b"/v1/models":
             self._whole({"data": [{"id": "stub"}]})
+        elif url == b"/v1/server" and self._stub.facts is not None:
+            self._whole(self._stub.facts)
         elif url == b"/metrics":
             text = (
                 f"# TYPE stub_requests_total counter\nstub_requests_total {len(self._stub.seen)}\n"
@@ -121,7 +126,7 @@ class Connection(asyncio.Protocol):
         stub = self._stub
         number = len(stub.seen)
         stub.seen.append((self._now, plain))
-        wish = plain.get("stub", {})
+        wish = stub.wish | plain.get("stub", {})
         if "status" in wish:
             self._whole({"error": {"message": "as wished"}}, wish["status"])
         elif self._is_refused(plain, wish):

@@ -111,7 +111,9 @@ class Run:
         cut: float,
     ) -> None:
         """Read a stream, or the rest of one, up to so many bytes."""
-        headers = {"Last-Event-ID": answer.last_id} if answer.last_id else {}
+        headers = {"Accept": "text/event-stream"}  # events with ids
+        if answer.last_id:
+            headers["Last-Event-ID"] = answer.last_id
         async with http.stream("POST", self.base + path, json=body, headers=headers) as response:
             if response.status_code != 200:
                 raise RuntimeError((await response.aread()).decode())

@@ -1,36 +1,33 @@
 """What the tiers of KV pages are worth: prefixes that are reused, restored, found after a restart.
 
-    python -m bench.tiers MODEL [--only reuse restore restart preempt overhead page] [--repeat 3]
+    python -m bench.tiers MODEL [--only reuse group …] [--repeat 3]
 
-reuse: 1,024 shared and 64 own tokens, 8 at a time, with prefix sharing and without; restore: the
-time to a first token of prompts whose head was computed, is still on the device, or lies in host
-memory, by length, beside what was predicted; restart: the same after a restart with a disk tier;
-preempt: more sequences than pages, with host memory below and without; overhead: traffic that
-never hits, without tiers, with idle ones, and with one that is written to all the time; page: a
-page of KV gathered, scattered, checked and copied to another one, in this process. Settings of one
-scene alternate. A table for people, one JSON line last.
+reuse: 1,024 shared and 64 own tokens, 8 at a time, with prefix sharing and without; group: 8
+documents asked about in turn, all at once, on a pool for three, with a `prompt_cache_key` each and
+without; restore: the time to a first token of prompts whose head was computed, is still on the
+device, or lies in host memory, by length, beside what was predicted; restart: the same after a
+restart with a disk tier; preempt: more sequences than pages, with host memory below and without;
+overhead: traffic that never hits, without tiers, with idle ones, and with one that is written to
+all the time; page: a page of KV gathered, scattered, checked and copied to another one, in this
+process. Settings of one scene alternate. A table for people, one JSON line last.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
 import torch
 from transformers import AutoConfig
 
-from bench.server import Server, free_port, our_command, running, settle
-from bench.sse_client import Stream, drive, post
+from bench.sse_client import drive
+from bench.tiers_client import cached, serve
 from dynamo_serve.core.batch import PageCopy
 from dynamo_serve.engines.local.attention import LayerSpec
 from dynamo_serve.engines.local.kv_cache import KVCache, PoolSize, bytes_per_token
@@ -39,88 +36,12 @@ from dynamo_serve.engines.local.page_copies import PageCopier
 from dynamo_serve.engines.local.tier_stores import checksum
 
 SHARED, OWN, OUTPUT, TOGETHER = 1024, 64, 16, 8
+DOCUMENTS, KEPT_DOCUMENTS = 8, 3
 LENGTHS = (64, 128, 256, 512, 1024, 2048, 3584)
 PREEMPTED, GROWN = (500, 1000, 2000), 400  # tokens of prompts, and of answers
 AT_ONCE = 0.005  # seconds: what comes so soon after another stream's end was in the same step
 PAGE = 16
-FIRST_ID, LAST_ID = 1000, 30_000
 Rows = list[dict[str, Any]]
-
-
-@dataclass
-class Client:
-    """Asks one server."""
-
-    server: Server
-    port: int
-    model: str
-    rng: random.Random
-
-    def tokens(self, count: int) -> list[int]:
-        return [self.rng.randrange(FIRST_ID, LAST_ID) for _ in range(count)]
-
-    def body(self, prompt: list[int], output: int) -> bytes:
-        fields = {"model": self.model, "prompt": prompt, "max_tokens": output, "temperature": 0,
-                  "ignore_eos": True, "stream": True}  # fmt: skip
-        fields["stream_options"] = {"include_usage": True}
-        return post("/v1/completions", fields)
-
-    def ask(self, prompts: Sequence[list[int]], output: int, width: int) -> list[Stream]:
-        return drive(self.port, [self.body(prompt, output) for prompt in prompts], width)
-
-    def ttft(self, prompt: list[int]) -> tuple[float, int]:
-        """Seconds to the first token, and how many tokens were cached."""
-        (stream,) = self.ask([prompt], 1, 1)
-        found = cached(stream)  # first: it says what is wrong with an answer
-        return stream.ttft - stream.sent, found
-
-    def foreseen(self, prompt: list[int]) -> dict[str, float]:
-        """Seconds that restoring what is below would take, and computing it, as the server says."""
-        body = {"model": self.model, "prompt": prompt, "max_tokens": 1}
-        told = httpx.post(self.server.url + "/v1/cache/explain", json=body, timeout=10).json()
-        below = told["below"] or {}
-        return {key: round(below.get(key, 0.0), 4) for key in ("restoring_s", "computing_s")}
-
-    def metric(self, name: str) -> float:
-        text = httpx.get(self.server.url + "/metrics", timeout=10).text
-        return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name))
-
-    def wait(self, done: Callable[[], bool]) -> None:
-        end = time.monotonic() + 120
-        while not done():
-            if time.monotonic() > end:
-                raise RuntimeError("the tiers never got there")
-            time.sleep(0.1)
-
-    def flush(self, num_tokens: int) -> None:
-        """Take every page of a pool of so many tokens, a kilotoken at a time."""
-        for _ in range(-(-num_tokens // 1000) + 1):
-            self.ttft(self.tokens(1000))
-            self.quiet()
-
-    def quiet(self) -> None:
-        """Wait until nothing is copied any more."""
-        before = -1.0
-        while (now := self.metric("dserve_tier_copies_total")) != before:
-            before = now
-            time.sleep(0.3)
-
-
-def cached(stream: Stream) -> int:
-    usage = next(event["usage"] for event in stream.events() if event.get("usage"))
-    details = usage.get("prompt_tokens_details") or {}
-    return int(details.get("cached_tokens", 0))
-
-
-@contextmanager
-def serve(args: argparse.Namespace, folder: Path, *settings: str) -> Iterator[Client]:
-    port = free_port()
-    command = our_command(args.model, port, [*settings, *args.set])
-    with running(command, port, folder / "server.log") as server:
-        settle()
-        client = Client(server, port, str(args.model), random.Random(args.seed))
-        client.ask([client.tokens(300) for _ in range(12)], 8, 4)  # step times are learned
-        yield client
 
 
 def reuse(args: argparse.Namespace, folder: Path) -> Rows:
@@ -141,6 +62,35 @@ def reuse(args: argparse.Namespace, folder: Path) -> Rows:
                     "ttft_p50_s": statistics.median(s.ttft - s.sent for s in streams),
                     "computed_once": sorted(found)[1:] == [SHARED] * (len(found) - 1),
                     "hit_tokens": client.metric("dserve_prefix_hit_tokens_total") - hit,
+                })  # fmt: skip
+    return rows
+
+
+def group(args: argparse.Namespace, folder: Path) -> Rows:
+    """Mixed as they come, so that between two questions about one document are seven others."""
+    rows: Rows = []
+    pages = (KEPT_DOCUMENTS * (SHARED + OWN + OUTPUT) + TOGETHER * (OWN + OUTPUT)) // PAGE
+    settings = f"cache.num_pages={pages}", f"scheduler.max_decode_sequences={KEPT_DOCUMENTS}"
+    for _ in range(args.repeat):
+        for key in (True, False):
+            with serve(args, folder, *settings) as client:
+                documents = [client.tokens(SHARED) for _ in range(DOCUMENTS)]
+                names = [f"document {i % DOCUMENTS}" for i in range(args.requests)]
+                bodies = [
+                    client.body(documents[i % DOCUMENTS] + client.tokens(OWN), OUTPUT,
+                                **({"prompt_cache_key": name} if key else {}))
+                    for i, name in enumerate(names)
+                ]  # fmt: skip
+                began = time.perf_counter()
+                streams = drive(client.port, bodies, len(bodies))
+                seconds = time.perf_counter() - began
+                ttft = sorted(s.ttft - s.sent for s in streams)
+                rows.append({
+                    "prompt_cache_key": key,
+                    "requests_per_s": len(bodies) / seconds,
+                    "ttft_p50_s": statistics.median(ttft),
+                    "ttft_last_s": ttft[-1],
+                    "cached_share": sum(map(cached, streams)) / (len(bodies) * (SHARED + OWN)),
                 })  # fmt: skip
     return rows
 
@@ -261,7 +211,7 @@ def page(args: argparse.Namespace, _: Path) -> Rows:
     ]
 
 
-SCENES = {f.__name__: f for f in (reuse, restore, restart, preempt, overhead, page)}
+SCENES = {f.__name__: f for f in (reuse, group, restore, restart, preempt, overhead, page)}
 
 
 def shown(value: object) -> str:

@@ -11,20 +11,61 @@ then the next; `--repeat` times. A table for people, one JSON line last.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
+import random
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
-from bench.load import Report, Workload, count_tokens, drive, prompts
 from bench.peers import SERVERS
 from bench.server import free_port, running, settle
+from dynamo_serve.bench.bodies import Dialect
+from dynamo_serve.bench.driver import Driving
+from dynamo_serve.bench.latency import samples
+from dynamo_serve.bench.plan import Call, Planned
+from dynamo_serve.bench.record import Run
+from dynamo_serve.bench.run import Options, execute
+from dynamo_serve.bench.spread import percentile
+from dynamo_serve.bench.texts import TokenizerTexts
 
+TIMEOUT_S = 900.0
+
+
+@dataclass(frozen=True)
+class Workload:
+    """`requests` of `shared` + `own` prompt and `output` tokens, `concurrency` at a time."""
+
+    name: str
+    requests: int
+    concurrency: int
+    shared: int
+    own: int
+    output: int
+
+    def plan(self, texts: TokenizerTexts, seed: int, extra: dict[str, Any]) -> Iterator[Planned]:
+        rng = random.Random(seed)
+        head = texts.make(self.shared, rng) if self.shared else ""
+        for _ in range(self.requests):
+            prompt = head + texts.make(self.own, rng)
+            yield Planned(None, Call(prompt=prompt, max_tokens=self.output, extra=extra))
+
+    def told(self, run: Run) -> dict[str, float]:
+        """Its figures; every request has yielded `output` tokens."""
+        firsts, gaps = (samples(name, run.records, False) for name in ("ttft", "itl"))
+        return {
+            "tokens_per_second": round(self.output * len(run.records) / run.seconds, 1),
+            "ttft_p50_ms": round(percentile(firsts, 0.5) * 1e3),
+            "ttft_p99_ms": round(percentile(firsts, 0.99) * 1e3),
+            "itl_p50_ms": round(percentile(gaps, 0.5) * 1e3),
+            "itl_p99_ms": round(percentile(gaps, 0.99) * 1e3),
+        }
+
+
+WARM_UP = Workload("warm-up", requests=4, concurrency=4, shared=0, own=64, output=8)
 WORKLOADS = (
     Workload("W1", requests=32, concurrency=8, shared=0, own=256, output=64),
     Workload("W2", requests=64, concurrency=32, shared=0, own=128, output=64),
@@ -34,24 +75,44 @@ WORKLOADS = (
 )
 
 
-async def measure(server: str, url: str, args: argparse.Namespace, seed: int) -> dict[str, Report]:
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
+def drive(url: str, model: str, plan: Iterator[Planned], concurrency: int) -> Run:
+    """Send everything; raises `RuntimeError` unless all of it is answered."""
+    dialect = Dialect(model=model, usage=False)  # not every peer knows stream_options
+    driving = Driving(dialect, concurrency=concurrency, timeout=TIMEOUT_S)
+    run = execute(plan, Options(url, driving))
+    if run.about["interrupted"]:
+        raise KeyboardInterrupt
+    if failed := [record for record in run.records if record.outcome != "ok"]:
+        raise RuntimeError(failed[0].error or failed[0].outcome)
+    return run
+
+
+def measure(
+    server: str, url: str, args: argparse.Namespace, seed: int
+) -> dict[str, dict[str, float]]:
+    texts = TokenizerTexts(args.model)
     model = str(args.model)
-    extra: dict[str, Any] = {"ignore_eos": True} if server == "vllm" else {}
-    warm = Workload("warm-up", requests=4, concurrency=4, shared=0, own=64, output=8)
-    await drive(url, model, warm, prompts(warm, tokenizer, seed + 1000), extra)
-    reports = {}
+    extra: dict[str, Any] = {"temperature": 0, **({"ignore_eos": True} if server == "vllm" else {})}
+    drive(url, model, WARM_UP.plan(texts, seed + 1000, extra), WARM_UP.concurrency)
+    found = {}
     for workload in WORKLOADS:
         if workload.name not in args.only:
             continue
-        texts = prompts(workload, tokenizer, seed)
-        counted = await count_tokens(url, model, "hello", workload.output, extra)
-        assert counted == workload.output, f"asked for {workload.output} tokens, got {counted}"
-        reports[workload.name] = await drive(url, model, workload, texts, extra)
-    return reports
+        check_length(url, model, workload.output, extra)
+        run = drive(url, model, workload.plan(texts, seed, extra), workload.concurrency)
+        found[workload.name] = workload.told(run)
+    return found
 
 
-def run_once(server: str, args: argparse.Namespace, seed: int) -> dict[str, Report]:
+def check_length(url: str, model: str, output: int, extra: dict[str, Any]) -> None:
+    """Whether answers are as long as asked, as the server itself counts an unstreamed one."""
+    call = Call(prompt="hello", max_tokens=output, is_stream=False, extra=extra)
+    (record,) = drive(url, model, iter([Planned(None, call)]), 1).records
+    counted = record.output_tokens
+    assert counted == output, f"asked for {output} tokens, got {counted}"
+
+
+def run_once(server: str, args: argparse.Namespace, seed: int) -> dict[str, dict[str, float]]:
     port = free_port()
     log = Path(tempfile.gettempdir()) / f"versus-{server}.log"
     peer = SERVERS[server](args, port)
@@ -59,9 +120,9 @@ def run_once(server: str, args: argparse.Namespace, seed: int) -> dict[str, Repo
     with running(peer.command, port, log, peer.ready, peer.environment) as server_run:
         up = time.monotonic() - begin
         settle()
-        reports = asyncio.run(measure(server, server_run.url, args, seed))
+        found = measure(server, server_run.url, args, seed)
         print(f"{server}: up after {up:.1f} s, {server_run.resident_gib():.1f} GiB resident")
-        return reports
+        return found
 
 
 def show(rows: list[dict[str, Any]]) -> None:
@@ -90,9 +151,8 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for repetition in range(args.repeat):
         for server in servers:
-            for name, report in run_once(server, args, repetition).items():
-                rows.append({"server": server, "workload": name, "run": repetition,
-                             **report.summary()})  # fmt: skip
+            for name, figures in run_once(server, args, repetition).items():
+                rows.append({"server": server, "workload": name, "run": repetition, **figures})
                 print(rows[-1], flush=True)
     show(rows)
     rates = {

@@ -33,6 +33,8 @@ FAKE_SPEED = {"none": 1.0, "int8": 0.5}  # of a step's time: lighter weights are
 def build_engine(config: Config, model_path: str, progress: Progress) -> Engine:
     if config.engine.kind == "fake":
         return build_fake(config, model_path)
+    if config.engine.kind == "triton":
+        return build_forwarding(config, model_path)
     # torch is imported only where it is needed: this line costs seconds
     from dynamo_serve.engines.local import LocalEngine  # noqa: PLC0415
 
@@ -46,6 +48,20 @@ def build_engine(config: Config, model_path: str, progress: Progress) -> Engine:
         progress=progress,
     )
     return engine
+
+
+def build_forwarding(config: Config, model_path: str) -> Engine:
+    try:
+        from dynamo_serve.engines.triton_server.engine import TritonEngine  # noqa: PLC0415
+    except ImportError as error:
+        remedy = "pip install 'dynamo-serve[triton]'"
+        raise EngineStartError(f"engine.kind triton: {error}; install it: {remedy}") from None
+    return TritonEngine(
+        config.triton,
+        model_path,
+        max_model_len=config.model.max_model_len,
+        num_slots=config.scheduler.max_decode_sequences,
+    )
 
 
 def build_fake(config: Config, model_path: str) -> Engine:

@@ -77,6 +77,9 @@ def parser() -> argparse.ArgumentParser:
     keys.add_argument("--new", action="store_true", help="Make a random key and show it once.")
     _add_replay(_command(commands, "replay", "Send recorded traffic to an endpoint.", _replay))
     _add_trace(_command(commands, "trace", "Show what is in recorded traffic.", _trace))
+    triton = _command(commands, "triton", "Ask NVIDIA Triton servers what they can do.", _triton)
+    triton.add_argument("what", choices=["check"], help="check: connect, and get a token of each.")
+    _add_settings(triton)
     _command(commands, "version", "Print the version.", _version)
     return root
 
@@ -135,6 +138,19 @@ def _add_replay(command: argparse.ArgumentParser) -> None:
     add("--model", default="", help="Model name; else the first the server lists.")
     add("--vocab-size", type=int, default=None, help="Of the model, where nobody says.")
     add("--timeout", type=float, default=600.0, metavar="S", help="For one answer. Default: 600.")
+    add(
+        "--wait",
+        type=float,
+        default=30.0,
+        metavar="S",
+        help="For each answer to what is asked before. Default: 30.",
+    )
+    add(
+        "--text",
+        choices=("made", "recorded"),
+        default="made",
+        help="recorded: the prompts themselves, of a recording with record.text. Default: made.",
+    )
     add("--out", default=None, metavar="FILE", help="Where to write the run (JSON lines).")
 
 
@@ -221,6 +237,17 @@ def _hash_key(arguments: argparse.Namespace) -> int:
     from dynamo_serve.cli_keys import hash_key
 
     return hash_key(arguments.new)
+
+
+def _triton(arguments: argparse.Namespace) -> int:
+    arguments.assignments.insert(0, "engine.kind=triton")
+    loaded = load_settings(arguments)
+    try:
+        from dynamo_serve.cli_triton import run
+    except ImportError as error:
+        remedy = "pip install 'dynamo-serve[triton]'"
+        raise ConfigError(f"triton: {error}; install it: {remedy}") from None
+    return run(loaded.config.triton)
 
 
 def _version(_: argparse.Namespace) -> int:

@@ -12,12 +12,13 @@ from typing import Any
 import yaml
 
 from dynamo_serve.bench import assembly, record, report, scenario, targets
+from dynamo_serve.bench.outcomes import nothing_answered
 from dynamo_serve.bench.record import Run
 from dynamo_serve.bench.run import execute
 from dynamo_serve.bench.scenario import Scenario
 from dynamo_serve.bench.sweep import Level, levels_of, sweep
 from dynamo_serve.bench.workloads import shape_of_plan
-from dynamo_serve.cli_bench_flags import FLAGS
+from dynamo_serve.cli_bench_flags import FLAGS, SWITCHES
 from dynamo_serve.cli_progress import Progress
 from dynamo_serve.errors import ConfigError
 
@@ -26,13 +27,18 @@ DRY_CALLS = 10_000  # of a plan that has no end of its own
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """0, or 1 if a target was missed; 130 after a Ctrl-C, with what there is written.
+    """0; 1 if a target was missed or nothing was answered; 130 after a Ctrl-C, with what there is
+    written.
 
     Raises `ConfigError`, and `EndpointError` if there is no server.
     """
-    wanted = scenario.scenario_of(keys(arguments))
+    plain = keys(arguments)
+    if arguments.sweep:
+        plain.setdefault("sweep", {"first": 1.0})
+    wanted = scenario.scenario_of(plain)
     if arguments.dry_run:
-        return dry_run(wanted, is_terse=arguments.json)
+        print(json.dumps(planned(wanted), indent=None if arguments.json else 2))
+        return 0
     out = Path(arguments.out)
     record.check_out("--out", arguments.out)
     if wanted.sweep:
@@ -43,11 +49,11 @@ def run(arguments: argparse.Namespace) -> int:
         return _swept(arguments, assembled, out, draw)
     options = assembled.options(arguments.url, lambda share, note: draw("load", share, note))
     made = execute(assembled.plan(), options)
-    _write(made, out)
+    write(made, out)
     return _say(made, wanted, out, arguments.json)
 
 
-def _write(made: Run, path: Path) -> None:
+def write(made: Run, path: Path) -> None:
     """What was measured is told even if the disk is full."""
     try:
         record.write(made, path)
@@ -59,16 +65,15 @@ def keys(arguments: argparse.Namespace) -> dict[str, Any]:
     """The scenario's file, with the flags on top. Raises `ConfigError`."""
     plain = scenario.read(Path(arguments.scenario)) if arguments.scenario else {}
     for assignment in arguments.assignments:
-        _assign(plain, assignment)
+        assign(plain, assignment)
     names = [flag.removeprefix("--").replace("-", "_") for flag in FLAGS]
     given = {name: getattr(arguments, name) for name in names}
     given["key"] = arguments.api_key
-    given["ignore_eos"] = arguments.ignore_eos or None
+    for name in (flag.removeprefix("--").replace("-", "_") for flag in SWITCHES):
+        given[name] = getattr(arguments, name) or None
     given = {name: value for name, value in given.items() if value is not None}
     _check_parts(plain, given)
     plain |= given
-    if arguments.sweep:
-        plain.setdefault("sweep", {"first": 1.0})
     return plain
 
 
@@ -84,7 +89,7 @@ def _check_parts(plain: Mapping[str, Any], given: Mapping[str, Any]) -> None:
             )
 
 
-def _assign(plain: dict[str, Any], assignment: str) -> None:
+def assign(plain: dict[str, Any], assignment: str) -> None:
     path, is_given, text = assignment.partition("=")
     *tables, last = path.split(".", 1) if path.startswith("targets.") else path.split(".")
     if not is_given or not last:
@@ -100,14 +105,13 @@ def _assign(plain: dict[str, Any], assignment: str) -> None:
         raise ConfigError(f"--set {assignment}: {error}") from None
 
 
-def dry_run(wanted: Scenario, *, is_terse: bool = False) -> int:
+def planned(wanted: Scenario) -> dict[str, Any]:
+    """What would be sent, as far as no server has to be asked."""
     assembled = assembly.without_server(wanted)
     rate = levels_of(wanted.sweep)["first"] if wanted.sweep else None
     plan = assembled.plan(rate)
-    shown = [planned for planned, _ in zip(plan, range(DRY_CALLS), strict=False)]
-    told = {**assembled.about()["plan"], **shape_of_plan(shown)}
-    print(json.dumps(told, indent=None if is_terse else 2))
-    return 0
+    shown = [call for call, _ in zip(plan, range(DRY_CALLS), strict=False)]
+    return {**assembled.about()["plan"], **shape_of_plan(shown)}
 
 
 def _swept(
@@ -121,7 +125,7 @@ def _swept(
         made = execute(assembled.plan(rate, number), assembled.options(arguments.url, show))
         made.about["plan"]["rate"] = rate
         path = out.with_name(f"{out.stem}-{number:02d}{out.suffix}")
-        _write(made, path)
+        write(made, path)
         return made
 
     levels = sweep(assembled.scenario.sweep, measure)
@@ -154,11 +158,13 @@ def _say(made: Run, wanted: Scenario, out: Path, is_json: bool) -> int:
         for verdict in verdicts:
             print(verdict)
         print(f"{len(made.records)} records in {out}")
-    if warning:
-        print(f"warning: {warning}", file=sys.stderr)
+    why = nothing_answered(made)
+    for told_apart in (warning and f"warning: {warning}", why and f"error: {why}"):
+        if told_apart:
+            print(told_apart, file=sys.stderr)
     told = {v.name: {"wanted": v.wanted, "found": v.found, "met": v.is_met} for v in verdicts}
     line = {**json.loads(report.line(summary)), "out": str(out), "targets": told}
     print(json.dumps(line, separators=(",", ":")))
     if made.about["interrupted"]:
         return INTERRUPTED
-    return 0 if all(verdict.is_met for verdict in verdicts) else MISSED
+    return 0 if not why and all(verdict.is_met for verdict in verdicts) else MISSED

@@ -28,7 +28,14 @@ FLAGS: dict[str, tuple[Callable[[str], object], str, str]] = {
     "--tokenizer": (str, "FOLDER", "With tokenizer.json: prompts are of exact length."),
     "--retry": (str, "HOW", "Who is refused: none gives up, obey waits for Retry-After, storm "
                 "comes back at once."),
+    "--wait": (float, "SECONDS", "For each answer to what is asked before the load. Else 30."),
+    "--bandwidth": (float, "GB/S", "Of the memory that the server's model is in: what a decode "
+                    "step is held against."),
 }  # fmt: skip
+SWITCHES = {
+    "--ignore-eos": "Ask for answers just as long as planned.",
+    "--measure-bandwidth": "Measure it on this machine before the load: for a server on its CPU.",
+}
 
 
 def add_run(parts: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -36,12 +43,22 @@ def add_run(parts: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     command.set_defaults(run=_run)
     add = command.add_argument
     add("url", metavar="URL", help="Server, with or without /v1.")
+    add_load(command)
+    add("--sweep", action="store_true", help="Higher and higher rates until no more is served.")
+    add("--out", metavar="FILE", default="run.jsonl", help="Where the records go.")
+    add("--dry-run", action="store_true", help="Say what would be sent; needs no server.")
+    add("--json", action="store_true", help="Only the line for machines.")
+
+
+def add_load(command: argparse._ActionsContainer) -> None:
+    """The flags that say what is sent: all of them are keys of a scenario."""
+    add = command.add_argument
     add("--scenario", metavar="FILE", help="YAML file; the flags below win over it.")
     for flag, (kind, metavar, help) in FLAGS.items():
         add(flag, type=kind, metavar=metavar, help=help)
-    add("--sweep", action="store_true", help="Higher and higher rates until no more is served.")
     add("--api-key", metavar="KEY", help="Bearer key, or $NAME of a variable that has it.")
-    add("--ignore-eos", action="store_true", help="Ask for answers just as long as planned.")
+    for flag, help in SWITCHES.items():
+        add(flag, action="store_true", help=help)
     add(
         "--set",
         dest="assignments",
@@ -50,9 +67,6 @@ def add_run(parts: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         metavar="KEY=VALUE",
         help="Any key of a scenario, with dots: targets.ttft_p99_ms=500.",
     )
-    add("--out", metavar="FILE", default="run.jsonl", help="Where the records go.")
-    add("--dry-run", action="store_true", help="Say what would be sent; needs no server.")
-    add("--json", action="store_true", help="Only the line for machines.")
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -8,15 +8,19 @@ from pathlib import Path
 from dynamo_serve import bundled
 from dynamo_serve.config import ModelSection
 from dynamo_serve.errors import ConfigError
+from dynamo_serve.text.dialect import Dialect, dialect_of
 from dynamo_serve.text.tokenizer import Tokenizer
 
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
-def served_names(model: ModelSection) -> tuple[str, ...]:
-    """What clients may call the model; the first is the one reported."""
+def served_names(model: ModelSection, there: str = "") -> tuple[str, ...]:
+    """What clients may call the model; the first is the one reported. `there` is its name on the
+    servers that requests are forwarded to."""
     if model.served_names:
         return model.served_names
+    if there:
+        return (there,)
     if model.path == "bundled":
         return (bundled.NAME,)
     folder = Path(model.path).expanduser()
@@ -49,3 +53,8 @@ def load_tokenizer(path: str) -> Tokenizer:
         if not isinstance(error, (OSError, ValueError)):
             why = f"{type(error).__name__}: {why}"  # as in KeyError: 'added_tokens'
         raise ConfigError(f"model.path = {path!r}: no tokenizer: {why}") from error
+
+
+def dialect(tokenizer: Tokenizer, model: ModelSection) -> Dialect:
+    """How the model marks calls and thoughts: as the settings say, else as its template does."""
+    return dialect_of(tokenizer.template, model.tool_parser, model.reasoning_parser)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import os
 import sys
 from collections import Counter
@@ -18,6 +19,7 @@ from dynamo_serve.bench import endpoint, record, recorded, text
 from dynamo_serve.bench.bodies import Dialect
 from dynamo_serve.bench.client import Client
 from dynamo_serve.bench.driver import Driving
+from dynamo_serve.bench.outcomes import nothing_answered
 from dynamo_serve.bench.record import Record, Run
 from dynamo_serve.bench.recorded import Recording
 from dynamo_serve.bench.replay import Notes, Wishes, calls_of, check_keys, plan_of
@@ -30,7 +32,7 @@ from dynamo_serve.settings import read_yaml
 from dynamo_serve.trace import Arrival
 
 METRICS_EVERY_S = 1.0
-INTERRUPTED = 130
+FAILED, INTERRUPTED = 1, 130
 
 
 def show(arguments: argparse.Namespace) -> int:
@@ -44,12 +46,11 @@ def show(arguments: argparse.Namespace) -> int:
 
 
 def replay(arguments: argparse.Namespace) -> int:
+    """0; 1 if no request was answered; 130 after a Ctrl-C. Raises `ConfigError`, and
+    `EndpointError` if there is no server."""
     recording = recorded.load([Path(name) for name in arguments.traces])
-    if arguments.speed <= 0:
-        raise ConfigError(f"--speed {arguments.speed:g}: allowed: more than 0")
-    if arguments.requests is not None and arguments.requests < 1:
-        raise ConfigError(f"--requests {arguments.requests}: allowed: 1 or more")
-    record.check_out("--out", arguments.out)
+    _check(arguments)
+    check_texts(recording, arguments.text)
     keys = None if arguments.tenants is None else keys_in(Path(arguments.tenants))
     key = arguments.api_key or os.environ.get("OPENAI_API_KEY") or ""
     facts = asyncio.run(_facts(arguments, key or next(iter((keys or {}).values()), "")))
@@ -61,6 +62,7 @@ def replay(arguments: argparse.Namespace) -> int:
         api_key=key,
         is_ours=bool(facts.server),
         context=facts.context,
+        with_texts=arguments.text == "recorded",
     )
     recording = first_calls(recording, arguments.requests)
     check_keys(recording, wishes)
@@ -75,7 +77,26 @@ def replay(arguments: argparse.Namespace) -> int:
     print(text.text(summary(run)))
     print("\nbeside what was recorded:\n" + recorded.text(told))
     print(json.dumps(told))
-    return INTERRUPTED if run.about["interrupted"] else 0
+    if run.about["interrupted"]:
+        return INTERRUPTED
+    if why := nothing_answered(run):
+        print(f"error: {why}", file=sys.stderr)
+    return FAILED if why else 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """What is wrong with the flags is told before anything is sent. Raises `ConfigError`."""
+    for name in ("speed", "timeout", "wait"):
+        if not 0 < (value := getattr(arguments, name)) < math.inf:
+            raise ConfigError(f"--{name} {value:g}: allowed: more than 0")
+    if arguments.requests is not None and arguments.requests < 1:
+        raise ConfigError(f"--requests {arguments.requests}: allowed: 1 or more")
+    record.check_out("--out", arguments.out)
+
+
+def check_texts(recording: Recording, wanted: str) -> None:
+    if wanted == "recorded" and not any(a.text is not None for a in recording.arrivals):
+        raise ConfigError("--text recorded: there is no text in it; it needs record.text = true")
 
 
 def first_calls(recording: Recording, most: int | None) -> Recording:
@@ -100,7 +121,7 @@ def _options(
         total=min(len(recording.arrivals), arguments.requests or len(recording.arrivals)),
         progress=lambda fraction, note: progress("replay", fraction, note),
         about={
-            "plan": {"traces": arguments.traces, "speed": arguments.speed},
+            "plan": {"traces": arguments.traces, "speed": arguments.speed, "text": arguments.text},
             "model": facts.model,
             "settings": facts.server,
         },
@@ -118,7 +139,8 @@ def keys_in(path: Path) -> Mapping[str, str]:
 async def _facts(arguments: argparse.Namespace, key: str) -> endpoint.Facts:
     client = Client(arguments.url)
     try:
-        return await endpoint.facts(client, arguments.model, key)
+        patience = endpoint.Patience(arguments.wait)
+        return await endpoint.facts(client, arguments.model, key, patience)
     finally:
         await client.close()
 

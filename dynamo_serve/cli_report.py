@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dynamo_serve.bench import compare_text, page, png, record, several, text
+from dynamo_serve.bench.compare import Comparison
 from dynamo_serve.bench.compare import compare as compare_runs
 from dynamo_serve.bench.record import Run
 from dynamo_serve.bench.summary import summary
@@ -31,12 +32,27 @@ def report(arguments: argparse.Namespace) -> int:
 
 
 def compare(arguments: argparse.Namespace) -> int:
+    """Of files of runs."""
+    check(arguments)
+    for name in arguments.live:
+        given = getattr(arguments, name)
+        if not (given is None or given is False or given == []):  # 0 was given
+            flag = "--set" if name == "assignments" else "--" + name.replace("_", "-")
+            raise ConfigError(f"{flag}: only to measure both now; leave out the files, or the flag")
+    tell(compare_runs(_read(arguments.a), _read(arguments.b), arguments.matters / 100), arguments)
+    return 0
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Before runs that take long. Raises `ConfigError`."""
     if not 0 <= arguments.matters < math.inf:
         raise ConfigError(f"--matters {arguments.matters:g}: allowed: 0 or more percent")
-    found = compare_runs(_read(arguments.a), _read(arguments.b), arguments.matters / 100)
+    record.check_out("--html", arguments.html)
+
+
+def tell(found: Comparison, arguments: argparse.Namespace) -> None:
     written = [_write(arguments.html, page.comparison(found))] if arguments.html else []
     _say(compare_text.text(found), compare_text.line(found), written, arguments.json)
-    return 0
 
 
 def _read(paths: Sequence[str]) -> list[Run]:

@@ -25,7 +25,7 @@ from dynamo_serve.api.auth import Access
 from dynamo_serve.api.gate import ACCEPTED_AT_ONCE
 from dynamo_serve.api.heads import declared_heads
 from dynamo_serve.api.protocol import limited
-from dynamo_serve.cli_model import load_tokenizer, model_path, served_names
+from dynamo_serve.cli_model import dialect, load_tokenizer, model_path, served_names
 from dynamo_serve.cli_progress import Progress
 from dynamo_serve.config import Config, LogSection, ServerSection
 from dynamo_serve.directory import told
@@ -50,7 +50,7 @@ QUESTION = "What is a page?"
 def serve(config: Config) -> int:
     """Serve until a signal; 0 after a drain. Raises `ConfigError` or `EngineStartError`."""
     configure_logging(config.log)
-    names = served_names(config.model)
+    names = served_names(config.model, config.triton.model)
     path = model_path(config.model.path)
     check_disk(config.cache)
     # Before anything slow: a port in use should be known now, not after minutes of loading.
@@ -69,7 +69,10 @@ def serve(config: Config) -> int:
         service.declare(declared_heads(config.cache, tokenizer))
         told = recorder.facts if recorder else dict
         app = create_app(
-            service, tokenizer, config, metrics, access, model_names=names, recording=told
+            *(service, tokenizer, config, metrics, access),
+            model_names=names,
+            dialect=dialect(tokenizer, config.model),
+            recording=told,
         )
         http = HttpServer(http_settings(app, config.server))
         succession = Succession(

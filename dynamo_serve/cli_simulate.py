@@ -90,6 +90,8 @@ def _tell(told: Told) -> None:
                 f"{name} steps, {error.steps} of them not fitted: predicted within "
                 f"{100 * error.median:.1f} % (median), {100 * error.p90:.1f} % (p90)"
             )
+        if any(way := told.cost.way):
+            print(f"on the way {1e3 * way.there:.2f} ms there, {1e3 * way.back:.2f} ms back")
         print("\n" + table("recorded", before, "simulated", seen))
     else:
         print(table("simulated", seen))

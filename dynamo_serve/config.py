@@ -11,6 +11,8 @@ from typing import Literal
 
 from dynamo_serve.config_cache import CacheSection
 from dynamo_serve.config_field import setting
+from dynamo_serve.config_structured import StructuredSection
+from dynamo_serve.config_triton import TritonSection
 
 __all__ = [
     "CacheSection",
@@ -20,6 +22,8 @@ __all__ = [
     "ModelSection",
     "SchedulerSection",
     "ServerSection",
+    "StructuredSection",
+    "TritonSection",
 ]
 
 # The rungs, as in `core.ladder`; the last one has no undo, so nobody can want it to stay.
@@ -122,6 +126,14 @@ class ModelSection:
         "As model.quantization: weights that the rung lighter_weights of the ladder may switch to, "
         "with other answers from then on; empty: it never does.",
     )
+    tool_parser: Literal["auto", "none", "hermes", "llama3", "mistral", "json"] = setting(
+        "auto",
+        "In which form the model calls tools; auto asks its chat template; none refuses tools.",
+    )
+    reasoning_parser: Literal["auto", "none", "think", "mistral", "seed", "cohere"] = setting(
+        "auto",
+        "Tags that the model thinks in; auto asks its chat template; none leaves them in the text.",
+    )
     max_model_len: int = setting(
         0, "Longest prompt + output in tokens; 0 takes the model's own limit.", low=0
     )
@@ -129,8 +141,10 @@ class ModelSection:
 
 @dataclass(frozen=True, slots=True)
 class EngineSection:
-    kind: Literal["local", "fake"] = setting(
-        "local", "local runs the model with torch; fake answers nonsense without one."
+    kind: Literal["local", "fake", "triton"] = setting(
+        "local",
+        "local runs the model with torch; fake answers nonsense without one; triton forwards to "
+        "NVIDIA Triton servers.",
     )
     process: bool = setting(True, "Run the engine in its own process.")
     device: str = setting(
@@ -242,3 +256,5 @@ class Config:
     scheduler: SchedulerSection = field(default_factory=SchedulerSection)
     log: LogSection = field(default_factory=LogSection)
     record: RecordSection = field(default_factory=RecordSection)
+    structured: StructuredSection = field(default_factory=StructuredSection)
+    triton: TritonSection = field(default_factory=TritonSection)

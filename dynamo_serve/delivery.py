@@ -14,7 +14,16 @@ from dynamo_serve.core.request import (
     TokenEvent,
     TokenLogprob,
 )
-from dynamo_serve.errors import Overloaded, QuotaExceeded, RequestError, Shed, Unavailable
+from dynamo_serve.errors import (
+    EngineFailure,
+    EngineTimeout,
+    InvalidRequest,
+    Overloaded,
+    QuotaExceeded,
+    RequestError,
+    Shed,
+    Unavailable,
+)
 from dynamo_serve.inbox import Inbox
 
 MOST_DEATHS = 2  # of engines that ran one request alone
@@ -35,7 +44,16 @@ class Delivery:
     """
 
     __slots__ = (
-        *("request", "inbox", "tokens", "logprobs", "cached_tokens", "first_token_at", "last"),
+        *(
+            "request",
+            "inbox",
+            "tokens",
+            "texts",
+            "logprobs",
+            "cached_tokens",
+            "first_token_at",
+            "last",
+        ),
         *("error", "is_submitted", "is_wanted", "is_cancelled", "has_begun", "is_suspect"),
         *("since", "reason", "deaths", "doubts", "earlier", "previous", "keep_seconds"),
         *("on_stuck", "engines", "patience", "blind", "left_at", "is_leaving"),
@@ -48,6 +66,7 @@ class Delivery:
         self.on_stuck = on_stuck
         self.inbox: Inbox | None = None  # of whoever reads
         self.tokens: list[int] = []
+        self.texts: list[str] = []  # of each of them, from engines that give text
         self.logprobs: list[TokenLogprob] = []
         self.cached_tokens: int | None = None
         self.first_token_at: float | None = None
@@ -90,6 +109,7 @@ class Delivery:
             self.first_token_at,
             self.cached_tokens or 0,
             self.is_suspect,
+            "".join(self.texts),
         )
 
     # ── what the engine brings ───────────────────────────────────────────────
@@ -98,6 +118,7 @@ class Delivery:
         """Put down the tokens of an event, and hand it on."""
         if event.token_ids:
             self.tokens += event.token_ids
+            self.texts += event.texts
             if event.logprobs and self.keep_seconds:
                 self.logprobs += event.logprobs
             if self.first_token_at is None:
@@ -174,7 +195,8 @@ class Delivery:
     def head(self, count: int) -> TokenEvent:
         """The first `count` tokens, as one event."""
         tokens, logprobs = tuple(self.tokens[:count]), tuple(self.logprobs[:count])
-        return TokenEvent(self.request.id, tokens, logprobs, self.cached_tokens)
+        texts = tuple(self.texts[:count])
+        return TokenEvent(self.request.id, tokens, logprobs, self.cached_tokens, texts=texts)
 
     def is_needed_by(self, others: Iterable[Delivery], now: float) -> bool:
         """Whether another choice of the same call is read, or was until just now."""
@@ -214,9 +236,11 @@ class Delivery:
         if num_read < len(self.tokens):
             cached = self.cached_tokens if num_read == 0 else None
             tokens, logprobs = tuple(self.tokens[num_read:]), tuple(self.logprobs[num_read:])
-            inbox.put(TokenEvent(self.request.id, tokens, logprobs, cached))
+            texts = tuple(self.texts[num_read:])
+            inbox.put(TokenEvent(self.request.id, tokens, logprobs, cached, texts=texts))
         if self.last is not None:
-            inbox.put(self.last._replace(token_ids=(), logprobs=(), cached_tokens=None))
+            bare = self.last._replace(token_ids=(), texts=(), logprobs=(), cached_tokens=None)
+            inbox.put(bare)
         if self.error is not None:
             inbox.fail(self.error)
         return inbox
@@ -233,6 +257,7 @@ def together(first: Summary | None, second: Summary) -> Summary:
         page_seconds=first.page_seconds + second.page_seconds,
         draft_tokens=first.draft_tokens + second.draft_tokens,
         draft_accepted=first.draft_accepted + second.draft_accepted,
+        transit_seconds=first.transit_seconds,
     )
 
 
@@ -240,6 +265,19 @@ def stream_lag(deliveries: Iterable[Delivery], now: float) -> float:
     """How long the oldest event that waits for a reader has waited."""
     inboxes = [delivery.inbox for delivery in deliveries if delivery.inbox]
     return max((now - box.since for box in inboxes if box.since is not None), default=0.0)
+
+
+def failure(event: TokenEvent) -> RequestError:
+    """The error that a failed request ends with."""
+    message = event.error or "the engine failed this request"
+    match event.fault:
+        case "unavailable":
+            return Unavailable(message)
+        case "timeout":
+            return EngineTimeout(message)
+        case "refused":
+            return InvalidRequest(message)
+    return EngineFailure(message)
 
 
 def refused(refusal: Refusal) -> Shed:

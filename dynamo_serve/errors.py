@@ -18,6 +18,7 @@ DynamoServeError
       ├── AddressTooLong          414
       ├── HeadersTooLarge         431
       ├── EngineFailure           500  the engine failed this request alone
+      ├── EngineTimeout           504  whom the engine forwards to took too long
       └── TryLater                     with Retry-After
            ├── Unavailable        503  starting, draining, full, engine lost
            │    ├── ServerShutdown 503  the drain is over: send it again
@@ -126,6 +127,10 @@ class HeadersTooLarge(RequestError):
 
 class EngineFailure(RequestError):
     status, code, type = 500, "engine_error", "server_error"
+
+
+class EngineTimeout(RequestError):
+    status, code, type = 504, "engine_timeout", "server_error"
 
 
 class TryLater(RequestError):

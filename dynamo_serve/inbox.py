@@ -31,6 +31,7 @@ class Inbox:
         else:
             self._event = merge(self._event, event)
         self.num_bytes += TOKEN_BYTES * len(event.token_ids) + LOGPROB_BYTES * len(event.logprobs)
+        self.num_bytes += sum(map(len, event.texts))
         self._wake()
 
     def fail(self, error: RequestError) -> None:
@@ -62,5 +63,6 @@ def merge(first: TokenEvent, second: TokenEvent) -> TokenEvent:
     return second._replace(
         token_ids=first.token_ids + second.token_ids,
         logprobs=first.logprobs + second.logprobs,
+        texts=first.texts + second.texts,
         cached_tokens=first.cached_tokens if second.cached_tokens is None else second.cached_tokens,
     )

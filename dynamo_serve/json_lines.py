@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import fields
 from math import isfinite
 from pathlib import Path
@@ -50,9 +50,12 @@ def check_header(plain: dict[str, Any], path: Path, format: str, version: int) -
         raise ConfigError(f"{path} is of format version {found}; this reads {version}")
 
 
-def check_fields(made: Any) -> None:
-    """Hold the fields of a dataclass against their types. Raises `ValueError`."""
+def check_fields(made: Any, given: Container[str] | None = None) -> None:
+    """Hold the fields of a dataclass against their types, or those that were `given`: the others
+    have their defaults. Raises `ValueError`."""
     for f in fields(made):
+        if given is not None and f.name not in given:
+            continue
         value = getattr(made, f.name)
         if not FITS[str(f.type)](value):
             raise ValueError(f"{f.name} cannot be {str(value)[:40]!r}")

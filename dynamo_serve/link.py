@@ -32,7 +32,7 @@ from dynamo_serve.start import Template, start_engine
 log = logging.getLogger(__name__)
 
 RECEIVE_BYTES = 1 << 20
-ENGINE_SECTIONS = ("model", "engine", "cache", "scheduler", "log", "record")
+ENGINE_SECTIONS = ("model", "engine", "cache", "scheduler", "log", "record", "triton")
 AFRESH = Standing()  # no rung was taken before
 
 

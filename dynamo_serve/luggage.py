@@ -11,8 +11,9 @@ from dynamo_serve import wire
 from dynamo_serve.api.job import Job
 from dynamo_serve.core.request import Summary, TokenLogprob
 from dynamo_serve.delivery import Delivery, nobody
+from dynamo_serve.text.dialect import Parsing
 
-FORMAT = 2  # of what is packed here; a server takes only its own
+FORMAT = 3  # of what is packed here; a server takes only its own
 # Of a delivery, what is packed as it is; times are of the monotonic clock of this machine.
 PLAIN = (
     *("cached_tokens", "first_token_at", "previous", "has_begun", "is_suspect", "since"),
@@ -44,7 +45,7 @@ def unpack(packed: Sequence[Any]) -> Luggage:
     requests = tuple(wire.request_of(*request) for request in job["requests"])
     return Luggage(
         tenant,
-        Job(**{**job, "requests": requests}),
+        Job(**{**job, "requests": requests, "parsing": _parsing(job["parsing"])}),
         seconds,
         [
             _delivery(Delivery(request, job["keep_seconds"], nobody), *parts)
@@ -53,10 +54,15 @@ def unpack(packed: Sequence[Any]) -> Luggage:
     )
 
 
+def _parsing(packed: Sequence[Any] | None) -> Parsing | None:
+    return None if packed is None else Parsing(*packed)
+
+
 def _fields(delivery: Delivery) -> tuple[Any, ...]:
     assert delivery.error is None, "what has failed stays"
     return (
         array("q", delivery.tokens).tobytes(),
+        delivery.texts,
         delivery.logprobs,
         delivery.earlier,
         delivery.last and wire.event_fields(delivery.last),
@@ -67,12 +73,14 @@ def _fields(delivery: Delivery) -> tuple[Any, ...]:
 def _delivery(
     delivery: Delivery,
     tokens: bytes,
+    texts: Sequence[str],
     logprobs: Sequence[Any],
     earlier: Sequence[Any] | None,
     last: Sequence[Any] | None,
     plain: Sequence[Any],
 ) -> Delivery:
     delivery.tokens = array("q", tokens).tolist()
+    delivery.texts = list(texts)
     delivery.logprobs = [TokenLogprob(*logprob) for logprob in logprobs]
     delivery.earlier = Summary(*earlier) if earlier else None
     delivery.last = wire.event_of(tuple(last)) if last else None

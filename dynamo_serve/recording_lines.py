@@ -55,6 +55,7 @@ class Lines:
     ) -> Arrival:
         num_prompt = len(request.prompt_ids)
         ids = (*request.prompt_ids, *tokens)
+        has_deadline = request.deadline < inf
         pages, output_pages = self._numbers.runs(ids, request.salt, num_prompt)
         return Arrival(
             at=seconds(request.arrival - self._began),
@@ -71,9 +72,8 @@ class Lines:
             group=self._group(request.group),
             is_stream=request.is_stream,
             is_open_ended=request.is_open_ended,
-            deadline=None
-            if request.deadline == inf
-            else seconds(request.deadline - request.arrival),
+            deadline=seconds(request.deadline - request.arrival) if has_deadline else None,
+            has_class_deadline=has_deadline and request.has_class_deadline,
             text=self._decode(request.prompt_ids) if self._decode else None,
             **ended,
         )
@@ -111,7 +111,13 @@ def outcome(delivery: Delivery, now: float) -> dict[str, Any]:
         told["reading"] = round(TOKEN_BYTES * delivery.slow_tokens / (now - since), 1)
     summary = delivery.earlier if last is None else last.summary
     if summary is not None:
-        told |= {"waited": seconds(summary.queue_seconds), "preemptions": summary.num_preemptions}
+        told |= {
+            "transit": seconds(summary.transit_seconds),
+            "waited": seconds(summary.queue_seconds),
+            "preemptions": summary.num_preemptions,
+        }
+        if delivery.first_token_at is not None:
+            told["prefill"] = seconds(summary.prefill_seconds)
     if gone_at is not None:
         return told | {"ended": Finish.CANCELLED.value}
     if delivery.error is not None:

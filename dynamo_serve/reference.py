@@ -175,13 +175,21 @@ def _cell(text: str) -> str:
 def http_page() -> str:
     """Endpoints, request fields and errors. Imports the API, which takes a second."""
     from dynamo_serve.api import fields
-    from dynamo_serve.api.schema import ChatRequest, CompletionRequest, Message, StreamOptions
+    from dynamo_serve.api.schema import ChatRequest, CompletionRequest, StreamOptions
+    from dynamo_serve.api.schema_message import Message
+    from dynamo_serve.api.schema_structured import JsonSchema, ResponseFormat, StructuredOutputs
+    from dynamo_serve.api.schema_tools import Function, ToolCall
 
     tables = (
         ("/v1/chat/completions", fields.field_rows(ChatRequest, fields.CHAT)),
         ("A message", fields.field_rows(Message, fields.MESSAGE)),
+        ("A call in a message", fields.field_rows(ToolCall, {})),
+        ("The function of a tool", fields.field_rows(Function, {})),
         ("/v1/completions", fields.field_rows(CompletionRequest, fields.COMPLETION)),
         ("stream_options", fields.field_rows(StreamOptions, fields.STREAM_OPTIONS)),
+        ("response_format", fields.field_rows(ResponseFormat, fields.RESPONSE_FORMAT)),
+        ("response_format.json_schema", fields.field_rows(JsonSchema, {})),
+        ("structured_outputs", fields.field_rows(StructuredOutputs, fields.STRUCTURED_OUTPUTS)),
     )
     parts = [
         GENERATED + "# HTTP\n\nThe server describes itself in full at `/openapi.json`. "
@@ -204,7 +212,8 @@ def _endpoints() -> list[tuple[str, str]]:
     from dynamo_serve.api.app import create_app
 
     unused: Any = None  # routes are declared without touching what they will use
-    app = create_app(unused, unused, Config(), unused, unused, model_names=["unused"])
+    parts = (unused, unused, Config(), unused, unused)
+    app = create_app(*parts, model_names=["unused"], dialect=unused)
     return [
         (f"`{method.upper()} {path}`", " ".join(operation["description"].split()))
         for path, operations in app.openapi()["paths"].items()

@@ -16,8 +16,8 @@ from dynamo_serve.core.request import Finish, Request, TokenEvent
 from dynamo_serve.core.stats import Stats
 from dynamo_serve.core.tenant import Tenancy
 from dynamo_serve.deliveries import Deliveries
-from dynamo_serve.delivery import Delivery, nobody, refused, stream_lag
-from dynamo_serve.errors import EngineFailure, Unavailable
+from dynamo_serve.delivery import Delivery, failure, nobody, refused, stream_lag
+from dynamo_serve.errors import Unavailable
 from dynamo_serve.fits import check_fits, check_guarantees, check_shared
 from dynamo_serve.inbox import Inbox
 from dynamo_serve.link import Loss
@@ -117,11 +117,9 @@ class Service:
         """Events of one request; the last has `finish`. Closing the generator cancels, or, with
         `keep_seconds`, parks it: so long `rejoin` can go on with it.
 
-        It goes on through restarts of the engine. Waiting events are merged when the reader is
-        slow; one who stands still has the request parked, and `on_stuck` called in the end. Raises
-        `ContextTooLong`; `Unavailable` (starting, draining, queue full, no engine for too long);
-        `QuotaExceeded` or `Overloaded` when the scheduler refuses it; `EngineFailure` when the
-        engine failed this request (ERROR is never yielded).
+        It goes on through restarts of the engine. Waiting events are merged for a slow reader; one
+        who stands still has the request parked, and `on_stuck` called in the end. Raises `Shed`,
+        `ContextTooLong`, `Unavailable`, and `failure` for an ERROR, which is never yielded.
         """
 
         def begin() -> tuple[Delivery, Inbox]:
@@ -151,7 +149,9 @@ class Service:
                 if event.refusal is not None:
                     raise refused(event.refusal)
                 if event.finish is Finish.ERROR:
-                    raise EngineFailure(event.error or "the engine failed this request")
+                    if event.token_ids:  # they came before it, and are not lost
+                        yield event._replace(finish=None)
+                    raise failure(event)
                 yield event
                 if event.finish:
                     return

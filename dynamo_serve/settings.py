@@ -20,6 +20,7 @@ import yaml
 from dynamo_serve.config import CacheSection, Config
 from dynamo_serve.errors import ConfigError
 from dynamo_serve.settings_key import BadValue, Key
+from dynamo_serve.settings_triton import triton_contradictions
 
 PREFIX = "DYNAMO_SERVE_"
 MAX_PORT = 65_535  # ZeroMQ cuts a larger one to 16 bits without a word
@@ -107,6 +108,7 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if "spill" in values[key] and not (values["cache.host_gib"] or values["cache.disk_gib"]):
         yield key, f"{key}: spill needs a tier to go to; set cache.host_gib or cache.disk_gib"
     yield from _event_contradictions(values)
+    yield from triton_contradictions(values, lambda key: values[key] != all_keys()[key].default)
 
 
 def _event_contradictions(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

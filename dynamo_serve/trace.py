@@ -44,7 +44,9 @@ class Arrival:
     numbers; equal numbers mean equal text up to there, within a recording. `output_pages`: the
     full pages behind these, which its answer completes: a later prompt that goes on with the
     answer has the same numbers. `ended`: a `Finish` ("stop", "length", "cancelled", "error",
-    "deadline") or "refused". `gone_at`: when its client hung up, after so many seconds. `reading`:
+    "deadline") or "refused". `transit`: until the scheduler
+    had it; `waited`: until it was admitted, with that; `prefill`: from then until the engine had
+    its first token. `gone_at`: when its client hung up, after so many seconds. `reading`:
     bytes per second that a slow reader took, where one was noticed. Waiting, first token and end
     are since `at`. Without prompt tokens it was refused before anybody looked at its prompt.
 
@@ -67,11 +69,14 @@ class Arrival:
     is_stream: bool = True
     is_open_ended: bool = False
     deadline: float | None = None
+    has_class_deadline: bool = False  # its client named none: it is the default of its class
     ended: str = "length"
     status: int = 200
     retry_after: float | None = None
     cached_tokens: int = 0
+    transit: float | None = None
     waited: float | None = None
+    prefill: float | None = None
     first_token: float | None = None
     end: float | None = None
     gone_at: float | None = None
@@ -94,6 +99,12 @@ class Step:
 Line = Arrival | Step
 KINDS: dict[str, type[Arrival] | type[Step]] = {"arrival": Arrival, "step": Step}
 DEFAULTS = {name: [(f.name, f.default) for f in fields(kind)] for name, kind in KINDS.items()}
+# Made once: a million lines are read.
+KNOWN = {kind: {f.name for f in fields(kind)} for kind in (Header, Arrival, Step)}
+NEEDED = {
+    kind: {f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING}
+    for kind in (Header, Arrival, Step)
+}
 ENCODE = json.JSONEncoder(separators=(",", ":")).encode  # made once: many lines are written
 T = TypeVar("T", Header, Arrival, Step)
 
@@ -171,15 +182,13 @@ def _fault(arrival: Arrival) -> str:
 
 
 def _made(kind: type[T], plain: dict[str, Any], path: Path, number: int) -> T:
-    known = {f.name for f in fields(kind)}
-    needed = {f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING}
-    if unknown := plain.keys() - known:
+    if unknown := plain.keys() - KNOWN[kind]:
         raise ConfigError(f"{path}, line {number}: unknown key {min(unknown)!r}")
-    if missing := needed - plain.keys():
+    if missing := NEEDED[kind] - plain.keys():
         raise ConfigError(f"{path}, line {number}: {min(missing)!r} is missing")
     made = kind(**plain)
     try:
-        check_fields(made)
+        check_fields(made, plain)
     except ValueError as error:
         raise ConfigError(f"{path}, line {number}: {error}") from None
     return made

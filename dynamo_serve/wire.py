@@ -32,6 +32,7 @@ from dynamo_serve.core.loop import (
 )
 from dynamo_serve.core.request import (
     Finish,
+    Grammar,
     Refusal,
     Request,
     Resumed,
@@ -47,6 +48,8 @@ from dynamo_serve.core.tiers import TierSpec
 HEADER = struct.Struct("<I")
 PLAIN_FIELDS = 2  # an event that is only a request id and tokens: nearly all of them
 OPEN_FIELDS = 4  # … with log-probabilities or the number of cached tokens
+GRAMMAR_AT = 13  # of a request's fields behind `stop_ids`
+NOTHING_ELSE = TokenEvent("")[OPEN_FIELDS:]
 
 
 def pack(*message: Any) -> bytes:
@@ -159,9 +162,18 @@ def request_fields(request: Request) -> tuple[Any, ...]:
         request.num_choices,
         request.call_tokens,
         request.is_open_ended,
-        # Left out where it is not needed: what is handed over, servers before it can read.
-        *(() if request.pinned_until is None else (request.pinned_until,)),
+        # Left out where it is not needed, as nearly always.
+        *_rare(request),
     )
+
+
+def _rare(request: Request) -> tuple[Any, ...]:
+    values = request.pinned_until, request.is_stream, request.group, request.grammar
+    if request.grammar is not None:
+        return values
+    if request.group:
+        return values[:3]
+    return () if request.pinned_until is None else values[:1]
 
 
 def request_of(
@@ -174,13 +186,15 @@ def request_of(
 ) -> Request:
     prompt_ids = array("q")
     prompt_ids.frombytes(prompt)
+    if len(rest) > GRAMMAR_AT:
+        rest = (*rest[:GRAMMAR_AT], Grammar(*rest[GRAMMAR_AT]))
     return Request(
         id, tuple(prompt_ids), max_tokens, Sampling(*sampling), frozenset(stop_ids), *rest
     )
 
 
 def event_fields(event: TokenEvent) -> tuple[Any, ...]:
-    if event.finish is None and event.refusal is None and event.max_tokens is None:
+    if event[4:] == NOTHING_ELSE:
         is_plain = event.cached_tokens is None and not event.logprobs
         return event[: PLAIN_FIELDS if is_plain else OPEN_FIELDS]
     return (*event[:4], event.finish and event.finish.value, *event[5:])

@@ -23,6 +23,7 @@ from dynamo_serve.config import (
     ModelSection,
     RecordSection,
     SchedulerSection,
+    TritonSection,
 )
 from dynamo_serve.core.engine import EngineSpec
 from dynamo_serve.core.flight import FlightRecorder
@@ -101,6 +102,7 @@ def settings_of(message: list[Any]) -> Given:
     _, sections, model_path, tenancy, standing = message
     assert isinstance(sections, dict) and isinstance(model_path, str)
     model = {**sections["model"], "served_names": tuple(sections["model"]["served_names"])}
+    triton = {**sections["triton"], "endpoints": tuple(sections["triton"]["endpoints"])}
     config = Config(
         model=ModelSection(**model),
         engine=EngineSection(**sections["engine"]),
@@ -108,6 +110,7 @@ def settings_of(message: list[Any]) -> Given:
         scheduler=SchedulerSection(**sections["scheduler"]),
         log=LogSection(**sections["log"]),
         record=RecordSection(**sections["record"]),
+        triton=TritonSection(**triton),
     )
     return Given(config, model_path, Tenancy.of(tenancy), Standing(*standing))
 

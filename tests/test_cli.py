@@ -233,6 +233,7 @@ def test_names_are_derived_from_the_path_unless_given(tmp_path: Path) -> None:
     assert served_names(ModelSection()) == ("dserve-tiny",)
     assert served_names(ModelSection(path=str(folder))) == ("my-model",)
     assert served_names(ModelSection(path="org/model")) == ("org/model",)
+    assert served_names(ModelSection(path="org/model"), "llama") == ("llama",)
     assert served_names(ModelSection(path="org/model", served_names=("a", "b"))) == ("a", "b")
 
 
@@ -399,7 +400,7 @@ def test_a_signal_drains_and_new_requests_are_told_to_come_back() -> None:
         asking = httpx.stream("POST", server.url + "/v1/chat/completions", json=body(3000))
         with asking as answer:
             lines = answer.iter_lines()
-            assert next(lines).startswith("id: ")
+            assert next(lines).startswith("data: ")
             server.process.send_signal(signal.SIGTERM)
             wait_for(lambda: not ready(server.url))
             refused = httpx.post(server.url + "/v1/chat/completions", json=body(1))
@@ -429,7 +430,7 @@ def test_a_hangup_reloads_the_tenants_without_dropping_a_stream(tmp_path: Path) 
         url = server.url + "/v1/chat/completions"
         with httpx.stream("POST", url, json=body(400), headers=headers) as answer:
             lines = answer.iter_lines()
-            assert next(lines).startswith("id: ")
+            assert next(lines).startswith("data: ")
             write(beta="two")
             server.process.send_signal(signal.SIGHUP)
             wait_for(lambda: opens(server.url, "two"))
@@ -464,7 +465,7 @@ def test_a_drain_that_takes_too_long_ends_streams_with_an_error() -> None:
         asking = httpx.stream("POST", server.url + "/v1/chat/completions", json=body(4000))
         with asking as answer:
             lines = answer.iter_lines()
-            assert next(lines).startswith("id: ")
+            assert next(lines).startswith("data: ")
             server.process.send_signal(signal.SIGTERM)
             events = [line for line in lines if line.startswith("data: {")]
         error = json.loads(events[-1].removeprefix("data: "))["error"]
@@ -479,7 +480,7 @@ def test_a_second_signal_ends_it_at_once() -> None:
         asking = httpx.stream("POST", server.url + "/v1/chat/completions", json=body(4000))
         with asking as answer:
             lines = answer.iter_lines()  # held: letting go of it hangs up
-            assert next(lines).startswith("id: ")
+            assert next(lines).startswith("data: ")
             server.process.send_signal(signal.SIGTERM)
             wait_for(lambda: not ready(server.url))
             server.process.send_signal(signal.SIGTERM)

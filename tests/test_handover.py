@@ -28,7 +28,7 @@ from dynamo_serve import bundled, wire
 from dynamo_serve.config import ServerSection
 from dynamo_serve.errors import ConfigError
 from dynamo_serve.handover import Door, check_path, take_over
-from tests.api.test_resume import Answer, events_of, read
+from tests.api.test_resume import EVENTS, Answer, events_of, read
 from tests.test_service import run
 
 PATIENCE_S = 60.0
@@ -116,7 +116,7 @@ def body_of(max_tokens: int, **fields: Any) -> dict[str, Any]:
 
 def whole(url: str, body: dict[str, Any]) -> Answer:
     answer = Answer()
-    with httpx.stream("POST", url + ASK, json=body, timeout=PATIENCE_S) as response:
+    with httpx.stream("POST", url + ASK, json=body, headers=EVENTS, timeout=PATIENCE_S) as response:
         read(answer, response)
     answer.last_id = ""
     return answer
@@ -222,7 +222,9 @@ def test_streams_go_on_in_the_next_server(folder: Path) -> None:
         answers = [Answer(), Answer(), Answer()]
         streams = []
         for answer, body in zip(answers, bodies, strict=True):
-            asking = httpx.stream("POST", old.url + ASK, json=body, timeout=PATIENCE_S)
+            asking = httpx.stream(
+                "POST", old.url + ASK, json=body, headers=EVENTS, timeout=PATIENCE_S
+            )
             response = stack.enter_context(asking)
             streams.append(events_of(response.iter_bytes(), float("inf")))
             for _ in range(4):
@@ -267,10 +269,10 @@ def test_a_server_that_fails_to_take_over_changes_nothing(folder: Path) -> None:
     dead = folder / "handover.sock"
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(str(dead))
-    with starting(folder, "--set", "engine.fake_step_ms=20") as start, ExitStack() as stack:
+    with starting(folder, "--set", "engine.fake_step_ms=60") as start, ExitStack() as stack:
         old = start()
         answer, body = Answer(), body_of(1000)
-        asking = httpx.stream("POST", old.url + ASK, json=body, timeout=PATIENCE_S)
+        asking = httpx.stream("POST", old.url + ASK, json=body, headers=EVENTS, timeout=PATIENCE_S)
         events = events_of(stack.enter_context(asking).iter_bytes(), float("inf"))
         answer.take(next(events))
         said = start.failing("--port", "1")

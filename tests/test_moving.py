@@ -24,6 +24,7 @@ from dynamo_serve.luggage import FORMAT, Luggage, pack, unpack
 from dynamo_serve.moving import Arriving, Identity, Leaving
 from dynamo_serve.observer import NoObserver
 from dynamo_serve.service import Service
+from dynamo_serve.text.dialect import Parsing
 from tests.core.traffic import reference
 from tests.test_service import config_of, run, running, until
 from tests.test_service import folder as folder  # noqa: PLC0414 - a fixture
@@ -92,7 +93,10 @@ def test_luggage_survives_the_way() -> None:
     done.has_begun = True
     done.take(TokenEvent("job-1", (8, 3), (), 0, Finish.STOP, 3, Summary(0, 0, 0, 0, 0)), 5.0)
     done.is_wanted = False
-    luggage = Luggage(TENANT, job_of(parked.request, done.request), 3.5, [parked, done])
+    job = job_of(parked.request, done.request)
+    job = replace(job, parsing=Parsing("hermes", ("f", "g"), True, "think", True))
+    parked.texts = ["seven"]  # as from an engine that gives text
+    luggage = Luggage(TENANT, job, 3.5, [parked, done])
     sent = msgpack.unpackb(msgpack.packb(pack(luggage)), use_list=False)
     arrived = unpack(sent)
     assert (arrived.tenant, arrived.job, arrived.seconds) == (TENANT, luggage.job, 3.5)

@@ -181,8 +181,9 @@ def test_refusals_are_recorded_and_so_is_who_came_too_early(folder: str, tmp_pat
 
 def test_a_server_records_what_clients_ask_and_not_what_they_say(tmp_path: Path) -> None:
     tenants = tmp_path / "tenants.yaml"
-    entry = {"keys": [f"sha256:{digest(KEY.encode())}"], "salt": "pepper"}
-    tenants.write_text(yaml.safe_dump({"tenants": {"shop": entry}}))
+    entry = {"keys": [f"sha256:{digest(KEY.encode())}"], "salt": "pepper", "class": "patient"}
+    classes = {"patient": {"deadline_ms": 90_000}}
+    tenants.write_text(yaml.safe_dump({"tenants": {"shop": entry}, "classes": classes}))
     folder = tmp_path / "traces"
     flags = ("--tenants", str(tenants), "--set", f"record.path={folder}")
     with serving(*flags) as server:
@@ -204,7 +205,8 @@ def test_a_server_records_what_clients_ask_and_not_what_they_say(tmp_path: Path)
     assert first.call == second.call == 0 and third.call is None
     assert first.group == second.group == third.group != ""
     assert (first.priority, first.tenant, first.is_stream) == (3, "shop", False)
-    assert third.deadline == pytest.approx(60, abs=1)
+    assert third.deadline == pytest.approx(60, abs=1) and not third.has_class_deadline
+    assert first.deadline == pytest.approx(90, abs=1) and first.has_class_deadline
     assert third.pages == first.pages and third.cached_tokens >= 16
     assert header.tenancy["tenants"]["shop"]["weight"] == 1.0
     (file,) = folder.glob("*")

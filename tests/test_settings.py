@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, get_type_hints
@@ -16,6 +17,7 @@ from dynamo_serve.settings import Given, all_keys, from_set, load, render, varia
 from dynamo_serve.settings_key import BadValue, Key
 
 KEYS = list(all_keys().values())
+FORWARD = ["engine.kind=triton", "triton.endpoints=a:1,[::1]:2", "triton.model=m"]
 
 
 def write(folder: Path, text: str) -> Path:
@@ -263,3 +265,20 @@ def test_every_kind_of_field_is_one_the_loader_knows() -> None:
     for section in get_type_hints(Config).values():
         for kind in get_type_hints(section).values():
             assert kind in simple or getattr(kind, "__origin__", None) is Literal
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["triton.model=m"], "triton.model: nothing is forwarded; set engine.kind to triton"),
+        (["engine.kind=triton", "triton.model=m"], "engine.kind = 'triton': set triton.endpoints"),
+        ([*FORWARD, "triton.endpoints=a:0"], "allowed: ports from 1 to 65535"),
+        ([*FORWARD, "triton.endpoints=a:1,a:1"], "one of them is there twice"),
+        ([*FORWARD, "cache.page_size=32"], "cache.page_size: the Triton server decides that"),
+        ([*FORWARD, "triton.dialect=odd"], "allowed: auto"),
+    ],
+)
+def test_settings_of_triton_that_contradict_are_named(given: list[str], told: str) -> None:
+    assert load(flags=map(from_set, FORWARD)).config.triton.endpoints == ("a:1", "[::1]:2")
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        load(flags=map(from_set, given))

@@ -7,7 +7,15 @@ import random
 from dynamo_serve import wire
 from dynamo_serve.core.engine import EngineSpec
 from dynamo_serve.core.loop import Cancel, Command, Steer, Stop, Submit, Unpin
-from dynamo_serve.core.request import Finish, Request, Sampling, Summary, TokenEvent, TokenLogprob
+from dynamo_serve.core.request import (
+    Finish,
+    Grammar,
+    Request,
+    Sampling,
+    Summary,
+    TokenEvent,
+    TokenLogprob,
+)
 from dynamo_serve.core.stats import Stats, StepStats
 
 COMMANDS: list[Command] = [
@@ -30,6 +38,8 @@ COMMANDS: list[Command] = [
     Cancel("a"),
     Unpin("a"),
     Submit(Request("p", (1, 2), 1, pinned_until=7.5)),
+    Submit(Request("h", (1, 2), 1, grammar=Grammar("regex", "a|ü"))),
+    Submit(Request("g", (1, 2), 1, is_stream=False, group="a key")),
     Steer({"cap_batch": "pin"}),
     Stop(),
 ]
@@ -40,6 +50,8 @@ EVENTS = [
     TokenEvent("a", (1, 2), (TokenLogprob(1, -0.5, ((1, -0.5), (2, -1.0))), TokenLogprob(2, -2.0))),
     TokenEvent("a", (9,), finish=Finish.STOP, stop_id=9, summary=Summary(0.1, 0.2, 0.3, 16, 1)),
     TokenEvent("b", finish=Finish.ERROR, error="broken", artifact=b"PNG"),
+    TokenEvent("a", (-1, -1), texts=("one", "")),
+    TokenEvent("b", finish=Finish.ERROR, error="away", fault="unavailable"),
 ]
 
 
@@ -64,6 +76,8 @@ def test_a_step_survives_the_wire() -> None:
 
 
 def test_a_spec_survives_the_wire() -> None:
-    spec = EngineSpec(128, 16, 9, 1000, {"device": "cpu", "cuda_graphs": False, "threads": 2})
+    facts: dict[str, str | int | float | bool] = {"device": "cpu", "threads": 2, "graphs": False}
+    refused = {"logprobs": "nobody tells"}
+    spec = EngineSpec(128, 16, 9, 1000, facts, refused=refused, infers=("usage",))
     [message] = wire.Frames().feed(wire.pack_spec(spec))
     assert wire.spec_of(message) == spec

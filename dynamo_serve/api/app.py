@@ -16,6 +16,7 @@ from dynamo_serve.api.auth import Access
 from dynamo_serve.api.cache import cache_admin_routes, cache_routes
 from dynamo_serve.api.edge import Edge, Metrics
 from dynamo_serve.api.faults import add_fault_handlers
+from dynamo_serve.api.grammar import Grammars
 from dynamo_serve.api.lookup import Lookup
 from dynamo_serve.api.marks import Streams
 from dynamo_serve.api.middleware import HEADER, RequestId
@@ -27,6 +28,7 @@ from dynamo_serve.api.requests import request_routes
 from dynamo_serve.api.streams import stream_routes
 from dynamo_serve.config import Config
 from dynamo_serve.service import Service
+from dynamo_serve.text.dialect import Dialect
 from dynamo_serve.text.tokenizer import Tokenizer
 
 DESCRIPTION = (
@@ -44,6 +46,7 @@ def create_app(
     access: Access,
     *,
     model_names: Sequence[str],
+    dialect: Dialect,
     recording: Callable[[], Mapping[str, Any]] = dict,
 ) -> FastAPI:
     """The app for a started (or starting) service. It does not start or close the service."""
@@ -59,8 +62,9 @@ def create_app(
     names, started = tuple(model_names), int(time.time())
     delay = config.scheduler.max_queue_delay_ms / 1000
     lookup, streams = Lookup(service), Streams(service)
-    parts = (service, tokenizer, config.server, access, lookup, streams)
-    edge = Edge(*parts, names, started, delay, recording)
+    grammars = Grammars(config.structured, service, tokenizer)
+    parts = (service, tokenizer, config.server, access, lookup, streams, grammars)
+    edge = Edge(*parts, names, started, delay, recording, dialect)
     _add_routes(app, edge, config, metrics)
     add_fault_handlers(app)
     if config.server.cors_origins:

@@ -53,6 +53,20 @@ class Access:
             raise Unauthorized("This API key is not known here.")
         return caller
 
+    def caller_named(self, tenant: str) -> Caller | None:
+        """Who calls for a tenant; None if nobody does."""
+        if self._directory.is_open:
+            return DEFAULT_CALLER if tenant == DEFAULT_CALLER.tenant else None
+        callers = self._directory.callers.values()
+        return next((caller for caller in callers if caller.tenant == tenant), None)
+
+    def sharing(self) -> dict[str, list[str]]:
+        """The tenants with keys by their salt: those of one share pages."""
+        sharing: dict[str, list[str]] = {}
+        for tenant, salt in sorted(set(self._directory.callers.values())):
+            sharing.setdefault(salt, []).append(tenant)
+        return sharing
+
     def check_admin(self, authorization: str | None) -> None:
         """Raises `Unauthorized` or `Forbidden` unless the header carries an admin key."""
         if not self._directory.admins:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastapi import APIRouter, Request, Response
 
 from dynamo_serve.api import parse
 from dynamo_serve.api.edge import Edge
 from dynamo_serve.api.openapi import takes
-from dynamo_serve.api.prompts import completion_prompts, render_messages
+from dynamo_serve.api.prompts import completion_prompts
 from dynamo_serve.api.render import answer
 from dynamo_serve.api.schema import ChatRequest, CompletionRequest
+from dynamo_serve.api.tools import chat_prompt
 from dynamo_serve.core.prefix_index import extend_keys
+from dynamo_serve.directory import Caller
 from dynamo_serve.errors import ContextTooLong, InvalidRequest
 from dynamo_serve.prefixes import Prefix
 from dynamo_serve.text.tokenizer import Tokenizer
@@ -23,11 +25,26 @@ INLINE_TOKENS = 8192  # to hash more would hold up every other stream
 CONTEXT = 8  # tokens before a difference that are shown with it
 SHOWN_TOKENS = 24  # after it
 SHOWN_CHARACTERS = 60  # of a run
+MOST_SALTS = 1024  # of other tenants that a prompt is looked for; the loop stands still meanwhile
 Told = dict[str, Any]
 
+ASKED = takes(ChatRequest, CompletionRequest)
+ASKED_FOR = {
+    **ASKED,
+    "parameters": [
+        {
+            "name": "tenant",
+            "in": "query",
+            "required": True,
+            "description": "Who asks.",
+            "schema": {"type": "string"},
+        }
+    ],
+}
+
 WHY = {
-    "first_time": "Nothing that goes on so after token {position} has been stored, as far as is "
-    "remembered.",
+    "first_time": "Nothing of yours that goes on so after token {position} has been stored, as far "
+    "as is remembered.",
     "evicted": "It was stored and had to go {evicted_s_ago:.0f} s ago, for {whose}.",
     "differs": "Token {position} differs: the prompt goes on with {prompt!r}, what is stored with "
     "{stored!r}.",
@@ -36,6 +53,7 @@ WHY = {
     "being_computed": "A request is computing it now; one that is sent meanwhile waits for it.",
     "not_shared": "cache.prefix_sharing is off.",
 }
+SALTED_APART = "It is stored for others, {} tokens of it, whose pages this tenant never finds."
 WHOSE = {
     "own": "your own requests",
     "others": "others",
@@ -46,36 +64,40 @@ WHOSE = {
 def cache_routes(edge: Edge) -> APIRouter:
     routes = APIRouter(prefix="/v1/cache", tags=["tokens"])
 
-    @routes.post("/explain", openapi_extra=takes(ChatRequest, CompletionRequest))
+    @routes.post("/explain", openapi_extra=ASKED)
     async def explain(http: Request) -> Response:
         """How much of a prompt is in the prefix cache, and why the rest is not. The body is that
         of a chat (`messages`) or of a completion (one `prompt`); of its other fields those that do
         not change the prompt are checked and change nothing. Nothing is computed or stored. Told
         are only texts that the caller's own tenant has sent."""
-        body = await _body(edge, http)
-        model = edge.model_name(body.model)
-        edge.service.check_open()
-        ids = await _ids(edge, body)
+        asked = await _asked(edge, http)
         # Now, not before the body: meanwhile the tenants may have been reloaded.
         caller = edge.access.caller(http.headers.get("authorization"))
-        size, prefixes = edge.service.spec.page_size, edge.service.prefixes
-        keys: list[bytes] = []
-        chain = (keys, ids, caller.salt, size, len(ids), prefixes.shared_keys)
-        if len(ids) <= INLINE_TOKENS:
-            extend_keys(*chain)
-        else:
-            await asyncio.to_thread(extend_keys, *chain)
-        about = (caller.tenant, caller.salt, keys, ids)
-        told = await edge.service.inspect("prompt", about=about)
-        miss = _miss(told["miss"], ids, edge.tokenizer)
-        shared = prefixes.name_of(keys) if told["shared_tokens"] else None
-        return answer({"model": model, **told, "shared_prefix": shared, "miss": miss})
+        return answer(await _explain(edge, asked, caller))
 
     return routes
 
 
 def cache_admin_routes(edge: Edge) -> APIRouter:
     routes = APIRouter(prefix="/admin", tags=["administration"])
+
+    @routes.post("/cache/explain", openapi_extra=ASKED_FOR)
+    async def explain(http: Request) -> Response:
+        """What `/v1/cache/explain` tells the tenant that `?tenant=` names, and where else the
+        prompt is: `apart` has, by tenants that share pages, how many of its tokens are stored for
+        them. The tenant never finds those, and is not told of them."""
+        asked = await _asked(edge, http)
+        caller = _named(edge, http.query_params.get("tenant", ""))
+        sharing = edge.access.sharing()
+        others = [salt for salt in sharing if salt != caller.salt][:MOST_SALTS]
+        told = await _explain(edge, asked, caller, others)
+        apart = [
+            {"tenants": sharing[salt], "tokens": tokens} for salt, tokens in told.get("apart", ())
+        ]
+        most = max((entry["tokens"] for entry in apart), default=0)
+        if most > told["matched_tokens"] and told["miss"]["reason"] == "first_time":
+            told["miss"].update(reason="salted_apart", message=SALTED_APART.format(most))
+        return answer({**told, "tenant": caller.tenant, "salts_asked": len(others), "apart": apart})
 
     @routes.get("/cache")
     async def cache() -> Response:
@@ -88,6 +110,45 @@ def cache_admin_routes(edge: Edge) -> APIRouter:
         return answer({**told, "shared_prefixes": shared, "runs": runs})
 
     return routes
+
+
+class Asked(NamedTuple):
+    """A prompt to explain, and the name of the model that it is for."""
+
+    model: str
+    ids: list[int]
+
+
+async def _asked(edge: Edge, http: Request) -> Asked:
+    body = await _body(edge, http)
+    model = edge.model_name(body.model)
+    edge.service.check_open()
+    return Asked(model, await _ids(edge, body))
+
+
+async def _explain(edge: Edge, asked: Asked, caller: Caller, others: Sequence[str] = ()) -> Told:
+    """Why a prompt of a caller is not found; `others`: salts to look for it, too."""
+    ids, size, prefixes = asked.ids, edge.service.spec.page_size, edge.service.prefixes
+    keys: list[bytes] = []
+    chain = (keys, ids, caller.salt, size, len(ids), prefixes.shared_keys)
+    if len(ids) <= INLINE_TOKENS:
+        extend_keys(*chain)
+    else:
+        await asyncio.to_thread(extend_keys, *chain)
+    about = (caller.tenant, caller.salt, keys, ids, *([list(others)] if others else ()))
+    told = await edge.service.inspect("prompt", about=about)
+    miss = _miss(told["miss"], ids, edge.tokenizer)
+    shared = prefixes.name_of(keys) if told["shared_tokens"] else None
+    return {"model": asked.model, **told, "shared_prefix": shared, "miss": miss}
+
+
+def _named(edge: Edge, tenant: str) -> Caller:
+    caller = edge.access.caller_named(tenant)
+    if caller is None:
+        raise InvalidRequest(
+            f"?tenant= names no tenant that has a key: {tenant!r}.", param="tenant"
+        )
+    return caller
 
 
 async def _body(edge: Edge, http: Request) -> ChatRequest | CompletionRequest:
@@ -104,8 +165,8 @@ async def _ids(edge: Edge, body: ChatRequest | CompletionRequest) -> list[int]:
     """The token ids of the one prompt. Raises `InvalidRequest` and its kind."""
     spec = edge.service.spec
     if isinstance(body, ChatRequest):
-        text = await render_messages(body.messages, edge.tokenizer, body.chat_template_kwargs)
-        ids, field = await edge.tokenizer.encode_async(text), "messages"
+        ids, _ = await chat_prompt(body, edge.tokenizer, edge.dialect)
+        field = "messages"
     else:
         (ids,) = await completion_prompts(body, edge.tokenizer, spec.vocab_size, 1)
         field = "prompt"

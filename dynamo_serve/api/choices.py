@@ -14,7 +14,8 @@ from dynamo_serve.core.request import Finish, TokenEvent
 from dynamo_serve.delivery import nobody
 from dynamo_serve.errors import Unavailable
 from dynamo_serve.service import Service
-from dynamo_serve.text.stream import Delta, Transcript, detokenize
+from dynamo_serve.text.parts import Parts, joined
+from dynamo_serve.text.stream import Delta, Teller, detokenize
 from dynamo_serve.text.tokenizer import Tokenizer
 
 Updates = AsyncGenerator[tuple[int, Delta], None]
@@ -44,17 +45,25 @@ def rejoin(
     heads, streams = [], {}
     for i, (request, mark) in enumerate(zip(job.requests, marks, strict=True)):
         head = service.tokens_of(request.id, mark.num_tokens)
-        heads.append(Delta("", head.token_ids, cached_tokens=head.cached_tokens))
+        transcript = job.transcript(i, tokenizer)
+        known = transcript.deltas(head)  # the text is the client's; a character begun may not be
+        heads.append(_head(head, known))
         if mark.is_ended:
             continue
-        transcript = job.transcript(i, tokenizer)
-        known = transcript.push(head)  # its text is with the client; a character begun may not be
-        if known.finish is not None:  # a stop string, of which the client has not been told
-            streams[i] = _alone(Delta("", (), finish=known.finish))
+        if known[-1].finish is not None:  # a stop string, of which the client has not been told
+            parts = known[-1].parts and Parts(is_calling=known[-1].parts.is_calling)
+            streams[i] = _alone(Delta("", (), finish=known[-1].finish, parts=parts))
             continue
         events = service.rejoin(request.id, mark.num_tokens, on_stuck=on_stuck)
         streams[i] = _deltas(job, service, i, events, transcript)
     return heads, _together(streams)
+
+
+def _head(head: TokenEvent, known: Sequence[Delta]) -> Delta:
+    """What counts of the tokens that a client has."""
+    thought = sum(delta.parts.num_thought for delta in known if delta.parts is not None)
+    parts = Parts(num_thought=thought)
+    return Delta("", head.token_ids, cached_tokens=head.cached_tokens, parts=parts)
 
 
 async def _alone(delta: Delta) -> AsyncGenerator[Delta, None]:
@@ -66,7 +75,7 @@ def _deltas(
     service: Service,
     index: int,
     events: AsyncGenerator[TokenEvent, None],
-    transcript: Transcript,
+    transcript: Teller,
 ) -> AsyncGenerator[Delta, None]:
     cancel = partial(service.cancel, job.requests[index].id)
     return detokenize(events, transcript, cancel, waits=job.explain)
@@ -121,11 +130,13 @@ class Tally:
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._num_output = 0
+        self._num_output = self._num_thought = 0
         self._cached: dict[int, int] = {}
 
     def add(self, index: int, delta: Delta) -> None:
         self._num_output += len(delta.token_ids)
+        if delta.parts is not None:
+            self._num_thought += delta.parts.num_thought
         if delta.cached_tokens is not None:
             self._cached[index] = delta.cached_tokens
 
@@ -135,12 +146,16 @@ class Tally:
         # The first choice of each prompt: the others find what the first has computed.
         firsts = range(0, len(self._job.requests), self._job.n)
         cached = sum(self._cached.get(i, 0) for i in firsts)
-        return {
+        usage: dict[str, Any] = {
             "prompt_tokens": num_prompt,
             "completion_tokens": self._num_output,
             "total_tokens": num_prompt + self._num_output,
             "prompt_tokens_details": {"cached_tokens": cached},
+            **({"inferred": True} if "usage" in self._job.infers else {}),
         }
+        if self._job.parsing is not None and self._job.parsing.thoughts:
+            usage["completion_tokens_details"] = {"reasoning_tokens": self._num_thought}
+        return usage
 
 
 async def fold(updates: Updates, job: Job) -> tuple[list[Delta], Tally]:
@@ -161,4 +176,5 @@ def _whole(deltas: Sequence[Delta]) -> Delta:
         tokens=tuple(token for delta in deltas for token in delta.tokens),
         finish=deltas[-1].finish,
         summary=deltas[-1].summary,
+        parts=None if deltas[-1].parts is None else joined(d.parts for d in deltas if d.parts),
     )

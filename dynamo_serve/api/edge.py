@@ -11,11 +11,13 @@ from pydantic import BaseModel
 
 from dynamo_serve.api import parse
 from dynamo_serve.api.auth import Access
+from dynamo_serve.api.grammar import Grammars
 from dynamo_serve.api.lookup import Lookup
 from dynamo_serve.api.marks import Streams
 from dynamo_serve.config import ServerSection
 from dynamo_serve.errors import ModelNotFound
 from dynamo_serve.service import Service
+from dynamo_serve.text.dialect import Dialect
 from dynamo_serve.text.tokenizer import Tokenizer
 
 T = TypeVar("T", bound=BaseModel)
@@ -42,10 +44,12 @@ class Edge:
     access: Access
     lookup: Lookup
     streams: Streams
+    grammars: Grammars
     model_names: tuple[str, ...]
     started: int
     max_queue_delay: float
     recording: Callable[[], Mapping[str, Any]]  # what clients may know of it
+    dialect: Dialect  # the model's
 
     async def body(self, http: Request, model: type[T]) -> T:
         """The checked body of a request. Raises `InvalidRequest` (and its kind)."""

@@ -73,26 +73,25 @@ COMMON: dict[str, Known] = {
     "bad_words": refused("use logit_bias", only([])),
     "allowed_token_ids": refused("use logit_bias"),
     "cache_salt": refused("prompt heads are shared within a tenant"),
-    "structured_outputs": refused("output is not constrained yet"),
-    "guided_json": refused("output is not constrained yet"),
-    "guided_regex": refused("output is not constrained yet"),
-    "guided_choice": refused("output is not constrained yet"),
-    "guided_grammar": refused("output is not constrained yet"),
+    "guided_json": refused("use structured_outputs.json"),
+    "guided_regex": refused("use structured_outputs.regex"),
+    "guided_choice": refused("use structured_outputs.choice"),
+    "guided_grammar": refused("use structured_outputs.grammar"),
+    "guided_whitespace_pattern": refused("white space is bounded by the server"),
+    "guided_decoding_backend": refused("there is one backend"),
     "moderation": refused("nothing is moderated here"),
 }
 
 CHAT: dict[str, Known] = {
     **COMMON,
-    "tools": refused("tool calls are not parsed yet", only([])),
-    "tool_choice": refused("tool calls are not parsed yet", only("none", "auto")),
-    "functions": refused("tool calls are not parsed yet", only([])),
-    "function_call": refused("tool calls are not parsed yet", only("none", "auto")),
-    "parallel_tool_calls": bookkeeping("says something about tools only, and these are refused"),
-    "response_format": refused("output is not constrained yet", only({"type": "text"})),
+    "functions": refused("use tools", only([])),
+    "function_call": refused("use tool_choice", only("none", "auto")),
+    "include_reasoning": refused("thoughts are always told", only(True)),
+    "separate_reasoning": refused("thoughts are always told apart", only(True)),
+    "stream_reasoning": refused("thoughts are streamed as they come", only(True)),
     "modalities": refused("the answer is text", only(["text"])),
     "audio": refused("the answer is text"),
     "prediction": bookkeeping("could only change the speed"),
-    "reasoning_effort": refused("reasoning is not controlled; see chat_template_kwargs"),
     "verbosity": refused("say it in the messages"),
     "web_search_options": refused("there is no web search"),
     "echo": refused("messages are not repeated", only(False)),
@@ -101,7 +100,7 @@ CHAT: dict[str, Known] = {
     "add_special_tokens": refused("the chat template places them", only(False)),
     "documents": refused("put them into the messages", only([])),
     "chat_template": refused("the model's own template is used"),
-    "thinking": refused("reasoning is not controlled; see chat_template_kwargs"),
+    "thinking": refused("use reasoning_effort, or thinking_token_budget"),
     "mm_processor_kwargs": refused("the input is text"),
 }
 
@@ -110,23 +109,39 @@ COMPLETION: dict[str, Known] = {
     "echo": refused("the prompt is not repeated", only(False)),
     "suffix": refused("there is no insertion", only("")),
     "add_special_tokens": refused("the tokenizer's own are always added", only(True)),
-    "response_format": refused("output is not constrained yet", only({"type": "text"})),
 }
 
 MESSAGE: dict[str, Known] = {
-    "tool_calls": refused("tool calls are not rendered yet", only([])),
-    "tool_call_id": refused("tool calls are not rendered yet"),
-    "function_call": refused("tool calls are not rendered yet"),
+    "function_call": refused("use tool_calls"),
     "audio": refused("messages are text"),
     "refusal": refused("messages are text", only("")),
+    "parsed": bookkeeping("what the official client made of the content"),
     "annotations": bookkeeping("a client sends back what an answer carried"),
-    "reasoning_content": refused("reasoning is not rendered yet", only("")),
-    "reasoning": refused("reasoning is not rendered yet", only("")),
+    "reasoning": refused("use reasoning_content", only("")),
+}
+
+CALLED_FUNCTION: dict[str, Known] = {
+    "parsed_arguments": bookkeeping("what the official client made of the arguments"),
 }
 
 STREAM_OPTIONS: dict[str, Known] = {
     "include_obfuscation": bookkeeping("padding against traffic analysis; none is added"),
     "continuous_usage_stats": refused("usage comes once, at the end", only(False)),
+}
+
+RESPONSE_FORMAT: dict[str, Known] = {
+    "format": refused("there are no structural tags; use structured_outputs.grammar"),
+    "structures": refused("there are no structural tags; use structured_outputs.grammar"),
+    "triggers": refused("there are no structural tags; use structured_outputs.grammar"),
+}
+
+STRUCTURED_OUTPUTS: dict[str, Known] = {
+    "structural_tag": refused("there are no structural tags; use grammar"),
+    "whitespace_pattern": refused("white space is bounded by the server"),
+    "disable_additional_properties": refused(
+        'say "additionalProperties": false in the schema', only(False)
+    ),
+    "disable_fallback": bookkeeping("there is one backend"),
 }
 
 

@@ -10,6 +10,7 @@ from dynamo_serve.api.job import Job
 from dynamo_serve.api.marks import Mark, resume, written
 from dynamo_serve.api.render import Envelope, Renderer, to_json
 from dynamo_serve.errors import RequestError, ServerHandover
+from dynamo_serve.text.parts import Parts
 from dynamo_serve.text.stream import Delta
 
 logger = logging.getLogger(__name__)
@@ -24,10 +25,12 @@ async def frames(
     job: Job,
     renderer: Renderer,
     heads: Sequence[tuple[Mark, Delta]] = (),
+    *,
+    shows_ids: bool = True,
 ) -> AsyncGenerator[bytes, None]:
     """What each update adds to the stream; an error after the first token is an event too. Of a
     stream that is gone on with, `heads` are what the client has of each choice."""
-    writer = Writer(job, renderer)
+    writer = Writer(job, renderer, shows_ids=shows_ids)
     tally = Tally(job)
     for index, (mark, head) in enumerate(heads):
         tally.add(index, head)
@@ -54,7 +57,7 @@ async def frames(
 class Writer:
     """Writes the events of one job."""
 
-    def __init__(self, job: Job, renderer: Renderer) -> None:
+    def __init__(self, job: Job, renderer: Renderer, *, shows_ids: bool = True) -> None:
         self._renderer = renderer
         self._envelope = Envelope(job, renderer)
         self._verbose = job.return_token_ids
@@ -62,6 +65,7 @@ class Writer:
         self._only_text = job.logprobs is None and not job.return_token_ids
         self._around: dict[int, tuple[bytes, bytes]] = {}  # of each choice that has begun
         self._prefix = f"{job.id}:" if job.keep_seconds else ""
+        self._shows_ids = shows_ids
         self._marks = [Mark()] * len(job.requests)
         self.last_id = self._written() if job.keep_seconds else ""
 
@@ -81,12 +85,12 @@ class Writer:
             return (self._id() + opening if opening else b"") + self.events(index, delta)
         count = self._marks[index].num_tokens + len(delta.token_ids)
         self._marks[index] = Mark(count, delta.finish is not None)
-        if self._only_text and delta.finish is None:  # nearly all there ever are
+        parts = delta.parts or Parts(delta.text)
+        is_plain = self._only_text and delta.finish is None and not (parts.thought or parts.calls)
+        if is_plain and parts.content:  # nearly all there ever are
             before, after = around
-            if not delta.text:
-                return b""
-            return self._id() + before + to_json(delta.text).encode() + after
-        if delta.text or delta.finish or delta.tokens or self._verbose:
+            return self._id() + before + to_json(parts.content).encode() + after
+        if parts.is_telling or delta.finish or delta.tokens or self._verbose:
             return self._id() + self._choice(index, delta)
         return b""
 
@@ -95,7 +99,7 @@ class Writer:
         if not self._prefix:
             return b""
         self.last_id = self._written()
-        return f"id: {self.last_id}\n".encode()
+        return f"id: {self.last_id}\n".encode() if self._shows_ids else b""
 
     def _written(self) -> str:
         return f"{self._prefix}{written(self._marks)}"

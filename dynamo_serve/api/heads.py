@@ -7,7 +7,7 @@ import asyncio
 from pydantic import ValidationError
 
 from dynamo_serve.api.prompts import render_messages
-from dynamo_serve.api.schema import Message
+from dynamo_serve.api.schema_message import Message
 from dynamo_serve.config import CacheSection
 from dynamo_serve.core.prefix_index import shared_keys
 from dynamo_serve.errors import ConfigError, RequestError

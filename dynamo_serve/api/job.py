@@ -13,11 +13,13 @@ from dynamo_serve.api.prompts import check_ids
 from dynamo_serve.api.schema import ChatRequest, CompletionRequest
 from dynamo_serve.api.terms import Terms
 from dynamo_serve.core.engine import EngineSpec
-from dynamo_serve.core.request import Request, Sampling
+from dynamo_serve.core.request import Grammar, Request, Sampling
 from dynamo_serve.directory import Caller
-from dynamo_serve.errors import ContextTooLong, InvalidRequest
+from dynamo_serve.errors import ContextTooLong, InvalidRequest, UnsupportedField
 from dynamo_serve.text.detokenizer import Detokenizer
-from dynamo_serve.text.stream import Transcript
+from dynamo_serve.text.dialect import Parsing, Reader
+from dynamo_serve.text.message import Message
+from dynamo_serve.text.stream import Teller, Transcript
 from dynamo_serve.text.tokenizer import Tokenizer
 
 SEEDS = 2**63
@@ -50,19 +52,23 @@ class Job:
     logprobs: int | None
     explain: bool
     keep_seconds: float = 0.0  # for a client that comes back, after its connection broke
+    parsing: Parsing | None = None  # how answers are told apart, if they are
+    infers: tuple[str, ...] = ()  # what of the answer the engine is not told: `EngineSpec`
 
     @property
     def prompts(self) -> list[tuple[int, ...]]:
         return [request.prompt_ids for request in self.requests[:: self.n]]
 
-    def transcript(self, index: int, tokenizer: Tokenizer) -> Transcript:
+    def transcript(self, index: int, tokenizer: Tokenizer) -> Teller:
         """A fresh transcript for choice `index`."""
         request = self.requests[index]
         # A message is a text of its own; a completion continues its prompt, and that decides
         # whether its first token shows a leading space.
         context = request.prompt_ids if self.continues_text else ()
-        detokenizer = Detokenizer(tokenizer.decode, tokenizer.special_ids, context, tokenizer.alone)
-        return Transcript(detokenizer, self.stops, request.min_tokens)
+        hidden = tokenizer.hidden_ids(self.parsing.marks if self.parsing else ())
+        detokenizer = Detokenizer(tokenizer.decode, hidden, context, tokenizer.alone)
+        transcript = Transcript(detokenizer, self.stops, request.min_tokens)
+        return transcript if self.parsing is None else Message(transcript, Reader(self.parsing))
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +91,14 @@ def to_job(
     caller: Caller,
     terms: Terms,
     model: str,
+    grammar: Grammar | None,
+    parsing: Parsing | None = None,
 ) -> Job:
     """Raises `InvalidRequest` (or one of its kind) naming the field and the bound."""
     _check(body, len(prompts), bounds)
     is_chat = isinstance(body, ChatRequest)
     job_id = ("chatcmpl-" if is_chat else "cmpl-") + secrets.token_hex(12)
-    first = _request(body, job_id, bounds, caller, terms)
+    first = replace(_request(body, job_id, bounds, caller, terms), grammar=grammar)
     requests = _choices(first, prompts, body, bounds)
     return Job(
         id=job_id,
@@ -107,6 +115,8 @@ def to_job(
         logprobs=_logprobs(body),
         explain=body.explain,
         keep_seconds=bounds.resume_grace if body.stream else 0.0,
+        parsing=parsing,
+        infers=tuple(bounds.spec.infers),
     )
 
 
@@ -147,6 +157,7 @@ def _request(body: Body, id: str, bounds: Bounds, caller: Caller, terms: Terms) 
         priority=terms.priority,
         is_stream=body.stream,
         group=body.prompt_cache_key or "",
+        has_class_deadline=terms.has_class_deadline,
     )
 
 
@@ -172,6 +183,7 @@ def _choices(first: Request, prompts: list[list[int]], body: Body, bounds: Bound
 
 def _check(body: Body, num_prompts: int, bounds: Bounds) -> None:
     vocab_size = bounds.spec.vocab_size
+    check_honoured(body, bounds.spec)
     if body.n * num_prompts > bounds.max_choices:
         raise InvalidRequest(
             f"'n': {body.n} choices for {num_prompts} prompt(s), the limit is "
@@ -197,6 +209,14 @@ def _check(body: Body, num_prompts: int, bounds: Bounds) -> None:
                 f"'logit_bias': {key[:40]!r} is not a token id below {vocab_size}.",
                 param="logit_bias",
             )
+
+
+def check_honoured(body: Body, spec: EngineSpec) -> None:
+    """Raise `UnsupportedField` for what this engine cannot do, unless it asks for nothing."""
+    known = type(body).model_fields
+    for name, why in spec.refused.items():
+        if name in known and getattr(body, name) != known[name].default:
+            raise UnsupportedField(f"'{name}' is not supported by this engine: {why}.", param=name)
 
 
 def _max_tokens(body: Body, num_prompt: int, limit: int) -> int:

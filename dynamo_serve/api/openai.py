@@ -8,16 +8,20 @@ from fastapi import APIRouter, Request, Response
 
 from dynamo_serve.api.choices import run
 from dynamo_serve.api.edge import Edge
+from dynamo_serve.api.enforce import chat_grammar
 from dynamo_serve.api.job import Body, Bounds, Job, to_job, unread
 from dynamo_serve.api.marks import HEADER as LAST_EVENT_ID
 from dynamo_serve.api.openapi import takes
-from dynamo_serve.api.prompts import completion_prompts, render_messages
+from dynamo_serve.api.prompts import completion_prompts
 from dynamo_serve.api.render import renderer_of
 from dynamo_serve.api.schema import ChatRequest, CompletionRequest
 from dynamo_serve.api.sse import abort, respond
 from dynamo_serve.api.streams import go_on
 from dynamo_serve.api.terms import HEADER, terms_of
+from dynamo_serve.api.tools import chat_prompt
+from dynamo_serve.core.request import Grammar
 from dynamo_serve.errors import Unavailable
+from dynamo_serve.text.dialect import Parsing
 
 
 def openai_routes(edge: Edge) -> APIRouter:
@@ -32,9 +36,9 @@ def openai_routes(edge: Edge) -> APIRouter:
         body = await edge.body(http, ChatRequest)
         model = edge.model_name(body.model)
         _check_open(edge, http, body)
-        text = await render_messages(body.messages, edge.tokenizer, body.chat_template_kwargs)
-        ids = await edge.tokenizer.encode_async(text)
-        return await _answer(edge, http, _job(edge, http, body, [ids], model))
+        ids, parsing = await chat_prompt(body, edge.tokenizer, edge.dialect)
+        grammar = await chat_grammar(body, parsing, edge.grammars, edge.tokenizer)
+        return await _answer(edge, http, _job(edge, http, body, [ids], model, grammar, parsing))
 
     @routes.post("/completions", openapi_extra=takes(CompletionRequest))
     async def complete(http: Request) -> Response:
@@ -44,10 +48,11 @@ def openai_routes(edge: Edge) -> APIRouter:
         body = await edge.body(http, CompletionRequest)
         model = edge.model_name(body.model)
         _check_open(edge, http, body)
+        grammar = await edge.grammars.of(body)
         prompts = await completion_prompts(
             body, edge.tokenizer, edge.service.spec.vocab_size, edge.server.max_choices
         )
-        return await _answer(edge, http, _job(edge, http, body, prompts, model))
+        return await _answer(edge, http, _job(edge, http, body, prompts, model, grammar))
 
     @routes.get("/models")
     async def models() -> dict[str, Any]:
@@ -76,7 +81,15 @@ def _check_open(edge: Edge, http: Request, body: Body) -> None:
         edge.service.turn_away(unread(body, http.state.caller), error)
 
 
-def _job(edge: Edge, http: Request, body: Body, prompts: list[list[int]], model: str) -> Job:
+def _job(
+    edge: Edge,
+    http: Request,
+    body: Body,
+    prompts: list[list[int]],
+    model: str,
+    grammar: Grammar | None,
+    parsing: Parsing | None = None,
+) -> Job:
     server = edge.server
     bounds = Bounds(
         edge.service.spec, server.max_choices, server.resume_grace_s, edge.tokenizer.eos_ids
@@ -90,7 +103,7 @@ def _job(edge: Edge, http: Request, body: Body, prompts: list[list[int]], model:
         edge.access.tenancy,
         edge.max_queue_delay,
     )
-    job = to_job(body, prompts, bounds, caller, terms, model)
+    job = to_job(body, prompts, bounds, caller, terms, model, grammar, parsing)
     edge.lookup.add(caller.tenant, http.state.request_id, job)
     edge.streams.add(caller.tenant, job)
     return job

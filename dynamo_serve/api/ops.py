@@ -15,6 +15,7 @@ from dynamo_serve.api.openapi import takes
 from dynamo_serve.api.prompts import check_ids, render_messages
 from dynamo_serve.api.render import to_json
 from dynamo_serve.api.schema import DetokenizeRequest, TokenizeRequest
+from dynamo_serve.api.tools import check_tools, for_template
 from dynamo_serve.config import Config
 from dynamo_serve.errors import InvalidRequest, Unavailable
 from dynamo_serve.text.tokenizer import Tokenizer
@@ -109,14 +110,17 @@ async def _text(body: TokenizeRequest, edge: Edge) -> tuple[str, bool]:
     if (body.prompt is None) == (body.messages is None):
         raise InvalidRequest("Give either 'prompt' or 'messages'.", param="prompt")
     if body.prompt is not None:
-        for name in body.model_fields_set & {"add_generation_prompt", "chat_template_kwargs"}:
+        about_messages = {"add_generation_prompt", "chat_template_kwargs", "tools"}
+        for name in sorted(body.model_fields_set & about_messages):
             raise InvalidRequest(f"'{name}' goes with messages, not with a prompt.", param=name)
         return body.prompt, body.add_special_tokens is not False
+    check_tools(body.tools, edge.dialect)
     text = await render_messages(
         body.messages or [],
         edge.tokenizer,
         body.chat_template_kwargs,
         body.add_generation_prompt,
+        for_template(body.tools),
     )
     return text, bool(body.add_special_tokens)
 
@@ -127,8 +131,9 @@ def server_routes(edge: Edge, config: Config) -> APIRouter:
 
     @routes.get("/v1/server")
     async def server() -> dict[str, Any]:
-        """Version, model, device, attention backend and limits: facts, not wishes. `recording` is
-        there if traffic is recorded: whether it still is, and whether prompts are as text."""
+        """Version, model, device, attention backend, parsers and limits: facts, not wishes.
+        `recording` is there if traffic is recorded: whether it still is, and whether prompts are as
+        text."""
         edge.service.check_open()
         spec = edge.service.spec
         return {
@@ -136,6 +141,10 @@ def server_routes(edge: Edge, config: Config) -> APIRouter:
             "models": edge.model_names,
             "state": edge.service.state.value,
             "engine": dict(spec.facts),
+            "parsers": {
+                "tools": edge.dialect.tools or None,
+                "reasoning": edge.dialect.thoughts or None,
+            },
             "limits": {
                 "max_model_len": spec.max_model_len,
                 "vocab_size": spec.vocab_size,

@@ -10,10 +10,12 @@ from typing import Any, NoReturn, TypeVar
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
-from dynamo_serve.api import fields, schema, size
+from dynamo_serve.api import fields, schema, schema_tools, size
+from dynamo_serve.api.schema_message import Message
+from dynamo_serve.api.schema_structured import ResponseFormat, StructuredOutputs
 from dynamo_serve.errors import InvalidRequest, PayloadTooLarge
 
-MAX_DEPTH = 32
+MAX_DEPTH = 64  # a schema takes two for each of its own levels (`structured.max_depth`)
 SHOWN = 80
 SEARCHED_BYTES = 500_000  # in a larger body a faulty character is not looked for, but refused
 PAIR = re.compile(rb"\\u[dD][89abAB]..\\u[dD][c-fC-F]")
@@ -28,8 +30,37 @@ KNOWN: dict[type[BaseModel], Mapping[str, fields.Known]] = {
     schema.DetokenizeRequest: {},
     schema.SteerRequest: {},
     schema.PrefixRequest: {},
-    schema.Message: fields.MESSAGE,
+    Message: fields.MESSAGE,
     schema.StreamOptions: fields.STREAM_OPTIONS,
+    schema_tools.Tool: {},
+    schema_tools.Function: {},
+    schema_tools.NamedTool: {},
+    schema_tools.NamedFunction: {},
+    schema_tools.ToolCall: {},
+    schema_tools.CalledFunction: fields.CALLED_FUNCTION,
+    ResponseFormat: fields.RESPONSE_FORMAT,
+    StructuredOutputs: fields.STRUCTURED_OUTPUTS,
+}
+GENERATION: dict[str, type[BaseModel]] = {
+    "stream_options": schema.StreamOptions,
+    "response_format": ResponseFormat,
+    "structured_outputs": StructuredOutputs,
+}
+# Of each model the fields that are objects of ours, or lists of them.
+INNER: dict[type[BaseModel], Mapping[str, type[BaseModel]]] = {
+    schema.ChatRequest: {
+        **GENERATION,
+        "messages": Message,
+        "tools": schema_tools.Tool,
+        "tool_choice": schema_tools.NamedTool,
+    },
+    schema.CompletionRequest: GENERATION,
+    schema.TokenizeRequest: {"messages": Message, "tools": schema_tools.Tool},
+    schema.PrefixRequest: {"messages": Message, "tools": schema_tools.Tool},
+    Message: {"tool_calls": schema_tools.ToolCall},
+    schema_tools.Tool: {"function": schema_tools.Function},
+    schema_tools.NamedTool: {"function": schema_tools.NamedFunction},
+    schema_tools.ToolCall: {"function": schema_tools.CalledFunction},
 }
 
 
@@ -82,6 +113,12 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _check_depth(root: dict[str, Any]) -> None:
+    if is_deep(root):
+        raise InvalidRequest(f"The JSON is nested deeper than {MAX_DEPTH} levels.")
+
+
+def is_deep(root: dict[str, Any]) -> bool:
+    """Whether it is nested deeper than `MAX_DEPTH` levels."""
     level: list[Any] = [root]
     for _ in range(MAX_DEPTH):
         items = (
@@ -89,8 +126,8 @@ def _check_depth(root: dict[str, Any]) -> None:
         )
         level = [item for item in items if isinstance(item, (dict, list))]
         if not level:
-            return
-    raise InvalidRequest(f"The JSON is nested deeper than {MAX_DEPTH} levels.")
+            return False
+    return True
 
 
 def _has_half_character(raw: bytes) -> bool:
@@ -139,24 +176,27 @@ def _first_half(text: str) -> int | None:
 
 def to_model(model: type[T], body: Mapping[str, Any], on_unknown: str) -> T:
     """Check names, then types and bounds. `on_unknown` is "refuse" or "warn"."""
-
-    def sift(value: Any, part: type[BaseModel], path: str) -> Any:
-        if not isinstance(value, dict):
-            return value  # its type is wrong, which the model will say
-        return fields.sift(value, part, KNOWN[part], path, on_unknown)
-
-    kept = sift(body, model, "")
-    if "stream_options" in kept:
-        options = kept["stream_options"]
-        kept["stream_options"] = sift(options, schema.StreamOptions, "stream_options.")
-    if isinstance(messages := kept.get("messages"), list):
-        kept["messages"] = [
-            sift(message, schema.Message, f"messages[{i}].") for i, message in enumerate(messages)
-        ]
+    kept = _sift(body, model, "", on_unknown)
     try:
         return model.model_validate(kept)
     except ValidationError as error:
         raise _first_fault(error) from error
+
+
+def _sift(value: Any, part: type[BaseModel], path: str, on_unknown: str) -> Any:
+    """`value` without what has no effect, and so for all that is in it."""
+    if not isinstance(value, dict):
+        return value  # its type is wrong, which the model will say
+    kept = fields.sift(value, part, KNOWN[part], path, on_unknown)
+    for name, inner in INNER.get(part, {}).items():
+        item = kept.get(name)
+        if isinstance(item, list):
+            kept[name] = [
+                _sift(each, inner, f"{path}{name}[{i}].", on_unknown) for i, each in enumerate(item)
+            ]
+        elif item is not None:
+            kept[name] = _sift(item, inner, f"{path}{name}.", on_unknown)
+    return kept
 
 
 def _first_fault(error: ValidationError) -> InvalidRequest:

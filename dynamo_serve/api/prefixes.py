@@ -15,6 +15,7 @@ from dynamo_serve.api.prompts import check_ids, render_messages
 from dynamo_serve.api.render import answer
 from dynamo_serve.api.schema import PrefixRequest
 from dynamo_serve.api.sse import hang_up, until_hang_up
+from dynamo_serve.api.tools import check_tools, for_template
 from dynamo_serve.config import CacheSection
 from dynamo_serve.core import request as core
 from dynamo_serve.errors import InvalidRequest, Unavailable, UnsupportedField
@@ -74,13 +75,16 @@ async def _token_ids(edge: Edge, body: PrefixRequest) -> list[int]:
     if (body.prompt is None) == (body.messages is None):
         raise InvalidRequest("Give either 'prompt' or 'messages'.", param="prompt")
     if body.messages is not None:
+        check_tools(body.tools, edge.dialect)
+        messages, arguments = body.messages, body.chat_template_kwargs
+        shown = for_template(body.tools)
         text = await render_messages(
-            body.messages, edge.tokenizer, body.chat_template_kwargs, add_generation_prompt=False
+            messages, edge.tokenizer, arguments, add_generation_prompt=False, tools=shown
         )
         ids = await edge.tokenizer.encode_async(text)
-    elif body.chat_template_kwargs:
-        what = "'chat_template_kwargs' goes with messages, not with a prompt."
-        raise InvalidRequest(what, param="chat_template_kwargs")
+    elif body.chat_template_kwargs or body.tools:
+        name = "chat_template_kwargs" if body.chat_template_kwargs else "tools"
+        raise InvalidRequest(f"'{name}' goes with messages, not with a prompt.", param=name)
     elif isinstance(body.prompt, str):
         ids = await edge.tokenizer.encode_async(body.prompt, add_special_tokens=True)
     else:
@@ -108,6 +112,7 @@ def _request(edge: Edge, http: Request, ids: list[int], ttl: float) -> core.Requ
         salt=caller.salt,
         arrival=now,
         deadline=now + edge.access.tenancy.class_of(caller.tenant).deadline,
+        has_class_deadline=True,
         pinned_until=now + ttl,
     )
 

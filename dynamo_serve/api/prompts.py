@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from dynamo_serve.api.schema import CompletionRequest, Message, Part
+from dynamo_serve.api.parse import is_deep
+from dynamo_serve.api.schema import CompletionRequest
+from dynamo_serve.api.schema_message import Message, Part
+from dynamo_serve.api.schema_tools import ToolCall
 from dynamo_serve.errors import InvalidRequest, UnsupportedField
 from dynamo_serve.text.tokenizer import Tokenizer
 
@@ -19,14 +23,17 @@ async def render_messages(
     tokenizer: Tokenizer,
     arguments: Mapping[str, Any],
     add_generation_prompt: bool = True,
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> str:
-    """The prompt text of a conversation, rendered on a thread if it is long.
+    """The prompt text of a conversation, rendered on a thread if it is long or about tools.
 
     Raises `InvalidRequest` and `UnsupportedField`.
     """
-    if len(messages) <= INLINE_MESSAGES:
-        return _render(messages, tokenizer, arguments, add_generation_prompt)
-    return await asyncio.to_thread(_render, messages, tokenizer, arguments, add_generation_prompt)
+    args = (messages, tokenizer, arguments, add_generation_prompt, tools)
+    is_plain = not tools and not any(message.tool_calls for message in messages)
+    if is_plain and len(messages) <= INLINE_MESSAGES:
+        return _render(*args)
+    return await asyncio.to_thread(_render, *args)
 
 
 def _render(
@@ -34,6 +41,7 @@ def _render(
     tokenizer: Tokenizer,
     arguments: Mapping[str, Any],
     add_generation_prompt: bool,
+    tools: Sequence[Mapping[str, Any]],
 ) -> str:
     _check_size(arguments)
     for name in arguments:
@@ -44,6 +52,7 @@ def _render(
             )
     return tokenizer.render_chat(
         [_plain(m, f"messages[{i}]", tokenizer) for i, m in enumerate(messages)],
+        tools=tools,
         add_generation_prompt=add_generation_prompt,
         template_arguments=arguments,
     )
@@ -64,24 +73,77 @@ def _check_size(arguments: Mapping[str, Any]) -> None:
         )
 
 
-def _plain(message: Message, path: str, tokenizer: Tokenizer) -> dict[str, str]:
+def _plain(message: Message, path: str, tokenizer: Tokenizer) -> dict[str, Any]:
+    """A message as templates know it."""
     role = message.role
-    if role in ("tool", "function"):
+    if role == "function":
         raise UnsupportedField(
-            f"'{path}.role': messages of role {role!r} are not supported yet.", param=f"{path}.role"
+            f"'{path}.role': messages of role 'function' are not supported; use 'tool'.",
+            param=f"{path}.role",
         )
+    _check_fields(message, path, tokenizer)
     if role == "developer" and not tokenizer.knows_developer_role:
         role = "system"
+    plain: dict[str, Any] = {"role": role, "content": _content(message, path)}
+    if message.name is not None:
+        plain["name"] = message.name
+    if message.reasoning_content is not None:
+        plain["reasoning_content"] = message.reasoning_content
+    if message.tool_calls:
+        plain["tool_calls"] = [_plain_call(call) for call in message.tool_calls]
+    if message.tool_call_id is not None:
+        plain["tool_call_id"] = message.tool_call_id
+    return plain
+
+
+def _check_fields(message: Message, path: str, tokenizer: Tokenizer) -> None:
+    """Raise for what does not go with the role, or with the template."""
+    own = {
+        "tool_calls": ("assistant", message.tool_calls),
+        "reasoning_content": ("assistant", message.reasoning_content),
+        "tool_call_id": ("tool", message.tool_call_id),
+    }
+    for name, (role, value) in own.items():
+        if value and message.role != role:
+            raise InvalidRequest(
+                f"'{path}.{name}' goes with messages of role {role!r}.", param=f"{path}.{name}"
+            )
+    if message.role == "tool" and not message.tool_call_id:
+        raise InvalidRequest(f"'{path}.tool_call_id' is required.", param=f"{path}.tool_call_id")
+    if (message.role == "tool" or message.tool_calls) and not tokenizer.takes_tools:
+        name = "role" if message.role == "tool" else "tool_calls"
+        raise UnsupportedField(
+            f"'{path}.{name}' is not supported: this model's chat template has no place for tools.",
+            param=f"{path}.{name}",
+        )
+
+
+def _content(message: Message, path: str) -> str:
     if message.content is None:
+        if message.tool_calls:
+            return ""
         raise InvalidRequest(f"'{path}.content' is required.", param=f"{path}.content")
     if isinstance(message.content, str):
-        content = message.content
-    else:
-        content = "".join(
-            _part_text(part, f"{path}.content[{i}]") for i, part in enumerate(message.content)
-        )
-    plain = {"role": role, "content": content}
-    return plain if message.name is None else plain | {"name": message.name}
+        return message.content
+    parts = enumerate(message.content)
+    return "".join(_part_text(part, f"{path}.content[{i}]") for i, part in parts)
+
+
+def _plain_call(call: ToolCall) -> dict[str, Any]:
+    function = {"name": call.function.name, "arguments": _arguments(call.function.arguments)}
+    return {"id": call.id, "type": "function", "function": function}
+
+
+def _arguments(text: str) -> dict[str, Any] | str:
+    """As an object, which is what most templates expect; as text if it is none, or an odd one."""
+    try:
+        value = json.loads(text or "{}")
+        if isinstance(value, dict) and not is_deep(value):
+            json.dumps(value, ensure_ascii=False).encode()  # half a character is in no prompt
+            return value
+    except (ValueError, RecursionError):
+        pass
+    return text
 
 
 def _part_text(part: Part, path: str) -> str:

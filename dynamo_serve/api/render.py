@@ -10,9 +10,11 @@ from typing import Any, Protocol
 from starlette.responses import Response
 
 from dynamo_serve.api.job import Job
-from dynamo_serve.core.request import Summary, TokenLogprob
+from dynamo_serve.core.request import Finish, Summary, TokenLogprob
+from dynamo_serve.text.parts import CallPart, Parts
 from dynamo_serve.text.stream import Delta, ScoredToken
 from dynamo_serve.text.tokenizer import Tokenizer
+from dynamo_serve.text.tools.forms import call_id
 
 Json = dict[str, Any]
 
@@ -75,16 +77,50 @@ class ChatRenderer:
     def choice(self, index: int, delta: Delta, *, streamed: bool) -> Json:
         choice: Json = {"index": index}
         if streamed:
-            choice["delta"] = {"content": delta.text} if delta.text else {}
+            choice["delta"] = self._delta(index, delta)
         else:
-            choice["message"] = {"role": "assistant", "content": delta.text, "refusal": None}
+            choice["message"] = self._message(index, delta)
         choice["logprobs"] = self._logprobs(delta.tokens)
         choice["finish_reason"] = delta.finish.value if delta.finish else None
+        if delta.finish is Finish.STOP and delta.parts is not None and delta.parts.is_calling:
+            choice["finish_reason"] = "tool_calls"
         if self._job.return_token_ids:
             choice["token_ids"] = delta.token_ids
-        if self._job.explain and delta.finish is not None:
-            choice["explain"] = explained(delta.summary)
-        return choice
+        return choice | ending(self._job, delta)
+
+    def _delta(self, index: int, delta: Delta) -> Json:
+        parts = delta.parts or Parts(delta.text)
+        told: Json = {}
+        if parts.thought:
+            told["reasoning_content"] = parts.thought
+        if parts.content:
+            told["content"] = parts.content
+        if parts.calls:
+            told["tool_calls"] = [
+                {"index": call.number, **self._call(index, call)} for call in parts.calls
+            ]
+        return told
+
+    def _message(self, index: int, delta: Delta) -> Json:
+        parts = delta.parts or Parts(delta.text)
+        told: Json = {"role": "assistant", "content": parts.content, "refusal": None}
+        if self._job.parsing is not None and self._job.parsing.thoughts:
+            told["reasoning_content"] = parts.thought or None
+        if parts.calls:
+            told["content"] = parts.content or None
+            told["tool_calls"] = [self._call(index, call) for call in parts.calls]
+        return told
+
+    def _call(self, index: int, part: CallPart) -> Json:
+        """What is new of a call; its id is a function of the choice, so it survives a resume."""
+        if part.name is None:
+            return {"function": {"arguments": part.arguments}}
+        assert self._job.parsing is not None
+        return {
+            "id": call_id(self._job.requests[index].id, part.number, self._job.parsing.tools),
+            "type": "function",
+            "function": {"name": part.name, "arguments": part.arguments},
+        }
 
     def _logprobs(self, tokens: Sequence[ScoredToken]) -> Json | None:
         if self._job.logprobs is None:
@@ -136,9 +172,7 @@ class CompletionRenderer:
             choice["token_ids"] = delta.token_ids
             if not streamed:
                 choice["prompt_token_ids"] = self._job.requests[index].prompt_ids
-        if self._job.explain and delta.finish is not None:
-            choice["explain"] = explained(delta.summary)
-        return choice
+        return choice | ending(self._job, delta)
 
     def _logprobs(self, tokens: Sequence[ScoredToken]) -> Json | None:
         if self._job.logprobs is None:
@@ -156,12 +190,23 @@ class CompletionRenderer:
         return {self._tokenizer.token_text(i): finite(logprob) for i, logprob in pairs}
 
 
+def ending(job: Job, delta: Delta) -> Json:
+    """What the end of a choice has besides."""
+    if delta.finish is None:
+        return {}
+    told: Json = {"explain": explained(delta.summary)} if job.explain else {}
+    if "finish_reason" in job.infers and delta.finish in (Finish.STOP, Finish.LENGTH):
+        told["finish_reason_inferred"] = True
+    return told
+
+
 def explained(summary: Summary | None) -> Json | None:
     """Where the time of a choice went, for the client; times in ms."""
     if summary is None:
         return None
     return {
         "queue_ms": round(summary.queue_seconds * 1e3, 3),
+        "transit_ms": round(summary.transit_seconds * 1e3, 3),
         "prefill_ms": round(summary.prefill_seconds * 1e3, 3),
         "decode_ms": round(summary.decode_seconds * 1e3, 3),
         "stall_ms": round(summary.stall_seconds * 1e3, 3),

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag
+
+from dynamo_serve.api.schema_base import MAX_NAME, Model, one_or_several
+from dynamo_serve.api.schema_message import Message
+from dynamo_serve.api.schema_structured import (
+    FORMATS,
+    STRUCTURES,
+    ResponseFormat,
+    StructuredOutputs,
+)
+from dynamo_serve.api.schema_tools import Effort, ToolChoice, Tools
 
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
@@ -12,18 +22,10 @@ MAX_STOP_IDS = 64
 MAX_BIASES = 1024
 MAX_TOP_LOGPROBS = 20
 MAX_MESSAGES = 10_000
-MAX_PARTS = 1024  # of a message
-MAX_NAME = 256
 MAX_TEMPLATE_VARIABLES = 64
 INT64 = 2**63
 DAY_MS = 86_400_000
 MAX_PRIORITY = 100
-
-
-class Model(BaseModel):
-    model_config = ConfigDict(
-        strict=True, extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=()
-    )
 
 
 def _kind(value: Any) -> str:
@@ -37,15 +39,11 @@ def _kind_of_items(value: list[Any]) -> str:
     return "#ids" if value and not isinstance(value[0], str) else "#several"
 
 
-def _one_or_several(value: Any) -> str:
-    return "#several" if isinstance(value, list) else "#one"
-
-
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 Stop = Annotated[
     Annotated[StopString, Tag("#one")]
     | Annotated[list[StopString], Field(max_length=MAX_STOPS), Tag("#several")],
-    Discriminator(_one_or_several),
+    Discriminator(one_or_several),
 ]
 # One fault is told; collecting a million of them would take gigabytes.
 Ids = Annotated[list[int], Field(fail_fast=True)]
@@ -59,7 +57,7 @@ PromptField = Annotated[
 
 PrefixField = Annotated[
     Annotated[str, Tag("#one")] | Annotated[Ids, Field(min_length=1), Tag("#several")],
-    Discriminator(_one_or_several),
+    Discriminator(one_or_several),
 ]
 
 # More digits than a machine's integer are nobody's wish, and errors repeat the number.
@@ -117,6 +115,14 @@ class Generation(Model):
     seed: int | None = Field(
         None, ge=-INT64, lt=INT64, description="Same seed, same answer. Drawn if not given."
     )
+    response_format: ResponseFormat | None = Field(
+        None, description="What the answer has to be: any text, or JSON.", examples=FORMATS
+    )
+    structured_outputs: StructuredOutputs | None = Field(
+        None,
+        description="The same as vLLM has it: JSON, a regular expression, a choice, a grammar.",
+        examples=STRUCTURES,
+    )
     return_token_ids: bool = Field(
         False, description="Choices carry token_ids; prompt_token_ids come with the answer."
     )
@@ -141,37 +147,14 @@ class Generation(Model):
     )
     prompt_cache_key: str | None = Field(
         None,
-        description="A hint which requests begin alike, of no effect but in recordings. That is "
-        "seen from their tokens: they wait for the one that computes the head, and share it. POST "
+        max_length=512,
+        description="A hint which requests begin alike. Those of a tenant that wait with the same "
+        "key run one after the other, while what they share is in the cache; none goes before one "
+        "that is due much earlier. That they share it is seen from their tokens, key or not. POST "
         "/v1/prefixes keeps a head.",
     )
     explain: bool = Field(
         False, description="The end of each choice carries explain: where its time went."
-    )
-
-
-class Part(BaseModel):
-    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
-
-    type: str = Field(description="'text' is the only supported type.")
-    text: str | None = None
-
-
-class Message(Model):
-    role: Literal["system", "developer", "user", "assistant", "tool", "function"] = Field(
-        description="developer means system to models that do not know it; tool and function "
-        "are refused."
-    )
-    content: (
-        Annotated[
-            Annotated[str, Tag("#one")]
-            | Annotated[list[Part], Field(max_length=MAX_PARTS, fail_fast=True), Tag("#several")],
-            Discriminator(_one_or_several),
-        ]
-        | None
-    ) = Field(None, description="Text, or parts of type text, which are joined.")
-    name: str | None = Field(
-        None, max_length=MAX_NAME, description="Handed to the model's chat template."
     )
 
 
@@ -197,6 +180,22 @@ class ChatRequest(Generation):
         {},
         max_length=MAX_TEMPLATE_VARIABLES,
         description="Further variables for the model's chat template (enable_thinking, ...).",
+    )
+    tools: Tools = Field([], description="What the model may call.")
+    tool_choice: ToolChoice | None = Field(
+        None,
+        description="none (tools are not shown to the model), auto (the default with tools), "
+        "required, or a named one.",
+        examples=["auto", {"type": "function", "function": {"name": "get_weather"}}],
+    )
+    parallel_tool_calls: bool = Field(
+        True, description="false: the answer ends with its first call."
+    )
+    reasoning_effort: Effort | None = Field(
+        None, description="For templates that take one; none turns thinking off where it can be."
+    )
+    thinking_token_budget: int | None = Field(
+        None, ge=0, lt=INT64, description="For templates that take one: tokens to think in."
     )
 
 
@@ -234,6 +233,7 @@ class TokenizeRequest(Model):
         max_length=MAX_TEMPLATE_VARIABLES,
         description="messages: further variables for the chat template.",
     )
+    tools: Tools = Field([], description="messages: shown to the model, as in a chat.")
     return_token_strs: bool = Field(False, description="Also answer the text of each token.")
 
 
@@ -250,6 +250,7 @@ class PrefixRequest(Model):
     ttl_s: float = Field(
         3600.0, ge=1, description="Seconds for which it stays; cache.pinned_ttl_max_s at most."
     )
+    tools: Tools = Field([], description="messages: tools of the prompts to come.")
     name: str | None = Field(None, max_length=MAX_NAME, description="For people.")
     chat_template_kwargs: dict[str, Any] = Field(
         {},

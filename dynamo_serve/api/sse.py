@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from dynamo_serve.api.choices import Updates, fold
 from dynamo_serve.api.frames import frames
 from dynamo_serve.api.job import Job
-from dynamo_serve.api.marks import Mark, resume, written
+from dynamo_serve.api.marks import HEADER, Mark, resume, written
 from dynamo_serve.api.render import Envelope, Renderer, to_json
 from dynamo_serve.delivery import nobody
 from dynamo_serve.errors import ServerHandover, ServerShutdown
@@ -23,6 +23,7 @@ from dynamo_serve.text.stream import Delta
 
 CONNECTION = "dynamo_serve.connection"  # in the scope of a request, if the server put it there
 NOT_BEGUN = "The server was replaced before this answer had begun. Send the request again."
+EVENTS = "text/event-stream"
 PING = b": ping\n\n"
 HEADERS = {
     "Cache-Control": "no-store",
@@ -47,11 +48,20 @@ async def respond(
     """
     if job.stream:
         first = await until_hang_up(_beginning(updates, job, heads), hang_up(http.receive))
-        return EventStream(frames(first, updates, job, renderer, heads), updates, ping)
+        events = frames(first, updates, job, renderer, heads, shows_ids=knows_ids(http))
+        return EventStream(events, updates, ping)
     answers, tally = await until_hang_up(fold(updates, job), hang_up(http.receive))
     choices = [renderer.choice(i, answer, streamed=False) for i, answer in enumerate(answers)]
     body = Envelope(job, renderer).whole(choices, tally.usage())
     return Response(to_json(body), media_type="application/json")
+
+
+def knows_ids(http: Request) -> bool:
+    """Whether a client wants an id with every event: who names `text/event-stream` reads events as
+    the standard has them, and who goes on with a stream does. Others may take every line for data,
+    as load generators do."""
+    asks = EVENTS in http.headers.get("accept", "").lower()
+    return asks or HEADER in http.headers or http.method == "GET"
 
 
 async def _beginning(
@@ -86,7 +96,7 @@ class EventStream(StreamingResponse):
     """
 
     def __init__(self, frames: AsyncGenerator[bytes, None], updates: Updates, ping: float) -> None:
-        super().__init__(frames, headers=HEADERS, media_type="text/event-stream")
+        super().__init__(frames, headers=HEADERS, media_type=EVENTS)
         self._updates = updates
         self._ping = ping
 

@@ -16,11 +16,12 @@ MILLISECONDS = re.compile(r"0{0,20}[1-9]\d{0,7}", re.ASCII)
 
 class Terms(NamedTuple):
     """`deadline` is in seconds after arrival, inf without one; `class_name` None is the
-    tenant's own."""
+    tenant's own. `has_class_deadline`: the client named none, so it is that of the class."""
 
     class_name: str | None
     deadline: float
     priority: int
+    has_class_deadline: bool = False
 
 
 def terms_of(
@@ -36,7 +37,7 @@ def terms_of(
     asked = _class(body.class_name, tenancy.class_of(tenant), tenancy.classes, max_queue_delay)
     given = [ms for ms in (body.deadline_ms, _milliseconds(header)) if ms is not None]
     deadline = min(given) / 1000 if given else asked.deadline
-    return Terms(body.class_name, deadline, body.priority)
+    return Terms(body.class_name, deadline, body.priority, has_class_deadline=not given)
 
 
 def _milliseconds(header: str | None) -> int | None:

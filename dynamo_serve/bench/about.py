@@ -15,7 +15,7 @@ import httptools
 from dynamo_serve import __version__
 from dynamo_serve.bench.spread import percentile
 
-KEY = re.compile(r"\bkey\s*[=:]|_key\s*[=:]")  # of an assignment; what is behind it is hidden
+KEY = re.compile(r"(\b|_)keys?\s*[=:]")  # of an assignment; what is behind it is hidden
 LATE_S, LAG_S, BUSY = 0.010, 0.005, 0.9  # above these a client measures itself
 FEW, LATE_SHARE = 2, 0.01  # calls may be late by chance
 

@@ -1,4 +1,4 @@
-"""Beside the latencies: who got how much, what the server says, how near the hardware's bound."""
+"""Beside the latencies: who got how much, and what the server says."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dynamo_serve.bench.latency import Distribution, distribution, ttft
-from dynamo_serve.bench.record import Record, Run, Sample
+from dynamo_serve.bench.record import Record, Sample
 from dynamo_serve.bench.served import by_tenant, growth, histogram
 from dynamo_serve.bench.spread import jain
 
@@ -52,16 +52,6 @@ class Reconciled:
     @property
     def mean_gap(self) -> float:
         return self.client_mean - self.server_mean
-
-
-@dataclass(frozen=True, slots=True)
-class Bound:
-    """`fraction` of the memory's bandwidth that decoding used; 1 is what the machine can do.
-    `source` says where the seconds of a step are from."""
-
-    fraction: float
-    step_seconds: float
-    source: str
 
 
 def fairness(
@@ -132,20 +122,6 @@ def reconcile(records: Sequence[Record], samples: list[Sample], is_open: bool) -
         server_p99=found.quantile(0.99),
         gap=None,
     )
-
-
-def bound(run: Run, samples: list[Sample], itl: Distribution) -> Bound | None:
-    """None unless `about` has `bytes_per_step` and `bandwidth` (bytes per second)."""
-    needed = [run.about.get(key) for key in ("bytes_per_step", "bandwidth")]
-    numbers = [float(value) for value in needed if isinstance(value, int | float)]
-    if len(numbers) < 2 or not all(0 < value < math.inf for value in numbers):
-        return None
-    steps = histogram(samples, "dserve_step_seconds", phase="decode")
-    seconds = steps.total / steps.count if steps else itl.value("p50")
-    if not seconds:
-        return None
-    source = "mean decode step, by the server" if steps else "ITL p50, by the client"
-    return Bound(numbers[0] / numbers[1] / seconds, seconds, source)
 
 
 def prefix_savings(samples: list[Sample]) -> float | None:

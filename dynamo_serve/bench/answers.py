@@ -16,10 +16,11 @@ ERROR_CHARACTERS = 300
 
 @dataclass(slots=True)
 class Said:
-    """`at`: when tokens came, one time for each read that brought some. `error`: what the server
-    said in mid-stream, or why this is no answer."""
+    """`by_choice`: when tokens of each choice came, one time for each read that brought some.
+    `text` is that of the first choice. `error`: what the server said in mid-stream, or why this is
+    no answer."""
 
-    at: list[float] = field(default_factory=list)
+    by_choice: dict[int, list[float]] = field(default_factory=dict)
     text: list[str] = field(default_factory=list)
     token_ids: dict[int, list[int]] = field(default_factory=dict)  # by choice
     num_pieces: int = 0
@@ -29,24 +30,28 @@ class Said:
     is_done: bool = False
     error: str = ""
 
-    def take(self, plain: dict[str, Any]) -> bool:
-        """Whether one event, or a whole answer, brings tokens."""
+    def take(self, plain: dict[str, Any]) -> set[int]:
+        """Of which choices one event, or a whole answer, brings tokens."""
+        brought: set[int] = set()
         if plain.get("error"):
             self.error = message(plain) or str(plain["error"])[:ERROR_CHARACTERS]
-            return False
+            return brought
         self.usage = plain.get("usage") or self.usage
-        brought = False
         for choice in plain.get("choices") or ():
+            index = choice.get("index") or 0
+            if not isinstance(index, int):
+                raise TypeError(f"{index!r} is no number of a choice")
             part = choice.get("delta") or choice.get("message") or choice
             text = part.get("content") or part.get("text")
             if text:
                 if not isinstance(text, str):
                     raise TypeError(f"{text!r} is no text")
-                self.text.append(text)
+                if index == 0:
+                    self.text.append(text)
             if ids := choice.get("token_ids"):
-                self.token_ids.setdefault(choice.get("index", 0), []).extend(ids)
+                self.token_ids.setdefault(index, []).extend(ids)
             if text or any(part.get(name) for name in TEXTS):
-                brought = True
+                brought.add(index)
                 self.num_pieces += 1
             self.finish = choice.get("finish_reason") or self.finish
             self.explain = choice.get("explain") or self.explain
@@ -65,16 +70,20 @@ def parse(answer: Answer) -> Generator[None, None, Said]:
     yield
     body = b"".join(data for _, data in answer.reads)
     try:
-        said.is_done = said.take(json.loads(body)) or answer.status < 300
+        said.is_done = bool(said.take(json.loads(body))) or answer.status < 300
     except (ValueError, AttributeError, TypeError, RecursionError):
         said.error = f"no JSON: {body[:80]!r}" if body else ""
     return said
 
 
 def _stream(answer: Answer, said: Said) -> Generator[None, None, None]:
-    rest, last = b"", None
+    rest: list[bytes] = []  # of a line that goes on in the next read; joined once
     for at, data in answer.reads:
-        *lines, rest = (rest + data).split(b"\n")
+        *lines, end = data.split(b"\n")
+        if lines:
+            lines[0] = b"".join((*rest, lines[0]))
+            rest.clear()
+        rest.append(end)
         for line in lines:
             if not line.startswith(b"data:"):
                 continue
@@ -87,9 +96,10 @@ def _stream(answer: Answer, said: Said) -> Generator[None, None, None]:
             except (ValueError, AttributeError, TypeError, RecursionError):
                 said.error = f"this is no event of a completion: {payload[:80]!r}"
                 return
-            if brought and at != last:
-                said.at.append(at)
-                last = at
+            for index in brought:
+                times = said.by_choice.setdefault(index, [])
+                if not times or times[-1] != at:
+                    times.append(at)
         yield
 
 

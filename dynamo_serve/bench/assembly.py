@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dynamo_serve.bench import arrivals, bodies, endpoint, trace_files
+from dynamo_serve.bench import arrivals, bodies, endpoint, memory_speed, trace_files
 from dynamo_serve.bench.client import Client
 from dynamo_serve.bench.driver import Driving
 from dynamo_serve.bench.plan import Call, Planned
@@ -22,6 +22,8 @@ from dynamo_serve.bench.workloads import Limits, Visit, Visits, plan, probes
 from dynamo_serve.errors import ConfigError
 
 PROBE_TOKENS = 16
+# The seed and the bandwidth `about` tells itself.
+APART = ("key", "metrics_key", "seed", "wait", "bandwidth", "measure_bandwidth")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +34,16 @@ class Assembled:
     facts: endpoint.Facts
     texts: Texts
     dialect: bodies.Dialect
+    bandwidth: float | None = None  # bytes per second
+
+    @property
+    def context(self) -> int | None:
+        return self.scenario.max_context or self.facts.context
 
     def plan(self, rate: float | None = None, seed: int = 0) -> Iterator[Planned]:
         """The plan anew; of a sweep with the rate and the seed of a level."""
         scenario = self.scenario if rate is None else replace(self.scenario, rate=rate)
-        return make_plan(scenario, self.texts, self._context(), scenario.seed + seed)
+        return make_plan(scenario, self.texts, self.context, scenario.seed + seed)
 
     def options(self, url: str, progress: Callable[[float, str], None] | None) -> Options:
         scenario = self.scenario
@@ -69,15 +76,13 @@ class Assembled:
             "model": self.facts.model,
             "seed": scenario.seed,
             "settings": self.facts.server,
+            **({} if self.bandwidth is None else {"bandwidth": self.bandwidth}),
             "weights": {s.part.call.tenant: s.weight for s in sources(scenario)},
             "plan": {
                 **told(scenario),
                 "texts": self.texts.about() | {"exact": self.texts.is_exact},
             },
         }
-
-    def _context(self) -> int | None:
-        return self.scenario.max_context or self.facts.context
 
     def _probes(self) -> Iterator[Planned]:
         if not self.scenario.probe_rate:
@@ -103,14 +108,17 @@ def assemble(url: str, scenario: Scenario) -> Assembled:
 async def _assemble(url: str, scenario: Scenario) -> Assembled:
     client = Client(url)
     try:
-        facts = await endpoint.facts(client, scenario.model, _any_key(scenario))
+        patience = endpoint.Patience(scenario.wait)
+        facts = await endpoint.facts(client, scenario.model, _any_key(scenario), patience)
+        bandwidth = memory_speed.of_server(url, scenario, facts.server)
         dialect = bodies.Dialect(
             model=facts.model,
             usage=scenario.usage,
             explain=bool(facts.server),
             extra=tuple(scenario.extra.items()),
         )
-        return Assembled(scenario, facts, await _texts(client, scenario, facts, dialect), dialect)
+        texts = await _texts(client, scenario, facts, dialect, patience)
+        return Assembled(scenario, facts, texts, dialect, bandwidth)
     finally:
         await client.close()
 
@@ -122,7 +130,11 @@ def without_server(scenario: Scenario) -> Assembled:
 
 
 async def _texts(
-    client: Client, scenario: Scenario, facts: endpoint.Facts, dialect: bodies.Dialect
+    client: Client,
+    scenario: Scenario,
+    facts: endpoint.Facts,
+    dialect: bodies.Dialect,
+    patience: endpoint.Patience,
 ) -> Texts:
     known = _known_texts(scenario, facts.vocab_size)
     if known is not None:
@@ -130,7 +142,7 @@ async def _texts(
     first = sources(scenario)[0]
     said = ({"role": "user", "content": ""},) if first.shape.is_chat else ()
     call = replace(first.part.call, messages=said)
-    return await endpoint.calibrated(client, call, replace(dialect, explain=False))
+    return await endpoint.calibrated(client, call, replace(dialect, explain=False), patience)
 
 
 def _known_texts(scenario: Scenario, vocab_size: int | None) -> Texts | None:
@@ -192,9 +204,9 @@ def _times(scenario: Scenario, rng: random.Random) -> Iterator[float] | None:
 
 
 def told(scenario: Scenario) -> dict[str, Any]:
-    """What the scenario says that is not the default, without the keys."""
+    """What the scenario says that is not the default, without keys and what is no part of it."""
     usual = Scenario()
-    names = [name for name in Scenario.__dataclass_fields__ if name not in ("key", "metrics_key")]
+    names = [name for name in Scenario.__dataclass_fields__ if name not in APART]
     found = {name: getattr(scenario, name) for name in names}
     found = {name: value for name, value in found.items() if value != getattr(usual, name)}
     if scenario.mix:

@@ -20,6 +20,7 @@ import httptools
 
 from dynamo_serve.errors import ConfigError
 
+LATE = "no whole answer within"  # begins what is said of who takes too long
 IDLE_S = 2.0  # uvicorn and node close after 5
 SMALL_BUFFER = 4096  # of a slow reader: else the system reads ahead for it
 
@@ -46,6 +47,7 @@ class Reading:
     leaves_after_s: float | None = None
     is_enough: Callable[[bytes], bool] | None = None
     timeout_s: float = 600.0
+    most_bytes: int = 1 << 28  # heads and all; who sends more would fill our memory
 
 
 AT_ONCE = Reading()
@@ -67,7 +69,7 @@ class Connection(asyncio.Protocol):
         """Send a request; the future is done when its answer is over, whatever became of it."""
         loop = asyncio.get_running_loop()
         self._answer, self._reading = answer, reading
-        self._parser = httptools.HttpResponseParser(self)
+        self._parser, self._num_bytes = httptools.HttpResponseParser(self), 0
         self._done: asyncio.Future[None] = loop.create_future()
         self._timers = [loop.call_later(reading.timeout_s, self._time_out)]
         if reading.leaves_after_s is not None:
@@ -80,6 +82,10 @@ class Connection(asyncio.Protocol):
         self._now = time.monotonic()
         if self._answer is None:
             self.close()  # nobody has asked
+            return
+        self._num_bytes += len(data)
+        if self._num_bytes > self._reading.most_bytes:
+            self._over(f"more than {self._reading.most_bytes >> 20} MiB in one answer")
             return
         rate = self._reading.bytes_per_s
         if rate is not None:
@@ -136,7 +142,7 @@ class Connection(asyncio.Protocol):
 
     def _time_out(self) -> None:
         self._now = time.monotonic()
-        self._over(f"no whole answer within {self._reading.timeout_s:g} s")
+        self._over(f"{LATE} {self._reading.timeout_s:g} s")
 
     def _read_on(self) -> None:
         if self._answer is not None and not self._transport.is_closing():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -53,20 +53,22 @@ class Comparison:
     b: tuple[Summary, ...]
 
 
+def turns(repeats: int) -> Iterator[tuple[str, int]]:
+    """Whose turn it is, and in which repeat: ABBA, so that what warms up or drifts over time meets
+    both alike."""
+    for repeat in range(repeats):
+        for side in "ba" if repeat % 2 else "ab":
+            yield side, repeat
+
+
 def interleave(
     run_a: Callable[[int], Run], run_b: Callable[[int], Run], repeats: int
 ) -> tuple[list[Run], list[Run]]:
-    """A and B in turns, ABBA: what warms up or drifts over time meets both alike."""
-    runs_a: list[Run] = []
-    runs_b: list[Run] = []
-    for repeat in range(repeats):
-        if repeat % 2:
-            runs_b.append(run_b(repeat))
-            runs_a.append(run_a(repeat))
-        else:
-            runs_a.append(run_a(repeat))
-            runs_b.append(run_b(repeat))
-    return runs_a, runs_b
+    """A and B in turns; the runs of each in the order of the repeats."""
+    run, runs = {"a": run_a, "b": run_b}, {"a": list[Run](), "b": list[Run]()}
+    for side, repeat in turns(repeats):
+        runs[side].append(run[side](repeat))
+    return runs["a"], runs["b"]
 
 
 def compare(runs_a: Sequence[Run], runs_b: Sequence[Run], matters: float = MATTERS) -> Comparison:

@@ -63,10 +63,10 @@ def e2e(record: Record, is_open: bool) -> float | None:
 
 
 def tpot(record: Record) -> float | None:
-    """None for an answer of one token, and for one that came in one read."""
-    if record.output_tokens < 2 or not record.gaps:
-        return None
-    return math.fsum(record.gaps) / (record.output_tokens - 1)
+    """None for an answer of one token, and for one that came in one read. The first token of each
+    choice is not counted."""
+    later = record.output_tokens - record.choices
+    return math.fsum(record.gaps) / later if later > 0 and record.gaps else None
 
 
 def samples(name: str, records: Iterable[Record], is_open: bool) -> list[float]:

@@ -34,7 +34,8 @@ class Record:
 
     It was due at `due` and sent at `sent`: latencies count from `due` in an open loop, so that a
     client that falls behind hides nothing (coordinated omission). `first` is when the first token
-    came, `gaps` the seconds between reads that brought tokens, `end` the last byte. `outcome`:
+    came, `gaps` the seconds between reads that brought tokens (of each of its `choices` for itself,
+    one choice after the other), `end` the last byte. `outcome`:
     "ok", "refused" (429 or 503), "failed", or "cancelled" by the client's own will. `attempts`
     counts retries, too; `targets` are what was promised (ttft, itl, e2e; seconds).
     `server` has times by the server's own account, where it gives one.
@@ -54,6 +55,7 @@ class Record:
     first: float | None = None
     end: float | None = None
     gaps: tuple[float, ...] = ()
+    choices: int = 1
     finish: str = ""
     attempts: int = 1
     retry_after: float | None = None

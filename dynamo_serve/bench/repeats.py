@@ -9,7 +9,7 @@ from dynamo_serve.bench.record import Run
 from dynamo_serve.bench.words import facts
 
 # What differs between repeats, and does not make them runs of something else.
-MEASURED = ("began_at", "client", "interrupted", "repeat")
+MEASURED = ("bandwidth", "began_at", "client", "interrupted", "repeat")
 VOLATILE = (*MEASURED, "command", "seed", "url")
 NAMED = ("scenario", "plan", "workload", "arrivals", "rate", "concurrency", "seed")
 

@@ -24,7 +24,8 @@ from dynamo_serve.trace import Arrival
 @dataclass(frozen=True, slots=True)
 class Wishes:
     """How to replay. `keys`: the key of each tenant; None: all are sent with `api_key`. Of another
-    server (`is_ours` false) nothing is asked that only ours knows."""
+    server (`is_ours` false) nothing is asked that only ours knows. `with_texts`: prompts are the
+    recorded texts, where there are any."""
 
     vocab_size: int
     speed: float = 1.0
@@ -33,6 +34,7 @@ class Wishes:
     api_key: str = ""
     is_ours: bool = True
     context: int | None = None
+    with_texts: bool = False
 
 
 @dataclass(slots=True)
@@ -182,8 +184,11 @@ def call_of(
         extra["ignore_eos"] = True
         if first.group:
             extra["prompt_cache_key"] = first.group
-    ready = tokens.waits(first)
-    prompt, on_answer = _texts(choices, tokens)
+    has_text = wishes.with_texts and first.text is not None
+    if wishes.with_texts and not has_text:
+        notes("have no recorded text, and are sent with a made one")
+    ready = None if has_text else tokens.waits(first)
+    prompt, on_answer = (first.text or "", None) if has_text else _texts(choices, tokens)
     if on_answer is not None:
         extra["return_token_ids"] = True
     has_terms = wishes.is_ours and wishes.keys is not None
@@ -196,7 +201,7 @@ def call_of(
         api_key=wishes.api_key if wishes.keys is None else wishes.keys[first.tenant],
         class_name=first.class_name if has_terms else "",
         priority=first.priority if wishes.is_ours else 0,
-        deadline=first.deadline if wishes.is_ours else None,
+        deadline=first.deadline if wishes.is_ours and not first.has_class_deadline else None,
         is_stream=first.is_stream,
         extra=extra,
         behaviour=behaviour_of(choices),

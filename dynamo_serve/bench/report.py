@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dynamo_serve.bench.compare import Comparison, Difference, compare, interleave
+from dynamo_serve.bench.compare import Comparison, Difference, compare, interleave, turns
 from dynamo_serve.bench.figures import Repeats, figures, summaries
 from dynamo_serve.bench.page import html
 from dynamo_serve.bench.summary import Summary, summary
@@ -21,4 +21,5 @@ __all__ = [
     "summaries",
     "summary",
     "text",
+    "turns",
 ]

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from dynamo_serve.bench import shapes, targets
+from dynamo_serve.bench import scenario_checks, shapes, targets
 from dynamo_serve.bench.odd import odd_ones
 from dynamo_serve.bench.plan import RETRIES, Behaviour, Call
 from dynamo_serve.bench.shapes import TRACES, Shape
@@ -20,7 +20,6 @@ from dynamo_serve.errors import ConfigError
 PROMPTS = ("auto", "words", "ids")
 PROMISES = {"ttft_ms": "ttft", "itl_ms": "itl", "tpot_ms": "tpot", "e2e_ms": "e2e"}
 TIMED = ("mooncake", "burstgpt")
-ARRIVALS = ("constant", "poisson", "gamma", "ramp", "steps", "trace")
 TYPES: dict[str, tuple[type, ...]] = {
     "str": (str,),
     "int": (int,),
@@ -35,7 +34,8 @@ Rows = tuple[Any, ...]
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """docs/load.md describes each. Times are seconds, or milliseconds where the name says so."""
+    """docs/load.md describes each. Times are seconds, or milliseconds where the name says so;
+    `bandwidth` is in GB/s."""
 
     name: str = ""
     about: str = ""
@@ -71,6 +71,9 @@ class Scenario:
     timeout: float = 600.0
     grace: float = 60.0
     metrics_every: float = 1.0
+    wait: float = 30.0
+    bandwidth: float | None = None
+    measure_bandwidth: bool = False
     tenant: str = ""
     class_name: str = ""
     priority: int = 0
@@ -117,8 +120,8 @@ def read(path: Path) -> dict[str, Any]:
 def scenario_of(plain: Mapping[str, Any]) -> Scenario:
     """A scenario, with everything checked that can be without a server. Raises `ConfigError`."""
     scenario = Scenario(**_typed(plain, "scenario", [item.name for item in fields(Scenario)]))
-    _check_numbers(scenario)
-    _check_arrivals(scenario)
+    scenario_checks.check_numbers(scenario)
+    scenario_checks.check_arrivals(scenario)
     if scenario.prompts not in PROMPTS:
         raise ConfigError(f"prompts: {scenario.prompts!r}; allowed: {', '.join(PROMPTS)}")
     if scenario.prompts == "ids" and scenario.tokenizer:
@@ -224,57 +227,6 @@ def _typed(plain: Mapping[str, Any], where: str, allowed: Sequence[str]) -> dict
 def _name(kind: str) -> str:
     names = {"str": "text", "int": "whole numbers", "float": "numbers", "bool": "true or false"}
     return names.get(kind, "a table of keys" if kind == "Table" else "a list")
-
-
-def _check_numbers(scenario: Scenario) -> None:
-    above = ("rate", "burstiness", "speed", "concurrency", "requests", "duration", "processes")
-    for name in (*above, "timeout", "max_context", "deadline"):
-        if (value := getattr(scenario, name)) is not None and not value > 0:
-            raise ConfigError(f"scenario.{name} is {value!r}; allowed: numbers above 0")
-    for name in ("warm_up", "warm_up_requests", "probe_rate", "grace", "metrics_every", "priority"):
-        if (value := getattr(scenario, name)) < 0:
-            raise ConfigError(f"scenario.{name} is {value!r}; allowed: numbers from 0")
-
-
-def _check_arrivals(scenario: Scenario) -> None:
-    kind = scenario.arrivals
-    if kind and kind not in ARRIVALS:
-        raise ConfigError(f"arrivals: {kind!r}; allowed: {', '.join(ARRIVALS)}")
-    _check_unused(scenario, kind)
-    if kind == "ramp" and len(scenario.ramp) != 3:
-        raise ConfigError("arrivals ramp: give ramp as [first rate, last rate, seconds]")
-    if kind == "steps" and not scenario.steps:
-        raise ConfigError("arrivals steps: give steps as [[rate, seconds], ...]")
-    if kind in ("constant", "poisson", "gamma") and scenario.rate is None and not scenario.sweep:
-        raise ConfigError(f"arrivals {kind}: a rate is needed")
-    if not kind and scenario.rate is None and scenario.concurrency is None and not scenario.sweep:
-        raise ConfigError("how much load? give a rate, a concurrency, a sweep, or arrivals")
-    bounded = scenario.requests or scenario.duration or kind in ("steps", "trace")
-    if not bounded:
-        raise ConfigError("when does it end? give requests or a duration")
-    try:
-        rates = [float(number) for number in scenario.ramp]
-        rates += [float(number) for rate, seconds in scenario.steps for number in (rate, seconds)]
-    except (TypeError, ValueError):
-        raise ConfigError("ramp and steps consist of numbers") from None
-    if any(rate < 0 for rate in rates):
-        raise ConfigError("ramp and steps: allowed: numbers from 0")
-    if kind == "ramp" and (scenario.ramp[2] <= 0 or not max(scenario.ramp[:2])):
-        raise ConfigError("ramp: it needs seconds above 0, and a rate above 0")
-
-
-def _check_unused(scenario: Scenario, kind: str) -> None:
-    """What is given must be used."""
-    for name in ("ramp", "steps"):
-        if getattr(scenario, name) and kind != name:
-            raise ConfigError(f"{name}: only with arrivals: {name}")
-    if scenario.burstiness != 1.0 and kind not in ("", "gamma"):
-        raise ConfigError(f"burstiness: only with arrivals: gamma, not {kind}")
-    has_rates = kind in ("ramp", "steps", "trace")
-    if scenario.rate is not None and (has_rates or scenario.sweep):
-        raise ConfigError(f"rate: {kind or 'a sweep'} has its own; leave out one of them")
-    if scenario.sweep and has_rates:
-        raise ConfigError(f"sweep: needs arrivals with a rate, not {kind}")
 
 
 def _behaviour(retry: str, where: str) -> Behaviour:

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dynamo_serve.bench import account, groups
+from dynamo_serve.bench import account, bandwidth, groups
 from dynamo_serve.bench.about import LATE_S, num_late
-from dynamo_serve.bench.account import Bound, Fairness, Reconciled
+from dynamo_serve.bench.account import Fairness, Reconciled
+from dynamo_serve.bench.bandwidth import Bound
 from dynamo_serve.bench.groups import Group
 from dynamo_serve.bench.latency import Distribution, distribution, is_sound
 from dynamo_serve.bench.promises import TARGETS
@@ -46,6 +47,7 @@ class Summary:
     reconciled: Reconciled | None
     prefix_savings: float | None
     bound: Bound | None
+    unbound: str  # why there is no bound
     server: dict[str, float]
     errors: dict[str, int]
     notes: tuple[str, ...]
@@ -61,6 +63,7 @@ def summary(run: Run) -> Summary:
     seconds = run.seconds if 0 < run.seconds < math.inf else 0.0
     samples = measured(run)
     total = groups.group("all", load, is_open, seconds)
+    near = bandwidth.bound(run, samples, load, total.itl)
     late = distribution(max(0.0, record.sent - record.due) for record in load if is_open)
     return Summary(
         about=run.about,
@@ -77,7 +80,8 @@ def summary(run: Run) -> Summary:
         fairness=account.fairness(load, samples, _weights(run.about)),
         reconciled=account.reconcile(load, samples, is_open),
         prefix_savings=account.prefix_savings(samples),
-        bound=account.bound(run, samples, total.itl),
+        bound=near if isinstance(near, Bound) else None,
+        unbound=near if isinstance(near, str) else "",
         server=_server(samples),
         errors=dict(Counter(record.error for record in sound if record.error).most_common(8)),
         notes=tuple(_notes(run, load, samples, len(counted) - len(sound))),

@@ -204,7 +204,7 @@ def _server(of: Summary) -> list[str]:
         at = f"a step takes {ms(of.bound.step_seconds)} ms ({of.bound.source})"
         rows.append(("bandwidth", f"{percent(of.bound.fraction)} of the machine's; {at}"))
     else:
-        rows.append(("bandwidth", "unknown: the run lacks bytes_per_step or bandwidth"))
+        rows.append(("bandwidth", f"unknown: {of.unbound}"))
     rows += [(name, number(value)) for name, value in of.server.items()]
     return [f"{'server ' + name:<24}{value}" for name, value in rows]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
@@ -53,20 +52,29 @@ def _throughput(records: Sequence[Record]) -> list[Line]:
     """Tokens per second as they reached clients, over intervals of a second or more. A read's
     tokens are taken to be equally many."""
     served = [(record.first, record) for record in records if record.first is not None]
-    end = max((first + math.fsum(record.gaps) for first, record in served), default=0.0)
+    end = max((_reads(first, record)[-1] for first, record in served), default=0.0)
     width = max(1.0, end / MOST_POINTS)
     asked = [0.0] * (int(end / width) + 2)
     output = list(asked)
     for first, record in served:
         asked[int(first / width)] += record.prompt_tokens / width
-        tokens = record.output_tokens / (len(record.gaps) + 1) / width
-        for at in accumulate(record.gaps, initial=first):
-            output[int(at / width)] += tokens
+        times = _reads(first, record)
+        for at in times:
+            output[int(at / width)] += record.output_tokens / len(times) / width
     if not served:
         return []
     middles = [(n + 0.5) * width for n in range(len(asked) - 1)]
     named = (("output", output), ("input, at the first token", asked))
     return [Line(name, list(zip(middles, bins, strict=False))) for name, bins in named]
+
+
+def _reads(first: float, record: Record) -> list[float]:
+    """When reads brought tokens. Of several choices nobody knows which gap was when: evenly."""
+    if record.choices == 1:
+        return list(accumulate(record.gaps, initial=first))
+    count = max(1, len(record.gaps))
+    span = max(0.0, (first if record.end is None else record.end) - first)
+    return [first + span * n / count for n in range(len(record.gaps) + 1)]
 
 
 def _gauge(

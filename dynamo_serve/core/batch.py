@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import NamedTuple
 
-from dynamo_serve.core.request import Finish, Sampling, TokenLogprob
+from dynamo_serve.core.request import Finish, Grammar, Request, Sampling, TokenLogprob
 
 
 class Phase(Enum):
@@ -45,6 +45,12 @@ class Work(NamedTuple):
     With `copied_from`, a full page that nobody writes to, the tokens before `position` that are in
     the same page as it are to be copied from there first (`copied`); not for engines whose
     `EngineSpec` has no `copy_seconds`.
+
+    With `grammar`, only for engines that follow them (`EngineSpec.follows_grammars`), the output
+    is to be the beginning of a text that it allows. Where bans would leave nothing, it counts.
+
+    An engine that hands requests on as a whole finds this one in `request`, and in `said` the text
+    of its output so far, if it came as text.
     """
 
     seq_id: str
@@ -58,6 +64,9 @@ class Work(NamedTuple):
     banned_ids: frozenset[int] = frozenset()
     draft_len: int = 0
     copied_from: int | None = None
+    grammar: Grammar | None = None
+    request: Request | None = None
+    said: str = ""
 
     def copied(self, page_size: int) -> PageCopy | None:
         """What of a page has to be copied before it runs."""
@@ -102,7 +111,11 @@ class SequenceOutput(NamedTuple):
     """What a step produced for one sequence: zero, one or several tokens.
 
     `finish` is set only when the engine itself ends the sequence, `error` says why it failed,
-    `artifact` is a finished product that is not tokens (an image).
+    `artifact` is a finished product that is not tokens (an image). `fault` tells what kind of error
+    it is (`request.FAULTS`).
+
+    An engine that is given text and no ids by somebody else says so with `texts`, one for each
+    token; these are then `NO_ID`. A token's text may be empty: its characters come with another.
     """
 
     seq_id: str
@@ -111,3 +124,5 @@ class SequenceOutput(NamedTuple):
     finish: Finish | None = None
     error: str | None = None
     artifact: bytes | None = None
+    texts: tuple[str, ...] = ()
+    fault: str = ""

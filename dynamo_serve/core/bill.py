@@ -18,9 +18,10 @@ DIVIDE_SECONDS = 0.1  # between two looks at who shares pages with whom
 
 
 class Step(NamedTuple):
-    """The step in flight, as the cost model sees it."""
+    """The step in flight, as the cost model sees it: whom it runs, and what of each."""
 
-    items: list[tuple[Sequence, Item]]
+    seqs: list[Sequence]
+    items: list[Item]
     shape: StepShape
     began: float
     predicted_seconds: float
@@ -37,6 +38,12 @@ class Held(NamedTuple):
     def seconds_left(self) -> float:
         """Until it ends, once it goes on."""
         return max(0.0, self.step.began + self.step.predicted_seconds - self.since)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """By sequence, the tokens of it that the step runs."""
+        rows = zip(self.step.seqs, self.step.items, strict=True)
+        return {seq.id: count for seq, (count, _, _) in rows}
 
     @property
     def patience(self) -> float:
@@ -64,10 +71,10 @@ class Bill:
         if not self.life.running:
             self._charged_at = now
 
-    def expect(self, items: list[tuple[Sequence, Item]], now: float) -> None:
+    def expect(self, seqs: list[Sequence], items: list[Item], now: float) -> None:
         """This is the plan."""
-        shape = StepShape.of(item for _, item in items)
-        self.step = Step(items, shape, now, self.cost.predict(shape))
+        shape = StepShape.of(items)
+        self.step = Step(seqs, items, shape, now, self.cost.predict(shape))
         if self.held is None:
             self._held_seconds = 0.0
 
@@ -76,7 +83,7 @@ class Bill:
         assert self.step is not None and self.held is None, "there is no step to hold"
         self.held = Held(self.step, now, self._held_seconds)
         self.life.flight_seconds = self.held.seconds_left
-        self.life.flight_tokens = {seq.id: count for seq, (count, _, _) in self.step.items}
+        self.life.flight_tokens = self.held.counts
 
     @property
     def planned(self) -> Step:
@@ -110,12 +117,12 @@ class Bill:
         seconds = now - step.began
         if seconds <= 0.0:
             return
-        if self.is_smooth and not any(out.finish is Finish.ERROR for out in produced.values()):
+        if self.is_smooth and Finish.ERROR not in [out.finish for out in produced.values()]:
             self.cost.observe(step.shape, seconds)
             self.wear.observe(step.shape, seconds, now)
         self.is_smooth = True
-        parts = self.cost.shares([item for _, item in step.items])
-        shares.charge_step(step.items, parts, seconds)
+        parts = self.cost.shares(step.items, step.shape)
+        shares.charge_step(step.seqs, step.items, parts, seconds)
 
     def _divide_pages(self, now: float) -> None:
         """Who shares pages with whom changes with every admission; looking at all tables every

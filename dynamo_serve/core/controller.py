@@ -292,9 +292,9 @@ class Controller:
     @property
     def levels(self) -> tuple[int, ...]:
         """Of each rung, in their order."""
-        return tuple(state.level for state in self.states.values())
+        return tuple([state.level for state in self.states.values()])
 
     @property
     def changes(self) -> tuple[tuple[int, int], ...]:
         """How often each was taken and undone."""
-        return tuple((state.num_taken, state.num_undone) for state in self.states.values())
+        return tuple([(state.num_taken, state.num_undone) for state in self.states.values()])

@@ -52,7 +52,7 @@ class CutIn:
         """Seconds for which the step may be held: worth it, never longer than it takes itself, and
         not so long that somebody's next or first token comes late for that."""
         left = held.seconds_left
-        counts = {seq.id: count for seq, (count, _, _) in held.step.items}
+        counts = held.counts
         decoding = [seq for seq in running if seq.phase is Phase.DECODE]
         inside = [seq for seq in decoding if seq.id in counts]
         outside = [seq for seq in decoding if seq.id not in counts]

@@ -20,7 +20,11 @@ class EngineSpec:
     With `verifies_drafts` work may have a draft (`Work.draft_len`); with `holds_steps` the engine
     is a `HoldingEngine`, with `tiers` below the device, the highest first, a `CopyingEngine`.
     With `copy_seconds`, what it takes to copy a page within the device, work may begin with that
-    (`Work.copied_from`).
+    (`Work.copied_from`). Requests have a grammar only where it `follows_grammars`.
+
+    `refused` names the fields of a client's request that this engine cannot honour, each with the
+    reason; `infers` says what of an answer ("usage", "finish_reason") is not told to it but found
+    out here.
     """
 
     max_model_len: int
@@ -32,6 +36,9 @@ class EngineSpec:
     holds_steps: bool = False
     tiers: tuple[TierSpec, ...] = ()
     copy_seconds: float | None = None
+    follows_grammars: bool = False
+    refused: Mapping[str, str] = field(default_factory=dict)
+    infers: tuple[str, ...] = ()
 
 
 class EngineBroken(Exception):

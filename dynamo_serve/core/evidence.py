@@ -51,16 +51,17 @@ class Tally:
             self.by_class.setdefault(seq.promise.name, [0, 0, 0, 0])
             self.latest[seq.promise.name] = seq.request, seq.promise
 
-    def token(self, seq: Sequence, account: Account, now: float) -> None:
-        """A token has come; the times in `seq` are those of the tokens before it."""
+    def token(self, seq: Sequence, now: float) -> None:
+        """A token has come of one that is watched; the times in `seq` are those of the tokens
+        before it."""
         promise = seq.promise
-        if not promise.is_promised:
-            return
-        tally = self.by_class.setdefault(promise.name, [0, 0, 0, 0])
+        tally = self.by_class.get(promise.name)
+        if tally is None:  # it was not told here that it arrived: another engine had it first
+            tally = self.by_class[promise.name] = [0, 0, 0, 0]
         if seq.last_token_at is not None:
             if promise.itl < inf:
                 tally[ITL_KEPT + (now - seq.last_token_at > promise.itl)] += 1
-        elif promise.ttft < inf and not (seq.request.priority or is_own_doing(seq, account)):
+        elif promise.ttft < inf and not (seq.request.priority or is_own_doing(seq, seq.account)):
             tally[TTFT_KEPT + (now - seq.request.arrival > promise.ttft)] += 1
 
     def refuse(self, seq: Sequence) -> None:

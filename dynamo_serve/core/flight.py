@@ -52,6 +52,7 @@ class FlightRecorder:
         self._version = 0
         self._num_taken = 0
         self._now: Doing = (Activity.STARTING, 0.0, 0.0, b"")
+        self._seen: InFlight | None = None  # by who reads
 
     # ── the loop ─────────────────────────────────────────────────────────────
 
@@ -91,12 +92,17 @@ class FlightRecorder:
     # ── whoever watches ──────────────────────────────────────────────────────
 
     def read(self) -> InFlight:
-        """The latest state; of a writer that died while writing, what it got down."""
+        """The latest state; of a writer that died while writing, what it got down. `struct` clears
+        what it is going to write, so zeros say that somebody is writing, perhaps for long where
+        others have the processor: then it is as it was."""
         for _ in range(MAX_TRIES):
             version, activity, length, taken, since, predicted = HEADER.unpack_from(self._buffer)
             ids = bytes(self._buffer[HEADER.size : HEADER.size + length])
             (after,) = struct.unpack_from("<Q", self._buffer, 0)
-            if version == after and version % 2 == 0:
+            is_whole = version == after and version % 2 == 0 and version > 0
+            if is_whole:
                 break
         seq_ids = tuple(ids.decode(errors="replace").split("\n")) if ids else ()
-        return InFlight(Activity(activity), taken, since, predicted, seq_ids)
+        if is_whole or since or self._seen is None:
+            self._seen = InFlight(Activity(activity), taken, since, predicted, seq_ids)
+        return self._seen

@@ -78,7 +78,8 @@ class _Play:
         self.queues = self._queues()
         self.leads = {name: self.accounts[name].lead for name in self.queues}
         busy = {*self.leads, *self.live}
-        self.due = {name: policy.entitled(name, busy, self.accounts) * self.places for name in busy}
+        own = policy.parts(busy, self.accounts).items()
+        self.due = {name: part * self.places for name, part in own}
         done = life.flight_tokens  # as good as done
         self._prefill(
             sum(s.num_pending - done.get(s.id, 0) for s in running if s.phase is Phase.PREFILL)

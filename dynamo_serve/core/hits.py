@@ -15,6 +15,7 @@ def attach(life: Lifecycle, seq: Sequence, keys: list[bytes], now: float) -> Non
     of the page after it is the same."""
     pool = life.pool
     seq.page_table, missing = pool.attach(keys, seq.owner)
+    seq.shown = ()
     seq.page_part = pool.part_of(seq.page_table)
     seq.num_sealed = len(seq.page_table)
     seq.num_computed = seq.num_unseen = seq.num_sealed * pool.page_size

@@ -235,10 +235,12 @@ class Intake:
 
     def has_room(self, seq: Sequence) -> bool:
         # A page for each running sequence that can still grow stays free: admitting one more is
-        # no reason to preempt another a few tokens later.
-        running = self.life.running.values()
-        reserve = sum(map(self._can_grow, running))
-        return self.life.pool.has_room(self.life.reusable_keys(seq), seq.num_tokens, reserve)
+        # no reason to preempt another a few tokens later. Mostly there is one for every sequence.
+        pool, keys, running = self.life.pool, self.life.reusable_keys(seq), self.life.running
+        if pool.has_room(keys, seq.num_tokens, len(running)):
+            return True
+        reserve = sum(map(self._can_grow, running.values()))
+        return pool.has_room(keys, seq.num_tokens, reserve)
 
     def _can_grow(self, seq: Sequence) -> bool:
         most = len(seq.request.prompt_ids) + seq.max_tokens

@@ -99,6 +99,11 @@ class Journal:
         self.gone: OrderedDict[str, list[Entry]] = OrderedDict()
         self._remembered = remembered
 
+    def keep(self, size: int, remembered: int) -> None:
+        """Be content with less from now on."""
+        self.entries = deque(self.entries, maxlen=size)
+        self._remembered = remembered
+
     def note(
         self,
         at: float,
@@ -117,5 +122,5 @@ class Journal:
     def remember(self, request_id: str, history: list[Entry]) -> None:
         """Keep the history of a request that is gone, and forget the oldest."""
         self.gone[request_id] = history
-        if len(self.gone) > self._remembered:
+        while len(self.gone) > self._remembered:
             self.gone.popitem(last=False)

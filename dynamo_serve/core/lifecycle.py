@@ -70,7 +70,7 @@ class Lifecycle:
         self.shares.advance(busy)
         if tenant not in busy:
             self.shares.wake(tenant)
-        account = self.shares.account(tenant)
+        account = seq.account = self.shares.account(tenant)
         account.num_requests += 1
         account.last_arrival = now
         seq.waits_since = seq.request.arrival
@@ -163,45 +163,42 @@ class Lifecycle:
         """Take in what a step produced for one sequence."""
         if out.finish is Finish.ERROR:  # what it left in its pages must not be published
             return self.finish(seq, Finish.ERROR, now, out._replace(token_ids=()))
-        self.parts.let_go(seq)
-        tokens, finish, stop_id = self._append(seq, out)
-        if work.samples:
+        if seq.copied_from is not None:
+            self.parts.let_go(seq)
+        tokens, finish, stop_id = seq.take(out.token_ids, out.finish)
+        if work.samples and (work.draft_len or len(tokens) != self.shares.tokens_per_step):
             self._count(seq, work.draft_len, len(tokens))
-        cached_tokens = cut = None
+        is_first = seq.first_token_at is None
         if tokens:
-            self.tally.token(seq, self.shares.account(seq.request.tenant), now)
-            if seq.first_token_at is None:
-                seq.first_token_at, cached_tokens, cut = now, seq.cached_tokens, seq.cut_to
-            seq.last_token_at = now
-            seq.is_suspect = False
+            self._put_down(seq, len(tokens), now)
         # The newest token is always pending: its KV is written by the next step.
         if work.samples:
-            seq.phase, seq.num_computed = Phase.DECODE, seq.num_tokens - 1
+            seq.phase, seq.num_computed = Phase.DECODE, len(seq.tokens) - 1
         else:
             seq.num_computed = work.position + len(work.token_ids)
-        self._seal(seq, now)
+        full = seq.num_computed // self.pool.page_size
+        if full > seq.num_sealed:
+            self._seal(seq, full, now)
         if finish:
             last = self.finish(seq, finish, now, out._replace(token_ids=tokens), stop_id)
-            return last._replace(cached_tokens=cached_tokens)
-        event = TokenEvent(seq.id, tokens, out.logprobs, cached_tokens, max_tokens=cut)
-        return event if tokens else None
+            return last._replace(cached_tokens=seq.cached_tokens if tokens and is_first else None)
+        if not tokens:
+            return None
+        event = TokenEvent(seq.request.id, tokens, out.logprobs)
+        if is_first:
+            event = event._replace(cached_tokens=seq.cached_tokens, max_tokens=seq.cut_to)
+        return event
 
-    def _append(
-        self, seq: Sequence, out: SequenceOutput
-    ) -> tuple[tuple[int, ...], Finish | None, int | None]:
-        """Add the produced tokens up to the first that ends the sequence."""
-        request = seq.request
-        account = self.shares.account(request.tenant)
-        for i, token in enumerate(out.token_ids, start=1):
-            seq.tokens.append(token)
-            self.totals["output"] += 1
-            account.output_tokens += 1
-            account.tokens.level -= 1
-            if token in request.stop_ids and seq.num_outputs > request.min_tokens:
-                return out.token_ids[:i], Finish.STOP, token
-            if seq.num_outputs >= seq.max_tokens:
-                return out.token_ids[:i], Finish.LENGTH, None
-        return out.token_ids, out.finish, None
+    def _put_down(self, seq: Sequence, num_tokens: int, now: float) -> None:
+        """Tokens of its answer have come."""
+        account = seq.account
+        account.output_tokens += num_tokens
+        account.tokens.level -= num_tokens
+        if seq.is_watched:
+            self.tally.token(seq, now)
+        if seq.first_token_at is None:
+            seq.first_token_at = now
+        seq.last_token_at, seq.is_suspect = now, False
 
     def _count(self, seq: Sequence, draft_len: int, num_tokens: int) -> None:
         """Put down what a step brought, and how much of it because of a draft."""
@@ -214,10 +211,8 @@ class Lifecycle:
             self.totals["draft"] += draft_len
             self.totals["draft_accepted"] += accepted
 
-    def _seal(self, seq: Sequence, now: float) -> None:
-        full = seq.num_computed // self.pool.page_size
-        if full <= seq.num_sealed:
-            return
+    def _seal(self, seq: Sequence, full: int, now: float) -> None:
+        """Publish the pages that have been filled, of the first `full` ones."""
         self.pool.extend_keys(seq.page_keys, seq.tokens, seq.request.salt, seq.num_computed)
         for i in (places := range(seq.num_sealed, min(full, len(seq.page_keys)))):
             self.pool.seal(seq.page_table[i], seq.page_keys[i])
@@ -298,3 +293,5 @@ class Lifecycle:
             assert not seq.restoring or seq.phase is Phase.PREFILL, f"{seq.id}: decodes too soon"
             assert seq.phase is Phase.PREFILL or seq.num_pending == 1, f"{seq.id}: bad decode"
             assert seq.num_sealed <= len(seq.page_table), f"{seq.id} sealed what it does not hold"
+            shown = list(seq.shown)
+            assert shown == seq.page_table[: len(shown)], f"{seq.id}: engines see other pages"

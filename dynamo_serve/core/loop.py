@@ -148,7 +148,7 @@ class Loop:
             self._check_if_idle()
         events += self.scheduler.expire(self.clock())
         if events:  # whoever is refused or gone need not wait for the step
-            self.publish(events, self.scheduler.stats())
+            self._tell(events)
         batch = None if self._is_stopped else self.scheduler.schedule(self.clock())
         self._forget()
         self._begin_copies()
@@ -156,7 +156,7 @@ class Loop:
             self._step(batch)
             self._forget()
         elif self.scheduler.controller.has_news or ended:
-            self.publish([], self.scheduler.stats())
+            self._tell([])
 
     def _between(self) -> None:
         """A step is between two of its layers: who has come meanwhile may cut in. Raises nothing,
@@ -191,7 +191,7 @@ class Loop:
         self.scheduler.bill.hold(self.clock())
         events = [event for request in newcomers for event in self._obey(Submit(request))]
         if events:
-            self.publish(events, self.scheduler.stats())
+            self._tell(events)
         gone = {c.request_id for c in self._postponed if isinstance(c, Cancel)}
         ids = [request.id for request in newcomers if request.id not in gone]
         batch = self.scheduler.cut_in(ids, self.clock())
@@ -247,7 +247,7 @@ class Loop:
                 return self.scheduler.cancel(request_id, self.clock())
             case Unpin(request_id):
                 self.scheduler.pins.release(request_id)
-                self.publish([], self.scheduler.stats())
+                self._tell([])
             case Declare(keys):
                 self.scheduler.pool.declare(keys)
             case Configure(tenancy):
@@ -270,6 +270,9 @@ class Loop:
         if self.copier and (copies := self.scheduler.spill.flights.take()):
             self.copier.copy(copies)
 
+    def _tell(self, events: list[TokenEvent], step: StepStats | None = None) -> None:
+        self.publish(events, self.scheduler.stats(step))
+
     def _take_off(self, batch: Batch) -> Doing:
         plan = self.scheduler.bill.planned
         ids = (work.seq_id for work in batch.work)
@@ -283,16 +286,14 @@ class Loop:
         outputs, self.scheduler.bill.is_smooth = self.rescue.step(batch)
         if self._failure:
             raise self._failure
-        now = self.clock()
-        plan = self.scheduler.bill.planned
+        now, plan = self.clock(), self.scheduler.bill.planned
         step = StepStats(
             phase=batch.phase.value,
             seconds=now - plan.began,
-            num_tokens=batch.num_tokens,
+            num_tokens=plan.shape.tokens,
             num_sequences=len(batch.work),
             predicted_seconds=plan.predicted_seconds,
             shape=plan.shape if self.tells_shapes and self.scheduler.bill.is_smooth else (),
         )
-        events = self.scheduler.update(batch, outputs, now)
-        self.publish(events, self.scheduler.stats(step))
+        self._tell(self.scheduler.update(batch, outputs, now), step)
         self.flight.goes_on(before, now - plan.began)  # only now: what fails above was of this step

@@ -61,11 +61,14 @@ class Budget(NamedTuple):
     seconds: float
 
 
-class Prompts(NamedTuple):
-    """The prompts of a step, each with its number of tokens. `ahead`: others wait for them;
-    `alone`: so does what is decoding."""
+Chunk = tuple[Sequence, int]
+"""A prompt, and how many of its tokens."""
 
-    chunks: list[tuple[Sequence, int]]
+
+class Prompts(NamedTuple):
+    """The prompts of a step. `ahead`: others wait for them; `alone`: so does what is decoding."""
+
+    chunks: list[Chunk]
     ahead: bool = False
     alone: bool = False
 
@@ -89,15 +92,16 @@ class Pace:
         the next decode step has to fit into the same time."""
         cap = self._cap(base, bool(decoding))
         whole = Reason.TOKEN_CAP if self.restraint.chunk_part == 1.0 else Reason.SHRINK_CHUNKS
-        left = inf
+        left = newcomers = inf
         if self.limits.fit_chunks:
-            left = min(policy.time_left(decoding, now), self._for_newcomers(now))
+            newcomers = self._for_newcomers(now)
+            left = min(policy.time_left(decoding, now), newcomers)
         if left == inf:
             return Budget(cap, whole, inf)
         others = base if self.limits.mix_phases else shape_of(decoding)
-        needed = self.cost.predict(others)
-        self._tell_if_late(needed > policy.tightest_itl(decoding), needed, left, now)
-        if needed > min(policy.tightest_itl(decoding), self._for_newcomers(now)):
+        needed, tightest = self.cost.predict(others), policy.tightest_itl(decoding)
+        self._tell_if_late(needed > tightest, needed, left, now)
+        if needed > min(tightest, newcomers):
             left = max(left, policy.LEEWAY * needed)
         if not self.limits.mix_phases:
             left -= needed
@@ -161,9 +165,7 @@ class Pace:
         left = min(policy.time_left(decoding, now), self._for_newcomers(now))
         return policy.DECODE_PART * left
 
-    def refit(
-        self, chunks: list[tuple[Sequence, int]], base: StepShape, seconds: float
-    ) -> list[tuple[Sequence, int]]:
+    def refit(self, chunks: list[Chunk], base: StepShape, seconds: float) -> list[Chunk]:
         """Several prompts cost more than one of as many tokens: the long one gives way."""
         fitted = []
         for seq, part in sorted(chunks, key=lambda chunk: chunk[1] < chunk[0].num_pending):
@@ -177,7 +179,7 @@ class Pace:
     def ahead(
         self,
         chosen: list[Sequence],
-        chunks: list[tuple[Sequence, int]],
+        chunks: list[Chunk],
         decoding: list[Sequence],
         now: float,
     ) -> Prompts:
@@ -209,10 +211,10 @@ class Pace:
         left = min(left, policy.OWN_STEP_PART * beside)
         return Prompts(self.alone(pressed, left, now), ahead=True, alone=True)
 
-    def alone(self, pressed: list[Sequence], left: float, now: float) -> list[tuple[Sequence, int]]:
+    def alone(self, pressed: list[Sequence], left: float, now: float) -> list[Chunk]:
         """Those of `pressed` that run whole in a step of their own of at most `left` seconds: it
         brings their first tokens in time."""
-        own: list[tuple[Sequence, int]] = []
+        own: list[Chunk] = []
         for seq in pressed:
             more, until = [*own, (seq, seq.num_pending)], min(left, seq.due - now)
             fits = sum(part for _, part in more) <= self.limits.max_prefill_tokens
@@ -220,7 +222,7 @@ class Pace:
                 own, left = more, until
         return own
 
-    def _seconds(self, base: StepShape, chunks: list[tuple[Sequence, int]]) -> float:
+    def _seconds(self, base: StepShape, chunks: list[Chunk]) -> float:
         for seq, count in chunks:
             base = base.with_chunk(count, seq.num_computed)
         return self.cost.predict(base)

@@ -84,6 +84,13 @@ def entitled(name: str, busy: Iterable[str], accounts: Mapping[str, Account]) ->
     return weights[name] / sum(weights.values())
 
 
+def parts(busy: Iterable[str], accounts: Mapping[str, Account]) -> dict[str, float]:
+    """What each of the `busy` tenants is entitled to; asked one by one, each sums up all."""
+    weights = {name: accounts[name].tenant.weight for name in {*busy}}
+    whole = sum(weights.values())
+    return {name: weight / whole for name, weight in weights.items()}
+
+
 class Room(NamedTuple):
     """Places in the batch or pages of the pool: how many there are, how many of them each tenant
     holds, and how many are guaranteed to it."""
@@ -97,6 +104,11 @@ class Room(NamedTuple):
         guaranteed, if that is more."""
         part = entitled(name, busy, accounts) * self.total
         return max(part, self.guaranteed.get(name, 0))
+
+    def dues(self, busy: Iterable[str], accounts: Mapping[str, Account]) -> dict[str, float]:
+        """The same for each of the `busy` tenants."""
+        own = parts(busy, accounts).items()
+        return {name: max(part * self.total, self.guaranteed.get(name, 0)) for name, part in own}
 
 
 def is_over_share(
@@ -134,25 +146,15 @@ def victim(
 
 
 def may_take_from(
-    taker: str,
-    giver: str,
-    need: float,
-    room: Room,
-    busy: Sequence[str],
-    accounts: Mapping[str, Account],
-    gives: float = 1.0,
+    giver: str, taker: str, room: Room, dues: Mapping[str, float], gives: float
 ) -> bool:
-    """Whether preempting a sequence of `giver` (that `gives` so much) for one of `taker` (that
-    needs so much) brings both nearer to what is due to them.
+    """Whether preempting a sequence of `giver` (that `gives` so much) for one of `taker` brings
+    both nearer to what is due to them.
 
-    The taker stays within it and the giver is left with at least as much: the same two can never
-    be turned round again, so nobody is preempted back and forth.
+    The taker stays within it (`keeps_within`, asked before) and the giver is left with at least as
+    much: the same two can never be turned round again, so nobody is preempted back and forth.
     """
-    return (
-        taker != giver
-        and keeps_within(taker, need, room, busy, accounts)
-        and room.held.get(giver, 0) - gives >= room.due_to(giver, busy, accounts)
-    )
+    return taker != giver and room.held.get(giver, 0) - gives >= dues[giver]
 
 
 def keeps_within(
@@ -169,23 +171,23 @@ def time_left(decoding: Iterable[Seq], now: float) -> float:
     """Seconds that a step may take so that every decoding sequence gets its next token within
     its class's ITL target; inf if nobody was promised anything."""
     due = min(
-        (
+        [
             seq.due if seq.last_token_at is None else seq.last_token_at + seq.promise.itl
             for seq in decoding
             if seq.promise.itl < inf
-        ),
+        ],
         default=inf,
     )
     return SAFETY * (due - now)
 
 
 def tightest_itl(seqs: Iterable[Seq]) -> float:
-    return min((seq.promise.itl for seq in seqs), default=inf)
+    return min({seq.promise.itl for seq in seqs}, default=inf)
 
 
 def strict_itl(seqs: Iterable[Seq]) -> float:
     """The tightest ITL target that the batch must not outgrow."""
-    return min((seq.promise.itl for seq in seqs if seq.promise.strict), default=inf)
+    return min({seq.promise.itl for seq in seqs if seq.promise.strict}, default=inf)
 
 
 def aim(seq: Seq) -> float:

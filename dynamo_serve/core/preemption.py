@@ -30,7 +30,8 @@ class Preemption:
             return policy.victim(running, now)
         accounts = self.life.shares.accounts
         room = self._pages(busy)
-        over = frozenset(name for name in busy if policy.is_over_share(name, room, busy, accounts))
+        dues = room.dues(busy, accounts)
+        over = frozenset(name for name in busy if room.held[name] > dues[name])
         own = accounts[grower.request.tenant]
         spared = {seq.id for seq in running if self._spare(seq) >= 0}
         others = [s for s in running if s.id in spared and s.request.tenant != own.tenant.name]
@@ -50,19 +51,23 @@ class Preemption:
             ]
             if self._preempt(others, Reason.GUARANTEE, now):
                 return True
-        if now + self._next_place() <= seq.due:
-            return False
         busy = self.life.busy
-        return self._for_share(seq, need, self._pages(busy), busy, now)
+        room = self._pages(busy)
+        if not self._is_due(seq, need, room, busy) or now + self._next_place() <= seq.due:
+            return False
+        return self._for_share(seq, room, busy, now)
 
     def for_place(self, seq: Sequence, now: float, *, can_wait: bool) -> bool:
         """The same for a place in the batch; not if one will be free in time and it can wait."""
         busy = self.life.busy
         accounts = self.life.shares.accounts
         held = {name: accounts[name].live for name in busy}
+        room = policy.Room(len(self.life.running), held)
+        if not self._is_due(seq, 1, room, busy):
+            return False
         if can_wait and now + self._next_place() <= policy.aim(seq):
             return False
-        return self._for_share(seq, 1, policy.Room(len(self.life.running), held), busy, now)
+        return self._for_share(seq, room, busy, now)
 
     def keep_within_burst(self, seq: Sequence, now: float) -> None:
         """A tenant whose sequences have outgrown its quota loses the place of one of them."""
@@ -78,21 +83,22 @@ class Preemption:
             if victim is seq:
                 return
 
-    def _for_share(
-        self, seq: Sequence, need: int, room: policy.Room, busy: list[str], now: float
-    ) -> bool:
-        if len(busy) < 2:
-            return False
-        accounts, taker = self.life.shares.accounts, seq.request.tenant
-        if not policy.keeps_within(taker, need, room, busy, accounts):
-            return False
-        has_pages = bool(room.guaranteed)
+    def _is_due(self, seq: Sequence, need: int, room: policy.Room, busy: list[str]) -> bool:
+        """Whether so much more is due to its tenant while others compete. Asked first: to look for
+        the next end takes longer, and whoever is at the head of a queue asks at every step."""
+        accounts = self.life.shares.accounts
+        return len(busy) > 1 and policy.keeps_within(seq.request.tenant, need, room, busy, accounts)
+
+    def _for_share(self, seq: Sequence, room: policy.Room, busy: list[str], now: float) -> bool:
+        """For one to whom so much is due."""
+        taker, has_pages = seq.request.tenant, bool(room.guaranteed)
+        dues = room.dues(busy, self.life.shares.accounts)
         others = [
             other
             for other in self.life.running.values()
             if self._spare(other) >= 0
             and policy.may_take_from(
-                *(taker, other.request.tenant, need, room, busy, accounts),
+                *(other.request.tenant, taker, room, dues),
                 gives=other.page_part if has_pages else 1.0,
             )
         ]
@@ -125,7 +131,7 @@ class Preemption:
     def _next_place(self) -> float:
         """Seconds until the first of the running sequences ends, if it is as long as usual."""
         running = self.life.running.values()
-        fewest = min((self.life.shares.steps(seq) for seq in running), default=0.0)
+        fewest = min(map(self.life.shares.steps, running), default=0.0)
         return fewest * self.cost.predict(shape_of(running))
 
 
@@ -140,5 +146,5 @@ def keeps_within(life: Lifecycle, burst: int, own: Collection[Sequence], more: i
 
 def shape_of(decoding: Collection[Sequence]) -> StepShape:
     """A step that decodes these."""
-    context = sum(len(seq.tokens) for seq in decoding)
+    context = sum([len(seq.tokens) for seq in decoding])
     return StepShape(decode_sequences=len(decoding), decode_context=context)

@@ -7,6 +7,11 @@ from enum import Enum
 from math import inf
 from typing import NamedTuple
 
+NO_ID = -1  # of a token of which only the text is known
+# Kinds of errors that are not the engine's own: whom it forwards to cannot be reached, or took too
+# long, or refuses the request.
+FAULTS = ("unavailable", "timeout", "refused")
+
 
 class Finish(Enum):
     """Why a request ended. Every accepted request ends in exactly one of these."""
@@ -46,6 +51,14 @@ class Sampling:
         )
 
 
+class Grammar(NamedTuple):
+    """What an answer has to be. `kind` is "json_schema" (`text`: a schema in JSON), "regex",
+    "choice" (a list of texts in JSON) or "grammar" (Lark, as llguidance reads it)."""
+
+    kind: str
+    text: str
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """What a client asked for. Validated once, at the edge; never changed.
@@ -62,11 +75,15 @@ class Request:
     `is_open_ended`: the client did not say how long the answer may get, `max_tokens` is all the
     room that there is; a rung of the ladder may then give less.
 
-    `is_stream` and `group` (its `prompt_cache_key`) are for recordings only, and stay in the API
-    process.
+    `group` is its `prompt_cache_key`: those that wait with the same one are run one after the other
+    (`core.waiting`). `is_stream` and `has_class_deadline` (its client named none, so it has that of
+    its class) are for recordings only, and stay in the API process.
 
     With `pinned_until` the full pages of its prompt stay until then (`core.pins`): it asks for one
     token, which nobody needs.
+
+    Only tokens that `grammar` allows are picked; of the end-of-text tokens one where it may end.
+    The engine ends the answer (`Finish.STOP`) when nothing can follow.
     """
 
     id: str
@@ -87,15 +104,17 @@ class Request:
     pinned_until: float | None = None
     is_stream: bool = True
     group: str = ""
+    grammar: Grammar | None = None
+    has_class_deadline: bool = False
 
 
 class Resumed(NamedTuple):
     """How far an accepted request had got when it was taken from its engine.
 
     That was at `since`, for `reason` ("engine_lost", "engine_changed", "reader_back"). Its
-    `token_ids` so far came with `cached_tokens` of the prompt found in the cache, the first at
-    `first_token_at`. Of a suspect the engine may have died: it is run alone until it has yielded a
-    token.
+    `token_ids` so far (their `text`, if they came as text) came with `cached_tokens` of the prompt
+    found in the cache, the first at `first_token_at`. Of a suspect the engine may have died: it is
+    run alone until it has yielded a token.
     """
 
     token_ids: tuple[int, ...]
@@ -104,6 +123,7 @@ class Resumed(NamedTuple):
     first_token_at: float | None = None
     cached_tokens: int = 0
     is_suspect: bool = False
+    text: str = ""
 
 
 class TokenLogprob(NamedTuple):
@@ -127,6 +147,7 @@ class Summary(NamedTuple):
     page_seconds: float = 0.0
     draft_tokens: int = 0  # guessed ones that were verified beside others
     draft_accepted: int = 0  # those that were right
+    transit_seconds: float = 0.0  # from its arrival until a scheduler had it; part of the queue's
 
 
 class Refusal(NamedTuple):
@@ -152,7 +173,8 @@ class TokenEvent(NamedTuple):
     `logprobs` is empty or as long as `token_ids`. `cached_tokens` comes with the first token: how
     much of the prompt was found in the prefix cache. `summary` and `error` come with `finish`.
     `refusal` comes alone, instead of everything else. `max_tokens` comes with the first token, if
-    a rung of the ladder has made it less than the request's.
+    a rung of the ladder has made it less than the request's. `texts` and `fault` are the engine's
+    (`SequenceOutput`).
     """
 
     request_id: str
@@ -166,3 +188,5 @@ class TokenEvent(NamedTuple):
     artifact: bytes | None = None
     refusal: Refusal | None = None
     max_tokens: int | None = None
+    texts: tuple[str, ...] = ()
+    fault: str = ""

@@ -17,7 +17,7 @@ from dynamo_serve.core.journal import Journal, Kind, Reason
 from dynamo_serve.core.ladder import Restraint
 from dynamo_serve.core.lifecycle import Lifecycle
 from dynamo_serve.core.outlook import Outlook
-from dynamo_serve.core.pace import Limits, Prompts
+from dynamo_serve.core.pace import Chunk, Limits, Prompts
 from dynamo_serve.core.page_parts import PageParts
 from dynamo_serve.core.page_pool import PagePool
 from dynamo_serve.core.pins import NOTHING, Pinning, Pins
@@ -92,6 +92,7 @@ class Scheduler:
         assert request.prompt_ids and request.max_tokens > 0, request.id
         assert self.pool.pages_for(longest) <= self.pool.num_pages, f"{request.id} can never fit"
         seq = self._sequence(request)
+        seq.transit_seconds = max(0.0, now - request.arrival)
         self.life.tally.arrive(seq)
         self.intake.brake.bound(seq)
         refusal = self.admission.refuse(seq, now)
@@ -173,7 +174,8 @@ class Scheduler:
                 continue  # cancelled while the step was in flight
             out = produced.get(work.seq_id) or SequenceOutput(work.seq_id)
             if (event := self.life.accept(seq, work, out, now)) is not None:
-                events.append(event)
+                events.append(seq.told(event, out) if out.texts or out.fault else event)
+        self.life.totals["output"] += sum([len(event.token_ids) for event in events])
         if batch.phase is Phase.DECODE and self.bill.step is not None:
             accepted = self.life.totals["draft_accepted"] - accepted
             self.speculation.settle(now - self.bill.step.began, accepted)
@@ -227,9 +229,12 @@ class Scheduler:
     def _mixed(self, now: float) -> Batch | None:
         """Every decoding sequence, and as much of the prompts as fits beside them."""
         decoding = self._grown(now)
-        prompts, _, alone = self._chunks(decoding, shape_of(decoding), now)
-        # Admitting may have preempted somebody.
-        decoding = [seq for seq in decoding if seq.id in self.running and not alone]
+        num_preempted = self.life.totals["preemptions"]
+        prompts, _, alone = self._chunks(decoding, now)
+        if alone:
+            decoding = []
+        elif self.life.totals["preemptions"] > num_preempted:  # to admit somebody
+            decoding = [seq for seq in decoding if seq.id in self.running]
         # Not beside prompts: what drafts cost there could not be told from what the prompts did.
         drafts = {} if prompts else self.speculation.drafts(decoding, now)
         return self._batch(decoding, drafts, prompts, now)
@@ -237,7 +242,7 @@ class Scheduler:
     def _alternate(self, now: float) -> Batch | None:
         for phase in policy.phase_order(self._last):
             if phase is Phase.PREFILL:
-                prompts = self._chunks(self._in(Phase.DECODE), StepShape(), now)
+                prompts = self._chunks(self._in(Phase.DECODE), now)
                 batch = self._batch([], {}, prompts.chunks, now)
             else:
                 decoding = self._grown(now)
@@ -254,45 +259,42 @@ class Scheduler:
     def _grown(self, now: float) -> list[Sequence]:
         """The decoding sequences, each with room for its newest token; whoever has to go to make
         that room has gone."""
-        for seq in self._in(Phase.DECODE):
-            if len(seq.tokens) <= self.pool.page_size * len(seq.page_table):
+        decoding, page_size = self._in(Phase.DECODE), self.pool.page_size
+        num_preempted = self.life.totals["preemptions"]
+        for seq in decoding:
+            if len(seq.tokens) <= page_size * len(seq.page_table):
                 continue
             self.intake.preemption.keep_within_burst(seq, now)
             while seq.id in self.running and not self.life.grow(seq, now):
                 self.intake.take_stock()
                 victim = self.intake.preemption.victim(seq, now)
                 self.life.preempt(victim, Reason.OUT_OF_PAGES, now)
-        return self._in(Phase.DECODE)
+        is_changed = self.life.totals["preemptions"] != num_preempted
+        return self._in(Phase.DECODE) if is_changed else decoding
 
-    def _chunks(self, decoding: list[Sequence], base: StepShape, now: float) -> Prompts:
+    def _chunks(self, decoding: list[Sequence], now: float) -> Prompts:
         """Prompts for this step. None go ahead twice in a row."""
         may_go_ahead = self.limits.fit_chunks and not self._went_ahead
         self._went_ahead = False
-        if not self.running and (not self.waiting or now < self.intake.merge_until()):
+        is_over = not self.waiting and len(decoding) == len(self.running)
+        if is_over or (not self.running and now < self.intake.merge_until()):
             return Prompts([])
-        if not self.waiting and len(decoding) == len(self.running):
-            return Prompts([])
+        base = shape_of(decoding) if self.limits.mix_phases else StepShape()
         prompts = self.intake.chunks(decoding, base, now, may_go_ahead=may_go_ahead)
         self._went_ahead = prompts.ahead
         return prompts
 
     def _batch(
-        self,
-        decoding: list[Sequence],
-        drafts: Drafts,
-        prompts: list[tuple[Sequence, int]],
-        now: float,
+        self, decoding: list[Sequence], drafts: Drafts, prompts: list[Chunk], now: float
     ) -> Batch | None:
-        items: list[tuple[Sequence, Item]] = [
-            *((s, (1 + len(drafts.get(s.id, ())), s.num_computed, False)) for s in decoding),
-            *((seq, (count, seq.num_computed, True)) for seq, count in prompts),
-        ]
-        if not items:
+        if not decoding and not prompts:
             return None
         work: list[Work] = [seq.work(1, drafts.get(seq.request.id, ())) for seq in decoding]
+        items: list[Item] = [(len(w.token_ids), w.position, False) for w in work]
         for seq, count in prompts:
+            items.append((count, seq.num_computed, True))
             work.append(seq.work(count))
             seq.num_unseen = 0
-        self.bill.expect(items, now)
+        self.bill.expect([*decoding, *(seq for seq, _ in prompts)], items, now)
         phase = Phase.DECODE if not prompts else Phase.MIXED if decoding else Phase.PREFILL
         return Batch(phase, tuple(work))

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from dynamo_serve.core.batch import Phase, Work
+from dynamo_serve.core.batch import Phase, SequenceOutput, Work
 from dynamo_serve.core.journal import Entry, Reason
 from dynamo_serve.core.lookup import Drafter
 from dynamo_serve.core.prefix_tree import Chain
-from dynamo_serve.core.request import Finish, Request, Resumed, Summary
+from dynamo_serve.core.request import Finish, Request, Resumed, Summary, TokenEvent
 from dynamo_serve.core.tenant import Class
+
+if TYPE_CHECKING:
+    from dynamo_serve.core.shares import Account
 
 AGING_SECONDS = 30.0  # a request without a target is treated as if this were one
 PRIORITY_SECONDS = 10.0  # how far one step of lower priority moves a request back
@@ -54,11 +58,14 @@ class Sequence:
     tokens: list[int]
     promise: Class
     ordinal: int  # how many requests came before
-    due: float  # when its first token should be there; orders the queue of its tenant
+    due: float  # when its first token should be there
     max_tokens: int  # the request's, or less if a rung has cut what was left open
+    turn: float  # orders the queue of its tenant: `due`, or earlier, to follow one of its group
+    account: Account = field(init=False, repr=False)  # its tenant's, once it is queued
     phase: Phase = Phase.PREFILL
     num_computed: int = 0
     page_table: list[int] = field(default_factory=list)
+    shown: tuple[int, ...] = ()  # the same as engines see it: made anew when it has grown
     page_keys: list[bytes] = field(default_factory=list)
     num_sealed: int = 0
     num_unseen: int = 0  # head from the prefix cache that the engine has not been shown
@@ -69,6 +76,7 @@ class Sequence:
     restoring: Restoring | None = None  # part of that head is still being copied: it cannot run
     num_preemptions: int = 0
     cached_tokens: int = 0  # head found in the prefix cache when first admitted
+    transit_seconds: float = 0.0  # from its arrival until the scheduler had it
     admitted_at: float | None = None  # first time
     first_token_at: float | None = None
     last_token_at: float | None = None
@@ -84,17 +92,23 @@ class Sequence:
     draft_tokens: int = 0
     draft_accepted: int = 0
     history: list[Entry] = field(default_factory=list)  # the latest decisions about it
+    said: str = ""  # the text of its output, if it came as text
     is_suspect: bool = False  # an engine died of it, perhaps: it runs alone until it has a token
+    is_watched: bool = False  # its tokens are judged by targets of its class
 
     @classmethod
     def of(cls, request: Request, promise: Class, ordinal: int = 0) -> Sequence:
         seconds = min(promise.ttft, AGING_SECONDS) + request.priority * PRIORITY_SECONDS
         due = request.arrival + seconds
-        return cls(request, list(request.prompt_ids), promise, ordinal, due, request.max_tokens)
+        tokens = list(request.prompt_ids)
+        seq = cls(request, tokens, promise, ordinal, due, request.max_tokens, turn=due)
+        seq.is_watched = promise.is_promised
+        return seq
 
     def resume(self, done: Resumed, now: float) -> None:
         """Take over how far it had got; what it has lost by it counts as a stall."""
         self.tokens += done.token_ids
+        self.said = done.text
         self.is_suspect = done.is_suspect
         self.preempted_at = done.since
         if done.first_token_at is not None:
@@ -148,11 +162,14 @@ class Sequence:
         # In the order of the fields, and without properties: this is done for every token.
         request, tokens, start = self.request, self.tokens, self.num_computed
         prompt_len, num_tokens = len(request.prompt_ids), len(tokens)
+        shown = self.shown
+        if len(shown) != len(self.page_table):
+            shown = self.shown = tuple(self.page_table)
         return Work(
             request.id,
-            (*tokens[start : start + count], *draft),
+            (*tokens[start : start + count], *draft) if count > 1 or draft else (tokens[start],),
             start,
-            tuple(self.page_table),
+            shown,
             count == num_tokens - start,
             request.sampling,
             prompt_len,
@@ -160,7 +177,32 @@ class Sequence:
             request.stop_ids if num_tokens - prompt_len < request.min_tokens else NONE_BANNED,
             len(draft),
             self.copied_from,
+            request.grammar,
+            request,
+            self.said,
         )
+
+    def take(
+        self, picked: tuple[int, ...], finish: Finish | None
+    ) -> tuple[tuple[int, ...], Finish | None, int | None]:
+        """Add the picked tokens up to the first that ends the sequence: these, why it ends (as the
+        engine says, or not at all, if none of them does), and the stop token."""
+        request, tokens = self.request, self.tokens
+        num_outputs = len(tokens) - len(request.prompt_ids)
+        for i, token in enumerate(picked, start=1):
+            tokens.append(token)
+            num_outputs += 1
+            if token in request.stop_ids and num_outputs > request.min_tokens:
+                return picked[:i], Finish.STOP, token
+            if num_outputs >= self.max_tokens:
+                return picked[:i], Finish.LENGTH, None
+        return picked, finish, None
+
+    def told(self, event: TokenEvent, out: SequenceOutput) -> TokenEvent:
+        """An event with what only engines that forward requests add to it."""
+        texts = out.texts[: len(event.token_ids)]
+        self.said += "".join(texts)
+        return event._replace(texts=texts, fault=out.fault)
 
     def tells_length(self, finish: Finish) -> bool:
         """Whether its end says how long answers are: not if somebody else has set that length."""
@@ -182,4 +224,5 @@ class Sequence:
             page_seconds=self.page_seconds,
             draft_tokens=self.draft_tokens,
             draft_accepted=self.draft_accepted,
+            transit_seconds=self.transit_seconds,
         )

@@ -9,6 +9,7 @@ pool for as long as they hold them.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from math import inf
@@ -143,10 +144,11 @@ class Shares:
             account.live = 0
             account.pages = account.committed = 0.0
         for seq in running:
-            account = self.accounts[seq.request.tenant]
+            account = seq.account
             account.live += 1
             account.pages += seq.page_part
-            account.committed += self.price(seq, prefill_price, decode_price)
+            pending = len(seq.tokens) - seq.num_computed
+            account.committed += pending * prefill_price + _outputs(seq, account) * decode_price
 
     def price(self, seq: Sequence, prefill_price: float, decode_price: float) -> float:
         """What is still to be paid for a sequence, in seconds."""
@@ -154,12 +156,7 @@ class Shares:
 
     def outputs(self, seq: Sequence) -> float:
         """Tokens that a sequence will probably still produce."""
-        account, most = self.account(seq.request.tenant), seq.max_tokens
-        made = len(seq.tokens) - len(seq.request.prompt_ids)
-        usual = account.usual_outputs if account.usual_outputs > made else made
-        usual = usual if usual < most else most
-        left = account.runs_full * most + (1 - account.runs_full) * usual - made
-        return left if left > 1.0 else 1.0
+        return _outputs(seq, self.account(seq.request.tenant))
 
     def steps(self, seq: Sequence) -> float:
         """Decode steps that a sequence will probably still take."""
@@ -176,15 +173,19 @@ class Shares:
         account.usual_prompt += gain * (num_tokens - account.usual_prompt)
 
     def charge_step(
-        self, items: Iterable[tuple[Sequence, Item]], parts: Iterable[float], seconds: float
+        self,
+        seqs: Iterable[Sequence],
+        items: Iterable[Item],
+        parts: Iterable[float],
+        seconds: float,
     ) -> None:
         """Divide the measured seconds of a step among its sequences; `parts` add up to 1."""
         self.device_seconds += seconds
-        owed: dict[str, float] = {}
-        for (seq, (num_tokens, _, is_prefill)), part in zip(items, parts, strict=True):
+        owed: defaultdict[str, float] = defaultdict(float)
+        for seq, (num_tokens, _, is_prefill), part in zip(seqs, items, parts, strict=True):
             name, share = seq.request.tenant, seconds * part
             seq.device_seconds += share
-            owed[name] = owed.get(name, 0.0) + share
+            owed[name] += share
             if is_prefill:
                 self.accounts[name].prefill_tokens += num_tokens
         for name, share in owed.items():
@@ -193,20 +194,19 @@ class Shares:
             self._add(account, share)
 
     def charge_pages(
-        self, holders: Iterable[Holder], used: int, total: int, seconds: float
+        self, holders: Collection[Holder], used: int, total: int, seconds: float
     ) -> None:
         """The `used` of `total` pages, held by `holders` for so long. A page with several holders
         is divided among them; the parts add up to the pages in use."""
-        held = [(holder, holder.page_part) for holder in holders]
-        parts = sum(part for _, part in held)
+        parts = sum([holder.page_part for holder in holders])
         if not parts or seconds <= 0.0:
             return
         self.page_seconds += used * seconds
-        owed: dict[str, float] = {}
-        for holder, part in held:
-            name, page_seconds = holder.request.tenant, part / parts * used * seconds
+        owed: defaultdict[str, float] = defaultdict(float)
+        for holder in holders:
+            page_seconds = holder.page_part / parts * used * seconds
             holder.page_seconds += page_seconds
-            owed[name] = owed.get(name, 0.0) + page_seconds
+            owed[holder.request.tenant] += page_seconds
         for name, page_seconds in owed.items():
             account = self.accounts[name]
             account.page_seconds += page_seconds
@@ -225,3 +225,11 @@ class Shares:
         account.runs_full += gain * (ran_full - account.runs_full)
         if not ran_full:
             account.usual_outputs += gain * (seq.num_outputs - account.usual_outputs)
+
+
+def _outputs(seq: Sequence, account: Account) -> float:
+    most, made = seq.max_tokens, len(seq.tokens) - len(seq.request.prompt_ids)
+    usual = account.usual_outputs if account.usual_outputs > made else made
+    usual = usual if usual < most else most
+    left = account.runs_full * most + (1 - account.runs_full) * usual - made
+    return left if left > 1.0 else 1.0

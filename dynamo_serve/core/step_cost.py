@@ -64,13 +64,19 @@ def _dot(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 class _Fit:
-    """seconds = prices · features, learned; neither is ever below zero."""
+    """seconds = prices · features, learned; neither is ever below zero.
+
+    Most steps have few of the features, so what is learned is kept of those only that some step
+    had (`_known`): of the others there is nothing but zeros.
+    """
 
     def __init__(self, prior: Sequence[float]) -> None:
         self.prices = list(prior)
         self.count = 0
-        self._information = [[0.0] * len(prior) for _ in prior]
-        self._pull = [0.0] * len(prior)  # where the errors so far want each price to go
+        self._known: list[int] = []  # places of features, in order
+        self._at: list[int | None] = [None] * len(prior)  # where among those
+        self._information: list[list[float]] = []
+        self._pull: list[float] = []  # where the errors so far want each price to go
 
     def __call__(self, features: Sequence[float]) -> float:
         return max(_dot(self.prices, features), LEAST_SECONDS)
@@ -83,36 +89,54 @@ class _Fit:
 
         Steps weigh the same, short or long: a row is divided by its prediction.
         """
-        row = [x / predicted for x in features]
+        for i, feature in enumerate(features):
+            if feature and self._at[i] is None:
+                self._meet(i)
+        row = [features[i] / predicted for i in self._known]
         kept = [FORGET if x else 1.0 for x in row]
-        used = [i for i, x in enumerate(row) if x]
-        for i, line in enumerate(self._information):
-            if x := row[i]:
-                line[:] = [FORGET * k * a + x * y for a, k, y in zip(line, kept, row, strict=True)]
-            else:
-                for j in used:
-                    line[j] *= FORGET
+        self._information = [
+            [FORGET * k * a + x * y for a, k, y in zip(line, kept, row, strict=True)]
+            if x
+            else [k * a for a, k in zip(line, kept, strict=True)]
+            for x, line in zip(row, self._information, strict=True)
+        ]
         self._pull = [k * p + error * x for p, k, x in zip(self._pull, kept, row, strict=True)]
         self._descend(row, predicted)
         self.count += 1
 
+    def _meet(self, i: int) -> None:
+        """A step has a feature that none had before."""
+        at = bisect_right(self._known, i)
+        self._known.insert(at, i)
+        self._pull.insert(at, 0.0)
+        for line in self._information:
+            line.insert(at, 0.0)
+        self._information.insert(at, [0.0] * len(self._known))
+        for at, known in enumerate(self._known):
+            self._at[known] = at
+
     def _descend(self, row: Sequence[float], predicted: float) -> None:
         """One price after the other to where it explains most, the others being as they are."""
-        prices = self.prices
-        for i, line in enumerate(self._information):
-            belief, pull = line[i] + DAMPING * row[i] * row[i], self._pull[i]
+        prices, last = self.prices, len(self.prices) - 1
+        for i, at in enumerate(self._at):
+            belief = pull = 0.0
+            if at is not None:
+                line, x = self._information[at], row[at]
+                belief, pull = line[at] + DAMPING * x * x, self._pull[at]
             if i >= CURVE:
                 likeness = SMOOTHING * (NEAR_WIDTHS[i - CURVE] / predicted) ** 2
+                near = prices[i - 1] if i > CURVE else prices[CURVE]
+                near = (near + prices[i + 1]) / 2 if i < last else near
                 belief += likeness
-                pull += likeness * (self._neighbours(i) - prices[i])
-            change = max(pull / belief, -prices[i]) if belief else 0.0
+                pull += likeness * (near - prices[i])
+            if not belief:
+                continue
+            change = pull / belief
+            change = change if change > -prices[i] else -prices[i]
             if change:
                 prices[i] += change
-                self._pull = [p - change * a for p, a in zip(self._pull, line, strict=True)]
-
-    def _neighbours(self, i: int) -> float:
-        left = self.prices[max(i - 1, CURVE)]
-        return (left + self.prices[i + 1]) / 2 if i + 1 < len(self.prices) else left
+                if at is not None:
+                    self._pull = [p - change * a for p, a in zip(self._pull, line, strict=True)]
 
 
 class StepCost:
@@ -144,7 +168,7 @@ class StepCost:
             self._drafts = _Fit(self._decode.prices)
         fit, features = self._fit(shape), features_of(shape, bool(shape.prefill_tokens))
         pace, expected = exp(self._log_pace), fit(features)
-        predicted = max(pace * expected, self._floor(shape))
+        predicted = self._at_least(pace * expected, shape)
         self._errors.append(abs(predicted - seconds) / seconds)
         self._most_seen = max(self._most_seen, shape.prefill_tokens)
         self._most_drafts = max(self._most_drafts, shape.draft_tokens)
@@ -164,7 +188,7 @@ class StepCost:
         """Seconds that a step of this shape will take; never falls with more of anything."""
         fit = self._fit(shape)
         predicted = exp(self._log_pace) * fit(features_of(shape, bool(shape.prefill_tokens)))
-        return max(predicted, self._floor(shape))
+        return self._at_least(predicted, shape)
 
     def largest_chunk(self, base: StepShape, position: int, budget_s: float, cap: int) -> int:
         """How many tokens of one more prompt, at `position`, fit a step of `budget_s` seconds.
@@ -191,23 +215,24 @@ class StepCost:
 
         return bisect_right(range(1, most + 1), budget_s / exp(self._log_pace), key=seconds)
 
-    def shares(self, works: Sequence[Item]) -> list[float]:
-        """Which part of its step's time each of `works` is to pay for; they add up to 1.
+    def shares(self, works: Sequence[Item], shape: StepShape | None = None) -> list[float]:
+        """Which part of its step's time each of `works` is to pay for; they add up to 1. `shape` is
+        theirs, where somebody knows it.
 
         Everybody pays for their own attention, and for the rest by tokens.
         """
-        shape = StepShape.of(works)
+        shape = shape or StepShape.of(works)
         prices, features = self._fit(shape).prices, features_of(shape, bool(shape.prefill_tokens))
         common = prices[0] + _dot(prices[JUMPS:], features[JUMPS:])
         per_token = max(common, LEAST_SECONDS) / shape.tokens
-        costs = []
-        for count, position, is_prefill in works:
-            cost = per_token * count + prices[READS] * (position + count)
-            if is_prefill:
-                cost += prices[PAIRS] * count * (position + count / 2)
-            elif shape.prefill_tokens or shape.draft_tokens:
-                cost += prices[SEQUENCES]
-            costs.append(cost)
+        per_read, per_pair = prices[READS], prices[PAIRS]
+        apart = prices[SEQUENCES] if shape.prefill_tokens or shape.draft_tokens else 0.0
+        costs = [
+            per_token * count
+            + per_read * (position + count)
+            + (per_pair * count * (position + count / 2) if is_prefill else apart)
+            for count, position, is_prefill in works
+        ]
         whole = sum(costs)
         return [cost / whole for cost in costs]
 
@@ -239,6 +264,12 @@ class StepCost:
         if shape.prefill_tokens:
             return self._prefill
         return self._drafts or self._decode if shape.draft_tokens else self._decode
+
+    def _at_least(self, predicted: float, shape: StepShape) -> float:
+        """A step that only decodes is its own floor."""
+        if not shape.prefill_tokens and not shape.draft_tokens:
+            return predicted
+        return max(predicted, self._floor(shape))
 
     def _floor(self, shape: StepShape) -> float:
         """What the decoding sequences of a step take without its prompt tokens, once known."""

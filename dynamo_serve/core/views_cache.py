@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dynamo_serve.core.prefix_index import extend_keys
 from dynamo_serve.core.prefix_tree import MOST_LOST, Chain, Lost, Node, PrefixTree
 from dynamo_serve.core.tiers import DEVICE, NAMES
 
@@ -28,8 +29,13 @@ class Ends(NamedTuple):
 
 
 def answer(scheduler: Scheduler, what: str, about: tuple[Any, ...], now: float) -> Told:
-    """What is cached, or, with a `Chain` to ask `about`, why the rest of it is not."""
-    return explain(scheduler, Chain(*about), now) if what == "prompt" else cache(scheduler, now)
+    """What is cached, or, with a `Chain` to ask `about`, why the rest of it is not; with salts of
+    others after it also where else it is."""
+    if what != "prompt":
+        return cache(scheduler, now)
+    chain, salts = Chain(*about[:4]), about[4:]
+    told = explain(scheduler, chain, now)
+    return {**told, "apart": apart(scheduler, chain, *salts)} if salts else told
 
 
 def explain(scheduler: Scheduler, chain: Chain, now: float) -> Told:
@@ -61,6 +67,25 @@ def explain(scheduler: Scheduler, chain: Chain, now: float) -> Told:
         "below": _below(scheduler, stored, tiers),
         "miss": _miss(scheduler, chain, Ends(len(keys), len(tiers), in_part), now),
     }
+
+
+def apart(scheduler: Scheduler, chain: Chain, salts: Sequence[str]) -> list[tuple[str, int]]:
+    """How many tokens of a prompt are stored under each of some other salts, where any are: its
+    tenant never finds those. For operators only."""
+    size, pool, found = scheduler.pool.page_size, scheduler.pool, []
+    reusable = (len(chain.token_ids) - 1) // size if pool.prefix_sharing else 0
+    for salt in salts:
+        keys: list[bytes] = []
+        while len(keys) < reusable:
+            extend_keys(
+                keys, chain.token_ids, salt, size, len(keys) * size + size, pool.index.shared
+            )
+            if _tier(scheduler, keys[-1]) is None:
+                keys.pop()
+                break
+        if keys and keys[-1] not in pool.index.shared:
+            found.append((salt, len(keys) * size))
+    return found
 
 
 def _copied(scheduler: Scheduler, chain: Chain, num_pages: int) -> int:

@@ -3,21 +3,43 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from heapq import merge
 from itertools import islice
 
-from dynamo_serve.core.sequence import Sequence
+from dynamo_serve.core.sequence import AGING_SECONDS, Sequence
 
-Place = tuple[float, int]  # when it is due, and how many came before it
+GROUP_PART = 0.5  # of its TTFT target: how much earlier a request may go to follow its group
+MOST_PASSED = 64  # that it may go before for it
+Place = tuple[float, int]  # its turn, and how many came before it
 
 
 def place(seq: Sequence) -> Place:
-    return (seq.due, seq.ordinal)
+    return (seq.turn, seq.ordinal)
+
+
+def turn(seq: Sequence, before: Iterable[Sequence]) -> float:
+    """When it is due; or, if one of its group (`prompt_cache_key`) waits not far before it, the
+    turn of that one: what they share is then still in the cache. `before` are those that would go
+    first, the last of them first.
+
+    So nobody is passed by one that is due more than `GROUP_PART` of a target later, and nobody
+    who was promised more, or has a lower `priority` number, by any."""
+    earliest = seq.due - GROUP_PART * min(seq.promise.ttft, AGING_SECONDS)
+    for other in before:
+        if other.turn < earliest:
+            break
+        if other.request.group == seq.request.group:
+            return other.turn
+        if other.promise.strict or other.promise.ttft < seq.promise.ttft:
+            break
+        if other.request.priority < seq.request.priority:
+            break
+    return seq.due
 
 
 class WaitingQueue:
-    """Within a tenant the order is by `due`, then by arrival; between tenants `policy` decides.
+    """Within a tenant the order is by `turn`, then by arrival; between tenants `policy` decides.
 
     Batch-class requests are kept apart from the others, so that neither can hide the other.
     """
@@ -41,7 +63,18 @@ class WaitingQueue:
     def add(self, seq: Sequence) -> None:
         self._by_id[seq.id] = seq
         queues = self._by_tenant.setdefault(seq.request.tenant, ([], []))
-        insort(queues[seq.promise.is_batch], seq, key=place)
+        queue = queues[seq.promise.is_batch]
+        if seq.request.group:
+            seq.turn = turn(seq, self._before(seq))
+        insort(queue, seq, key=place)
+
+    def _before(self, seq: Sequence) -> list[Sequence]:
+        """Those of its tenant that would go first, the last of them first; not all of many."""
+        near: list[Sequence] = []
+        for queue in self._by_tenant[seq.request.tenant]:
+            at = bisect_left(queue, (seq.due, seq.ordinal), key=place)
+            near += queue[max(0, at - MOST_PASSED) : at]
+        return sorted(near, key=place, reverse=True)[:MOST_PASSED]
 
     def remove(self, seq: Sequence) -> None:
         queues = self._by_tenant[seq.request.tenant]

@@ -64,7 +64,9 @@ class Client:
         """The request as it is sent at `now`; `page_size` is that of the trace."""
         asked = self.asked
         text = Text(self.number, asked, page_size)
-        deadline = promise.deadline if asked.deadline is None else asked.deadline
+        deadline = promise.deadline
+        if asked.deadline is not None and not asked.has_class_deadline:
+            deadline = asked.deadline
         request = Request(
             id=self.id,
             prompt_ids=text.prompt_ids,
@@ -78,6 +80,7 @@ class Client:
             num_choices=asked.num_choices,
             call_tokens=self.call_tokens,
             is_open_ended=asked.is_open_ended,
+            group=asked.group,
         )
         return request, Answer(text, self.length.tokens, self.length.stops)
 

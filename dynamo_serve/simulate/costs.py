@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from random import Random
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from dynamo_serve.core.step_cost import StepShape
 from dynamo_serve.errors import ConfigError
@@ -27,8 +27,19 @@ class Times(Protocol):
         ...
 
 
+class Way(NamedTuple):
+    """Seconds beside the steps: until a scheduler has a request, and from the step that yields a
+    token until it has left the server."""
+
+    there: float = 0.0
+    back: float = 0.0
+
+
 class Cost(Protocol):
-    """A model of steps, common to all replicas."""
+    """What takes time, common to all replicas."""
+
+    @property
+    def way(self) -> Way: ...
 
     def times(self, rng: Random) -> Times: ...
 
@@ -40,8 +51,9 @@ class Cost(Protocol):
 @dataclass(frozen=True, slots=True)
 class Constants:
     """Seconds of a step: fixed, and for each token, decoding sequence, token whose KV is read, and
-    pair of a prompt token and one that it attends to; `between` two steps. `noise`: how far steps
-    are from that, as a share of it (the standard deviation of its logarithm)."""
+    pair of a prompt token and one that it attends to; `between` two steps; on the way `there` to
+    the scheduler, and `back`. `noise`: how far steps are from that, as a share of it (the standard
+    deviation of its logarithm)."""
 
     fixed: float = 0.0
     token: float = 0.0
@@ -50,6 +62,12 @@ class Constants:
     pair: float = 0.0
     between: float = 0.0
     noise: float = 0.0
+    there: float = 0.0
+    back: float = 0.0
+
+    @property
+    def way(self) -> Way:
+        return Way(self.there, self.back)
 
     def predict(self, shape: StepShape) -> float:
         return (

@@ -90,8 +90,10 @@ def itl_of_steps(steps: Sequence[Step]) -> Figures:
 def differences(one: Mapping[str, float], other: Mapping[str, float]) -> Figures:
     """By how much the second differs from the first: relatively, but for shares in points."""
     found = {}
-    for name in NAMES.keys() & one.keys() & other.keys():
-        if NAMES[name] == "share":
+    for name, unit in NAMES.items():
+        if name not in one or name not in other:
+            continue
+        if unit == "share":
             found[name] = other[name] - one[name]
         elif one[name]:
             found[name] = other[name] / one[name] - 1

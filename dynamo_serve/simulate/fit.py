@@ -3,13 +3,15 @@
 The features are those of `core.step_shape`, and steps with prompt tokens, with drafts, and with
 neither have prices of their own. Steps weigh the same, short or long; outliers count less
 (P. J. Huber, 1964), but come again when step times are drawn: each is a prediction times how far a
-recorded step was from its own, taken in the order of the recording for a while, because a machine
-that is slow stays slow for some steps (block bootstrap: H. R. Künsch, "The jackknife and the
-bootstrap for general stationary observations", 1989).
+recorded step of about its length was from its own, taken in the order of the recording for a while,
+because a machine that is slow stays slow for some steps (block bootstrap: H. R. Künsch, "The
+jackknife and the bootstrap for general stationary observations", 1989). Of about its length,
+because a pause of some milliseconds is ten times a short step, and little of a long one.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -19,18 +21,21 @@ from typing import Any, NamedTuple
 
 from dynamo_serve.core.step_shape import CURVE, StepShape, features_of
 from dynamo_serve.errors import ConfigError
-from dynamo_serve.simulate.costs import Times
-from dynamo_serve.trace import Step
+from dynamo_serve.simulate.costs import Times, Way
+from dynamo_serve.trace import Arrival, Step
 
+COLD = 16  # first steps of a recording, which are not fitted: pages are touched for the first time
 LEAST = 32  # steps of a kind; fewer make no model
 SUPPORT = 8  # steps with a feature; fewer tell no price of it
 MOST = 20_000  # steps of a kind that are fitted; of more, every second, third, …
 HELD_OUT = 5  # every fifth step tells the error, and is not fitted while it does
 ROUNDS, SWEEPS = 4, 4000
 HUBER = 2.0  # median errors; what is further out counts as this much
+MOST_SIZES, LEAST_OF_SIZE = 8, 64  # groups of steps of about one length, and steps in each
 BLOCK = 32  # steps that are drawn as they followed each other
 PAUSE = 0.5  # usual steps: a longer gap is a pause, or a step in it was not recorded
 KINDS = ("prefill", "decode", "drafts")
+NONE = Way()  # known
 
 
 class Error(NamedTuple):
@@ -45,6 +50,26 @@ def kind_of(shape: StepShape) -> str:
     return "prefill" if shape.prefill_tokens else "drafts" if shape.draft_tokens else "decode"
 
 
+class Scatter(NamedTuple):
+    """How far steps were from their predictions: actual / predicted in their order, of those whose
+    prediction is up to each of the `bounds`, in seconds, and of the longer ones."""
+
+    bounds: list[float]
+    ratios: list[list[float]]
+
+    @classmethod
+    def of(cls, predicted: Sequence[float], seconds: Sequence[float]) -> Scatter:
+        ordered = sorted(predicted)
+        sizes = max(1, min(MOST_SIZES, len(ordered) // LEAST_OF_SIZE))
+        bounds = sorted({ordered[i * len(ordered) // sizes - 1] for i in range(1, sizes)})
+        ratios: list[list[float]] = [[] for _ in range(len(bounds) + 1)]
+        for foreseen, took in zip(predicted, seconds, strict=True):
+            ratios[bisect_left(bounds, foreseen)].append(took / foreseen)
+        if not ratios[-1]:  # many are as long as the longest
+            del bounds[-1], ratios[-1]
+        return cls(bounds, ratios)
+
+
 @dataclass
 class Prices:
     """Of one kind of steps. `fold`: the place whose price is paid for each feature, because there
@@ -52,7 +77,7 @@ class Prices:
 
     fold: list[int]
     prices: list[float]
-    ratios: list[float] = field(default_factory=list)  # actual / predicted, in their order
+    scatter: Scatter = field(default_factory=lambda: Scatter([], [[]]))
 
     def predict(self, shape: StepShape) -> float:
         features = features_of(shape, bool(shape.prefill_tokens))
@@ -66,12 +91,15 @@ class Fitted:
     kinds: dict[str, Prices]
     between: float  # two steps, without a pause
     errors: dict[str, Error]
+    way: Way = NONE
 
     def predict(self, shape: StepShape) -> float:
-        return self._prices(shape).predict(shape)
+        return self.kinds[self.kind_of(shape)].predict(shape)
 
-    def _prices(self, shape: StepShape) -> Prices:
-        return self.kinds.get(kind_of(shape)) or self.kinds["decode"]
+    def kind_of(self, shape: StepShape) -> str:
+        """The kind whose prices there are for it: drafts may not have been recorded."""
+        kind = kind_of(shape)
+        return kind if kind in self.kinds else "decode"
 
     def times(self, rng: Random) -> Times:
         return _FittedTimes(self, rng)
@@ -80,18 +108,23 @@ class Fitted:
         return {
             "fitted": {name: error._asdict() for name, error in self.errors.items()},
             "between": self.between,
+            **self.way._asdict(),
         }
 
 
 class _FittedTimes:
     def __init__(self, fitted: Fitted, rng: Random) -> None:
         self._fitted = fitted
-        self._ratios = {name: Draws(kind.ratios, rng) for name, kind in fitted.kinds.items()}
+        self._draws = {
+            name: [Draws(ratios, rng) for ratios in kind.scatter.ratios]
+            for name, kind in fitted.kinds.items()
+        }
 
     def step(self, shape: StepShape) -> float:
-        name = kind_of(shape)
-        ratios = self._ratios.get(name) or self._ratios["decode"]
-        return self._fitted.predict(shape) * ratios.next()
+        name = self._fitted.kind_of(shape)
+        prices = self._fitted.kinds[name]
+        foreseen = prices.predict(shape)
+        return foreseen * self._draws[name][bisect_left(prices.scatter.bounds, foreseen)].next()
 
     def between(self, num_sequences: int) -> float:
         return self._fitted.between
@@ -113,10 +146,10 @@ class Draws:
         return self._values[self._at]
 
 
-def fit(steps: Sequence[Step]) -> Fitted:
+def fit(steps: Sequence[Step], arrivals: Sequence[Arrival] = ()) -> Fitted:
     """Raises `ConfigError` if there are too few steps."""
     by_kind: dict[str, list[tuple[StepShape, float]]] = {name: [] for name in KINDS}
-    for step in steps:
+    for step in sorted(steps, key=lambda step: step.at)[COLD:]:
         if step.seconds > 0:
             shape = StepShape(*step.shape)  # type: ignore[arg-type]
             by_kind[kind_of(shape)].append((shape, step.seconds))
@@ -134,7 +167,31 @@ def fit(steps: Sequence[Step]) -> Fitted:
             seen = all_seen[:: 1 + len(all_seen) // MOST]
             errors[name] = _held_out(seen)
             kinds[name] = prices_of(seen)
-    return Fitted(kinds, _between(steps), errors)
+    return Fitted(kinds, _between(steps), errors, way_of(arrivals, steps))
+
+
+def way_of(arrivals: Sequence[Arrival], steps: Sequence[Step] = ()) -> Way:
+    """The medians of what requests took to the scheduler, and first tokens from the engine; nothing
+    for recordings that do not tell.
+
+    Who came during a step waited for its end, too, and does so in a simulation: not counted, or
+    the least of all where nobody else came.
+    """
+    ordered = sorted((step.at, step.at + step.seconds) for step in steps)
+    there: list[float] = []
+    delayed: list[float] = []
+    back: list[float] = []
+    for asked in arrivals:
+        if asked.transit is not None:
+            before = bisect_left(ordered, (asked.at + asked.transit,))
+            is_free = not before or ordered[before - 1][1] <= asked.at
+            (there if is_free else delayed).append(asked.transit)
+        if asked.first_token is None or asked.waited is None or asked.prefill is None:
+            continue
+        if not asked.preemptions:
+            back.append(max(0.0, asked.first_token - asked.waited - asked.prefill))
+    least = min(delayed, default=0.0)
+    return Way(median(there) if there else least, median(back) if back else 0.0)
 
 
 def _held_out(seen: list[tuple[StepShape, float]]) -> Error:
@@ -156,7 +213,8 @@ def prices_of(seen: list[tuple[StepShape, float]]) -> Prices:
         bound = HUBER * max(median(wrong), 1e-6)
         weights = [min(1.0, bound / max(error, 1e-12)) for error in wrong]
     made = Prices(fold, prices)
-    made.ratios = [seconds / made.predict(shape) for shape, seconds in seen]
+    predicted = [made.predict(shape) for shape, _ in seen]
+    made.scatter = Scatter.of(predicted, [seconds for _, seconds in seen])
     return made
 
 

@@ -8,6 +8,7 @@ each replica is run from beginning to end before the next.
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -137,6 +138,7 @@ class There:
 
 
 def _serve(shard: Shard, theirs: Connection) -> None:
+    gc.freeze()  # what was there before the fork is shared as long as nobody writes to it
     try:
         while asked := theirs.recv():
             what, arguments = asked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from itertools import count
@@ -14,8 +15,9 @@ from dynamo_serve.core.engine import EngineSpec
 from dynamo_serve.core.flight import Activity, Doing, FlightRecorder
 from dynamo_serve.core.journal import Reason
 from dynamo_serve.core.loop import Cancel, Command, Loop, Submit
+from dynamo_serve.core.prefix_tree import Chain, PrefixTree
 from dynamo_serve.core.request import TokenEvent
-from dynamo_serve.core.stats import Standing, Stats
+from dynamo_serve.core.stats import Standing, Stats, StepStats
 from dynamo_serve.core.step_cost import StepShape
 from dynamo_serve.core.tenant import Tenancy
 from dynamo_serve.scheduling import build_scheduler, recall_ladder
@@ -25,6 +27,7 @@ from dynamo_serve.simulate.engine import Answer, Clock, VirtualEngine
 
 SAMPLE_SECONDS = 1.0
 NO_SUCH_RUNGS = (Reason.LIGHTER_WEIGHTS.value, Reason.RESTART_ENGINE.value)  # change the engine
+JOURNAL_KEPT = (100, 10)  # entries, and requests that are gone: nobody asks, and there may be many
 NOTHING: Doing = (Activity.WAITING, 0.0, 0.0, b"")
 
 
@@ -66,8 +69,26 @@ class VirtualLoop(Loop):
     """The books are looked at by tests; reading them whenever nothing runs would take most of the
     time of a simulation."""
 
+    has_readers = True  # of what a server tells about itself with every step
+
     def _check_if_idle(self) -> None:
         self._is_checked = self._is_checked or self.scheduler.is_idle
+
+    def _tell(self, events: list[TokenEvent], step: StepStats | None = None) -> None:
+        if self.has_readers or self.scheduler.controller.has_news:
+            super()._tell(events, step)
+        else:
+            self.publish(events, Stats(step=step))
+
+
+class Untold(PrefixTree):
+    """Nobody asks a simulation why a prompt was not found, and parts of pages are not simulated."""
+
+    def learn(self, chain: Chain, places: Iterable[int], now: float) -> None: ...
+
+    def found(self, chain: Chain, now: float) -> None: ...
+
+    def lose(self, key: bytes) -> None: ...
 
 
 class Replica:
@@ -77,6 +98,8 @@ class Replica:
         self.setup = setup
         self.clock = Clock()
         self.scheduler = build_scheduler(setup.config, setup.tenancy, setup.spec)
+        self.scheduler.pool.tree = Untold(setup.spec.page_size)
+        self.scheduler.journal.keep(*JOURNAL_KEPT)
         self.live: dict[str, Client] = {}
         self.done: list[Client] = []
         self.samples: list[Sample] = []
@@ -88,6 +111,7 @@ class Replica:
         self._until = inf
         times = setup.cost.times(Random(f"{setup.seed}/{index}"))
         self._times = times
+        self._way = setup.cost.way
         engine = VirtualEngine(
             *(setup.spec, self.clock, times, self._shape, self._next_arrival, self._answers)
         )
@@ -99,13 +123,14 @@ class Replica:
             clock=self.clock,
             flight=Unwatched(),
         )
+        self.loop.has_readers = samples
         section = setup.config.scheduler
         forbidden = (*section.ladder_forbid, *NO_SUCH_RUNGS)
         recall_ladder(self.scheduler, replace(section, ladder_forbid=forbidden), Standing(), 0.0)
 
     def feed(self, client: Client, at: float) -> None:
         """It sends at that time, or now if that is past."""
-        heappush(self._agenda, (at, next(self._order), client, 0))
+        heappush(self._agenda, (at + self._way.there, next(self._order), client, 0))
 
     def run(self, until: float = inf) -> None:
         """Turn the loop until nothing more happens before `until`; a step that has begun before
@@ -147,7 +172,7 @@ class Replica:
         while self._agenda and self._agenda[0][0] <= self.clock.now:
             at, _, client, attempt = heappop(self._agenda)
             if not attempt:
-                commands += self._send(client, at)
+                commands += self._send(client, at - self._way.there)
             elif client.id in self.live and attempt == client.attempts:
                 commands.append(Cancel(client.id))
         return commands
@@ -167,16 +192,18 @@ class Replica:
         self.live[client.id] = client
         gone_at = client.tries[min(client.attempts, len(client.tries)) - 1].gone_at
         if gone_at is not None:
-            heappush(self._agenda, (at + gone_at, next(self._order), client, client.attempts))
+            hangs_up = at + gone_at + self._way.there
+            heappush(self._agenda, (hangs_up, next(self._order), client, client.attempts))
         return [Submit(request)]
 
     def _publish(self, events: list[TokenEvent], stats: Stats) -> None:
         now = self.clock.now
+        seen = now + self._way.back
         for event in events:
             client = self.live[event.request_id]
-            client.see(event, now)
+            client.see(event, seen)
             if event.finish or event.refusal:
-                self._end(client, now)
+                self._end(client, seen)
         if stats.step is not None:
             if now >= self._sample_at:
                 self._sample(now, stats)

@@ -66,7 +66,7 @@ def _is_simulated(key: str) -> bool:
 
 
 def cost_of(recording: Recording, options: Options) -> Cost:
-    return constants(options.cost) if options.cost else fit(recording.steps)
+    return constants(options.cost) if options.cost else fit(recording.steps, recording.arrivals)
 
 
 def simulate(recording: Recording, loaded: Loaded, cost: Cost, options: Options) -> Run:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from dynamo_serve.core.request import Finish, Summary, TokenEvent, TokenLogprob
 from dynamo_serve.text.detokenizer import Detokenizer
+from dynamo_serve.text.parts import Parts
 from dynamo_serve.text.stop import StopMatcher
 
 
@@ -24,7 +25,8 @@ class Delta(NamedTuple):
     `text` may be empty while a character or a possible stop string is incomplete. `token_ids`
     includes the token that ended the choice. `tokens` has an entry for every token that is part
     of the message (not for a stop token) if log probabilities were asked for. `cached_tokens` comes
-    with the first token, `summary` with the engine's finish.
+    with the first token, `summary` with the engine's finish. `parts` are the text told apart, if
+    it is a message whose thoughts or calls are looked for.
     """
 
     text: str
@@ -33,6 +35,15 @@ class Delta(NamedTuple):
     finish: Finish | None = None
     cached_tokens: int | None = None
     summary: Summary | None = None
+    parts: Parts | None = None
+
+
+class Teller(Protocol):
+    """What makes deltas of the events of one choice."""
+
+    def deltas(self, event: TokenEvent) -> Sequence[Delta]:
+        """What an event adds; the last one has `finish` if the answer has ended."""
+        ...
 
 
 class Transcript:
@@ -46,17 +57,22 @@ class Transcript:
         self._has_stops = bool(stops)
         self._unwatched = min_tokens
         self._offset = 0
+        self._is_given = False  # comes as text, so that nothing is left in the detokenizer
+
+    def deltas(self, event: TokenEvent) -> Sequence[Delta]:
+        return (self.push(event),)
 
     def push(self, event: TokenEvent) -> Delta:
         """Add an event. Tokens after the one that completes a stop string are dropped."""
+        self._is_given = self._is_given or bool(event.texts)
         if event.finish is None and not (self._has_stops or event.logprobs):  # nearly all
-            text = "".join(map(self._detokenizer.push, event.token_ids))
+            text = "".join(event.texts or map(self._detokenizer.push, event.token_ids))
             self._offset += len(text)
             return Delta(text, event.token_ids, (), None, event.cached_tokens)
         text, num_tokens, tokens = self._read(event)
         finish = event.finish
         if self._stop.matched is None and finish is not None:
-            text += self._watch(self._detokenizer.flush())
+            text += "" if self._is_given else self._watch(self._detokenizer.flush())
             if self._stop.matched is None:
                 text += self._stop.flush()
         if self._stop.matched is not None:
@@ -72,7 +88,8 @@ class Transcript:
         for i, token_id in enumerate(event.token_ids[:num_text]):
             if event.logprobs:
                 tokens.append(ScoredToken(event.logprobs[i], self._offset))
-            pieces.append(self._watch(self._detokenizer.push(token_id)))
+            piece = event.texts[i] if event.texts else self._detokenizer.push(token_id)
+            pieces.append(self._watch(piece))
             if self._stop.matched is not None:
                 return "".join(pieces), i + 1, tokens
         return "".join(pieces), len(event.token_ids), tokens
@@ -87,7 +104,7 @@ class Transcript:
 
 async def detokenize(
     events: AsyncGenerator[TokenEvent, None],
-    transcript: Transcript,
+    transcript: Teller,
     cancel: Callable[[], None] = lambda: None,
     *,
     waits: bool = False,
@@ -99,14 +116,16 @@ async def detokenize(
     """
     async with aclosing(events):
         async for event in events:
-            delta = transcript.push(event)
-            if delta.finish is not None and event.finish is None:
-                cancel()
-                if waits:
-                    delta = delta._replace(summary=await _summary(events))
-            yield delta
-            if delta.finish is not None:
-                return
+            for delta in transcript.deltas(event):
+                is_cut = delta.finish is not None and event.finish is None
+                if is_cut:
+                    cancel()
+                if is_cut and waits:
+                    yield delta._replace(summary=await _summary(events))
+                else:
+                    yield delta
+                if delta.finish is not None:
+                    return
     raise AssertionError("the events of a request ended without a finish")
 
 

@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from transformers import AutoTokenizer
 from transformers.utils import cached_file
 
 from dynamo_serve.errors import InvalidRequest
+from dynamo_serve.text.dialect import takes_tools
 from dynamo_serve.text.pieces import Pieces, WholeTexts, is_byte_level
 
 # Above this many characters, encoding would hold up the event loop for a millisecond and more.
@@ -52,14 +53,22 @@ class Tokenizer:
         own_eos = {tokenizer.eos_token_id} - {None}
         self.eos_ids = eos_ids | own_eos
         added = tokenizer.added_tokens_decoder
-        self.special_ids = frozenset(i for i, token in added.items() if token.special)
+        self._added = {str(token.content): i for i, token in added.items()}
+        self._specials = {i: str(token.content) for i, token in added.items() if token.special}
+        self.special_ids = frozenset(self._specials)
         self.vocab_size = len(tokenizer)
         self._pieces = Pieces(tokenizer)
         whole = WholeTexts(self.decode) if is_byte_level(tokenizer) else None
         self.alone = whole.__getitem__ if whole is not None else None
         self.has_chat_template = bool(tokenizer.chat_template)
+        self.takes_tools = takes_tools(self.template)
         signature = inspect.signature(tokenizer.apply_chat_template)
         self.template_parameters = frozenset(signature.parameters) | {"messages"}
+
+    @property
+    def as_json(self) -> str | None:
+        """As in tokenizer.json; None of a slow one."""
+        return str(self._backend.to_str()) if self._fast else None
 
     @classmethod
     def load(cls, path: str) -> Tokenizer:
@@ -150,6 +159,22 @@ class Tokenizer:
                 f"The model's chat template refuses these messages: {error}", param="messages"
             ) from error
         return text
+
+    def hidden_ids(self, shown: Collection[str]) -> frozenset[int]:
+        """The special ids but for those of `shown`: marks that have to be seen."""
+        if not shown:
+            return self.special_ids
+        return frozenset(i for i, text in self._specials.items() if text.strip() not in shown)
+
+    def added_id(self, text: str) -> int | None:
+        """The token that was added for all of `text`, if there is one."""
+        return self._added.get(text)
+
+    @property
+    def template(self) -> str:
+        """The text of the chat template, of all of them if there are several; "" if none."""
+        template = self._tokenizer.chat_template or ""
+        return "\n".join(template.values()) if isinstance(template, dict) else str(template)
 
     @property
     def knows_developer_role(self) -> bool:

@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from dynamo_serve.api.app import create_app
 from dynamo_serve.api.auth import Access
 from dynamo_serve.api.edge import Metrics
+from dynamo_serve.cli_model import dialect
 from dynamo_serve.cli_serve import HttpServer, http_settings
 from dynamo_serve.config import Config, EngineSection, ModelSection, ServerSection
 from dynamo_serve.service import Service
@@ -60,7 +61,9 @@ def app_of(
 ) -> FastAPI:
     access = Access(settings.server, service.configure)
     shown = metrics or NoMetrics()
-    return create_app(service, tokenizer, settings, shown, access, model_names=NAMES)
+    spoken = dialect(tokenizer, settings.model)
+    parts = (service, tokenizer, settings, shown, access)
+    return create_app(*parts, model_names=NAMES, dialect=spoken)
 
 
 def save_model(folder: Path) -> str:

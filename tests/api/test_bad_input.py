@@ -60,8 +60,8 @@ TABLE: list[tuple[str, dict[str, Any], str, str]] = [
         "not supported",
     ),
     (CHAT, user(mood="bad"), "messages[0].mood", "Unknown"),
-    (CHAT, user(tool_calls=[{}]), "messages[0].tool_calls", "not supported"),
-    (CHAT, {"messages": [{"role": "tool", "content": ""}]}, "messages[0].role", "tool"),
+    (CHAT, user(function_call={}), "messages[0].function_call", "not supported"),
+    (CHAT, {"messages": [{"role": "function", "content": ""}]}, "messages[0].role", "use 'tool'"),
     (CHAT, user("refuse me"), "messages", "no such talk"),
     (CHAT, user("hello " * 300), "messages", "together may have 256"),
     (CHAT, {**user(), "max_tokens": 256}, "messages", "max_tokens is 256"),
@@ -129,8 +129,7 @@ TABLE: list[tuple[str, dict[str, Any], str, str]] = [
     ),
     (CHAT, {**user(), "stream": True, "stream_options": 7}, "stream_options", "an object"),
     (CHAT, {**user(), "wisdom": 1}, "wisdom", "Unknown field"),
-    (CHAT, {**user(), "tools": [{}]}, "tools", "not supported"),
-    (CHAT, {**user(), "tool_choice": "required"}, "tool_choice", "not supported"),
+    (CHAT, {**user(), "functions": [{}]}, "functions", "not supported"),
     (CHAT, {**user(), "response_format": {"type": "json_object"}}, "response_format", "not supp"),
     (CHAT, {**user(), "reasoning_effort": "high"}, "reasoning_effort", "not supported"),
     (CHAT, {**user(), "modalities": ["audio"]}, "modalities", "not supported"),
@@ -193,10 +192,10 @@ def test_a_bad_field_is_named(
         (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', "messages[0].content"),
         (b'{"\\udfff": 1}', "surrogate"),
         (b'{"prompt": ["a", "\\ud83d"]}', "prompt[1]"),
-        (b'{"metadata": ' + b"[" * 40 + b"]" * 40 + b"}", "nested deeper than 32"),
-        (b"[" * 60_000, "nested deeper than 32"),
+        (b'{"metadata": ' + b"[" * 80 + b"]" * 80 + b"}", "nested deeper than 64"),
+        (b"[" * 60_000, "nested deeper than 64"),
         (b"[" * 90_000, "too many parts: at most 65536 objects"),
-        (b'{"a":' * 20_000, "nested deeper than 32"),
+        (b'{"a":' * 20_000, "nested deeper than 64"),
     ],
 )
 def test_a_bad_body_is_named(http: httpx.Client, raw: bytes, part: str) -> None:
@@ -363,7 +362,7 @@ def test_an_unknown_field_can_be_a_warning(
     settings = config(unknown_fields="warn")
     with serving(StubService(says(tokenizer, "hi")), tokenizer, settings) as base:
         answer = httpx.post(base + CHAT, json={**user(), "wisdom": 1})
-        refused = httpx.post(base + CHAT, json={**user(), "tools": [{}]})
+        refused = httpx.post(base + CHAT, json={**user(), "functions": [{}]})
     assert answer.status_code == 200
     assert refused.status_code == 400
     assert "unknown request field 'wisdom' ignored" in caplog.text

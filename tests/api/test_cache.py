@@ -111,6 +111,35 @@ def test_another_tenant_learns_nothing(house: House) -> None:
     assert all(told["miss"]["text"]["stored"] is None for told in before)
 
 
+def test_an_operator_is_told_that_others_have_it(house: House) -> None:
+    def asked(tenant: str, prompt: str = PROMPT) -> dict[str, Any]:
+        url = "/admin/cache/explain"
+        answer = house.admin.post(url, params={"tenant": tenant}, json={"prompt": prompt})
+        assert answer.status_code == 200, answer.text
+        told: dict[str, Any] = answer.json()
+        assert told["tenant"] == tenant
+        return told
+
+    assert (asked("beta")["apart"], asked("beta")["miss"]["reason"]) == ([], "first_time")
+    complete(house.acme)
+    told = asked("beta")
+    (apart,) = told["apart"]
+    assert apart["tenants"] == ["acme"] and 0 < apart["tokens"] <= told["prompt_tokens"]
+    assert told["miss"]["reason"] == "salted_apart" and "never finds" in told["miss"]["message"]
+    assert explain(house.beta)["miss"]["reason"] == "first_time", "the tenant itself learns nothing"
+    complete(house.beta)
+    assert asked("beta")["miss"]["reason"] == "too_short", "it has its own now"
+    assert asked("beta")["apart"] == [apart], "as others have"
+    assert asked("acme", OTHER)["miss"]["reason"] == "differs"
+
+
+@pytest.mark.parametrize("query", ["", "?tenant=", "?tenant=nobody"])
+def test_an_operator_names_a_tenant(house: House, query: str) -> None:
+    url = "/admin/cache/explain" + query
+    assert error(house.admin.post(url, json={"prompt": "a"}), 400)["param"] == "tenant"
+    assert "key of a tenant" in error(house.acme.post(url, json={"prompt": "a"}), 403)["message"]
+
+
 @pytest.mark.parametrize(
     ("body", "param"),
     [
@@ -128,7 +157,7 @@ def test_another_tenant_learns_nothing(house: House) -> None:
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "user"}]}, "messages[0].content"),
         ({"messages": [{"role": "king", "content": "a"}]}, "messages[0].role"),
-        ({"messages": [{"role": "user", "content": "a"}], "tools": [{}]}, "tools"),
+        ({"messages": [{"role": "user", "content": "a"}], "tools": [{}]}, "tools[0].type"),
         ({"prompt": "a", "salt": "beta"}, "salt"),
         ({"prompt": "a", "cache_salt": "beta"}, "cache_salt"),
         ({"prompt": "a", "tenant": "beta"}, "tenant"),

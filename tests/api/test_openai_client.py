@@ -247,8 +247,8 @@ def test_bookkeeping_fields_change_nothing(client: openai.OpenAI) -> None:
 
 def test_errors_arrive_as_the_clients_own_classes(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
-        chat(client, tools=[{"type": "function", "function": {"name": "f"}}])
-    assert (refused.value.param, refused.value.code) == ("tools", "unsupported_parameter")
+        chat(client, modalities=["audio"])
+    assert (refused.value.param, refused.value.code) == ("modalities", "unsupported_parameter")
     with pytest.raises(openai.NotFoundError) as missing:
         client.models.retrieve("nobody/knows")
     assert missing.value.code == "model_not_found"

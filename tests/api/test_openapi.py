@@ -172,7 +172,11 @@ FREE: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "/v1/completions": {"prompt": st.text(min_size=1, max_size=9)},
 }
 # Bounded by the model, by other fields or by the template, and not by the schema.
-BOUND = {"model", "stop_token_ids", "logit_bias", "chat_template_kwargs", "max_completion_tokens"}
+BOUND = {
+    *("model", "stop_token_ids", "logit_bias", "chat_template_kwargs", "max_completion_tokens"),
+    *("tools", "tool_choice", "reasoning_effort", "thinking_token_budget"),
+    *("response_format", "structured_outputs"),
+}
 USAGE = {"stream": st.just(True), "stream_options": st.just({"include_usage": True})}
 
 
@@ -194,6 +198,31 @@ def test_supported_fields_within_bounds_are_taken(
     if "deadline_ms" in body:  # one that cannot be kept is refused, with a 503
         body["deadline_ms"] = 60_000
     answer = post(http, path, body)
+    assert answer.status_code == 200, answer.text
+    check(answer)
+
+
+CALL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+EARLIER = [
+    {"role": "user", "content": "hello"},
+    {"role": "assistant", "tool_calls": [CALL], "reasoning_content": "Hm."},
+    {"role": "tool", "tool_call_id": "a", "content": "18"},
+]
+TOOLS = [
+    {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}},
+    {"type": "function", "function": {"name": "g"}},
+]
+
+
+@pytest.mark.parametrize("tools", [[], TOOLS], ids=["none", "two"])
+@pytest.mark.parametrize("choice", ["auto", "none", None])
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_tools_within_bounds_are_taken(
+    http: httpx.Client, tools: list[Any], choice: str | None, is_stream: bool
+) -> None:
+    body = {"messages": EARLIER, "tools": tools, "tool_choice": choice, "stream": is_stream}
+    more = {"logprobs": True, "n": 2, "parallel_tool_calls": not is_stream, "max_tokens": 8}
+    answer = post(http, "/v1/chat/completions", {**body, **more})
     assert answer.status_code == 200, answer.text
     check(answer)
 
@@ -225,6 +254,6 @@ def test_no_field_is_in_the_table_twice(model: type[BaseModel]) -> None:
 def test_the_document_describes_every_field_and_every_error(document: dict[str, Any]) -> None:
     properties = document["components"]["schemas"]["ChatRequest"]["properties"]
     assert properties["temperature"]["description"]
-    assert properties["tools"]["description"].startswith("refused")
+    assert properties["functions"]["description"].startswith("refused")
     assert properties["user"]["description"].startswith("bookkeeping")
     assert set(document["paths"]) >= {*MODELS, "/health", "/ready", "/metrics", "/v1/server"}

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import re
 import socket
 import time
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,7 +26,9 @@ from dynamo_serve.text.tokenizer import Tokenizer
 from tests.api.live import config, serving
 from tests.api.stub import WAIT_S
 
+EVENTS = {"Accept": "text/event-stream"}  # as who wants ids sends it
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}], "stream": True}
+CLOCK = {"type": "function", "function": {"name": "clock"}}
 BODIES: dict[str, tuple[str, dict[str, Any]]] = {
     "chat": ("/v1/chat/completions", {**CHAT, "max_tokens": 40}),
     "tokens and logprobs": (
@@ -36,6 +40,7 @@ BODIES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "three choices": ("/v1/chat/completions", {**CHAT, "max_tokens": 30, "n": 3, "seed": 5}),
+    "tools": ("/v1/chat/completions", {**CHAT, "max_tokens": 40, "tools": [CLOCK]}),
     "stop string": ("/v1/completions", {"prompt": "x", "stream": True, "max_tokens": 60}),
 }
 
@@ -112,10 +117,36 @@ def read(answer: Answer, response: httpx.Response, num_bytes: float = float("inf
 
 def whole(base: str, path: str, body: dict[str, Any]) -> Answer:
     answer = Answer()
-    with httpx.stream("POST", base + path, json=body) as response:
+    with httpx.stream("POST", base + path, json=body, headers=EVENTS) as response:
         read(answer, response)
     assert answer.is_done
     return answer
+
+
+@pytest.mark.parametrize("accept", ["*/*", "application/json", None])
+def test_who_does_not_ask_for_events_gets_nothing_but_data(base: str, accept: str | None) -> None:
+    """Load generators and other simple clients take every event for `data: ` and JSON."""
+    path, body = BODIES["three choices"]
+    answer = httpx.post(base + path, json=body, headers={"Accept": accept} if accept else {})
+    *events, done, rest = answer.text.split("\n\n")
+    assert (done, rest) == ("data: [DONE]", "")
+    assert all(json.loads(event.removeprefix("data: "))["choices"] for event in events)
+    id = json.loads(events[0].removeprefix("data: "))["id"]
+    with httpx.stream("GET", f"{base}/v1/streams/{id}") as response:  # and has ids from now on
+        read(again := Answer(), response)
+    assert again.is_done and again.last_id.startswith(id)
+
+
+def test_the_readme_asks_for_ids_where_it_shows_them(base: str) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    shown = readme.partition("## Streams that survive")[2].partition("Last-Event-ID")[0]
+    curl = re.search(r"curl -N http://127.0.0.1:8000(\S+) (.*?)-d '(.*?)'\n", shown, re.DOTALL)
+    assert curl
+    headers = dict(header.split(": ") for header in re.findall(r"-H '(.*?)'", curl[2]))
+    body = {**json.loads(curl[3]), "max_tokens": 4}
+    answer = httpx.post(base + curl[1], json=body, headers=headers)
+    *events, _, _ = answer.text.split("\n\n")
+    assert events and all(event.startswith("id: chatcmpl-") for event in events)
 
 
 @pytest.mark.parametrize("name", BODIES)
@@ -131,7 +162,7 @@ def test_a_broken_stream_goes_on_where_it_was(base: str, service: Service, name:
         while not answer.is_done:
             num_tries += 1
             assert num_tries < 100
-            headers = {"Last-Event-ID": answer.last_id} if answer.last_id else {}
+            headers = EVENTS | ({"Last-Event-ID": answer.last_id} if answer.last_id else {})
             again = answer.last_id and rng.random() < 0.5
             id = answer.last_id.partition(":")[0]
             method, url = ("GET", f"/v1/streams/{id}") if again else ("POST", path)
@@ -148,7 +179,7 @@ def test_a_broken_stream_goes_on_where_it_was(base: str, service: Service, name:
 def test_the_rest_is_computed_only_when_somebody_is_there(base: str, service: Service) -> None:
     answer = Answer()
     body = {**CHAT, "max_tokens": 200, "ignore_eos": True}
-    with httpx.stream("POST", base + "/v1/chat/completions", json=body) as response:
+    with httpx.stream("POST", base + "/v1/chat/completions", json=body, headers=EVENTS) as response:
         read(answer, response, 3000)
     wait_until(lambda: service.num_live == 0)
     wait_until(lambda: service.stats.num_running == service.stats.pages_used == 0)
@@ -178,7 +209,7 @@ def test_a_second_reader_takes_the_stream_over(base: str) -> None:
     body = {**CHAT, "max_tokens": 200, "ignore_eos": True}
     expected = whole(base, "/v1/chat/completions", body)
     answer = Answer()
-    with httpx.stream("POST", base + "/v1/chat/completions", json=body) as first:
+    with httpx.stream("POST", base + "/v1/chat/completions", json=body, headers=EVENTS) as first:
         chunks = first.iter_bytes()
         for event in events_of(chunks, 3000):
             answer.take(event)
@@ -235,7 +266,7 @@ def test_a_stream_is_kept_for_its_own_tenant_and_not_for_ever(
 
         def headers(name: str, last: str = "") -> dict[str, str]:
             auth = {"Authorization": f"Bearer {keys[name]}"}
-            return {**auth, "Last-Event-ID": last} if last else auth
+            return auth | ({"Last-Event-ID": last} if last else EVENTS)
 
         path, body = BODIES["chat"]
         answer = Answer()
@@ -256,7 +287,9 @@ def test_without_a_grace_there_are_no_ids_and_a_hang_up_cancels(
     service = Service(chosen, model_path=model_folder)
     with serving(service, tokenizer, chosen) as base:
         body = {**CHAT, "max_tokens": 200, "ignore_eos": True}
-        with httpx.stream("POST", base + "/v1/chat/completions", json=body) as response:
+        with httpx.stream(
+            "POST", base + "/v1/chat/completions", json=body, headers=EVENTS
+        ) as response:
             assert next(response.iter_lines()).startswith("data: ")
         wait_until(lambda: service.num_live == 0)
         assert not service.deliveries.kept
@@ -311,7 +344,9 @@ def test_streams_that_begin_together_can_all_be_gone_on_with(base: str) -> None:
 
     def cut_and_gone_on_with(number: int) -> Answer:
         answer = Answer()
-        with httpx.stream("POST", base + "/v1/chat/completions", json=body) as response:
+        with httpx.stream(
+            "POST", base + "/v1/chat/completions", json=body, headers=EVENTS
+        ) as response:
             read(answer, response, 1500)
         headers = {"Last-Event-ID": answer.last_id}
         with httpx.stream("POST", base + "/v1/chat/completions", headers=headers) as response:
@@ -334,7 +369,7 @@ def test_a_choice_that_has_ended_is_kept_for_the_others(
     )
     with serving(service, tokenizer, chosen) as base:
         answer = Answer()
-        with httpx.stream("POST", base + "/v1/completions", json=body) as response:
+        with httpx.stream("POST", base + "/v1/completions", json=body, headers=EVENTS) as response:
             read(answer, response, 45_000)
         assert answer.finishes == {0: "length"}
         assert len(answer.token_ids[1]) > 130  # so its end was more than the grace ago

@@ -209,7 +209,7 @@ def test_without_prefix_sharing_there_is_nothing_to_declare(
     ("prefix", "fault"),
     [
         ({"text": "short"}, "only full pages"),
-        ({"messages": [{"role": "tool", "content": "x" * 90}]}, "role"),
+        ({"messages": [{"role": "function", "content": "x" * 90}]}, "role"),
     ],
 )
 def test_what_cannot_be_shared_is_named(

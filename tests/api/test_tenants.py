@@ -25,7 +25,7 @@ from tests.test_metrics import REFUSAL
 
 KEYS = {name: f"key-of-{name}-with-enough-characters" for name in ("acme", "beta", "admin")}
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
-SUMMARY = Summary(0.0125, 0.1, 0.2, 5, 1, 0.05, 0.04, 2.5)
+SUMMARY = Summary(0.0125, 0.1, 0.2, 5, 1, 0.05, 0.04, 2.5, transit_seconds=0.002)
 
 
 def tenants(**acme: object) -> dict[str, Any]:
@@ -321,6 +321,7 @@ def test_the_end_of_each_choice_explains_it(house: House, path: str) -> None:
     body = {"prompt": "hi"} if path == "/v1/completions" else CHAT
     expected = {
         "queue_ms": 12.5,
+        "transit_ms": 2.0,
         "prefill_ms": 100.0,
         "decode_ms": 200.0,
         "stall_ms": 50.0,

@@ -12,8 +12,12 @@ import pytest
 from dynamo_serve.bench import answers
 from dynamo_serve.bench.answers import Said, count_tokens, failure, parse, retry_after, server_times
 from dynamo_serve.bench.client import Answer, Client, Reading
+from dynamo_serve.bench.latency import tpot
 from dynamo_serve.bench.later import Later
+from dynamo_serve.bench.outcomes import record_of
+from dynamo_serve.bench.plan import Call
 from dynamo_serve.bench.precise_loop import new_loop
+from dynamo_serve.bench.record import Record
 from dynamo_serve.bench.sampling import parse as parse_metrics
 
 STREAM = {"content-type": "text/event-stream; charset=utf-8"}
@@ -59,8 +63,22 @@ def test_how_a_stream_is_cut_changes_nothing_but_the_times(size: int) -> None:
 
 
 def test_a_read_counts_once_and_only_if_it_brings_tokens() -> None:
-    assert said(*WHOLE).at == [2.0, 3.0]
-    assert said(WHOLE[0], WHOLE[2] + WHOLE[3], *WHOLE[4:]).at == [1.0]
+    assert said(*WHOLE).by_choice == {0: [2.0, 3.0]}
+    assert said(WHOLE[0], WHOLE[2] + WHOLE[3], *WHOLE[4:]).by_choice == {0: [1.0]}
+
+
+def test_choices_are_kept_apart() -> None:
+    def piece(index: int, text: str) -> bytes:
+        return event(choices=[{"index": index, "delta": {"content": text}}])
+
+    both = piece(0, "d") + piece(1, "y")
+    found = said(piece(0, "a"), piece(1, "x"), piece(0, "b"), piece(0, "c"), both)
+    assert found.by_choice == {0: [0.0, 2.0, 3.0, 4.0], 1: [1.0, 4.0]}
+    assert "".join(found.text) == "abcd"  # what a conversation goes on with
+    answer = Answer(status=200, end=5.0)
+    made = record_of(answer, found, Call(), Record(0, 0.0, 0.0), 0.0)
+    assert (made.first, made.choices, made.gaps) == (0.0, 2, (2.0, 1.0, 1.0, 3.0))
+    assert tpot(made) == pytest.approx(7.0 / 4)  # six tokens, two of them first ones
 
 
 def test_lines_may_end_as_in_windows() -> None:
@@ -71,7 +89,7 @@ def test_lines_may_end_as_in_windows() -> None:
     "part", [{"reasoning_content": "hm"}, {"tool_calls": [{"index": 0}]}, {"content": "x"}]
 )
 def test_thoughts_and_tool_calls_are_tokens_too(part: dict[str, Any]) -> None:
-    assert said(event(choices=[{"delta": part}])).at == [0.0]
+    assert said(event(choices=[{"delta": part}])).by_choice == {0: [0.0]}
 
 
 def test_an_error_in_mid_stream_is_a_failure_even_if_done_follows() -> None:
@@ -179,6 +197,13 @@ def test_what_breaks_has_failed(reply: bytes, error: str) -> None:
     assert error in asked(reply).error
 
 
+def test_an_answer_has_a_size_beyond_which_nobody_reads() -> None:
+    head = b"HTTP/1.1 200 OK\r\n"
+    reading = Reading(most_bytes=1 << 20)
+    for reply in (head + b"\r\n" + bytes(1 << 21), head + b"x: " + b"y" * (1 << 21)):
+        assert asked(reply, reading).error == "more than 1 MiB in one answer"
+
+
 def test_an_interim_answer_is_not_the_answer() -> None:
     interim = b"HTTP/1.1 100 Continue\r\n\r\n"
     found = asked(interim + b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
@@ -191,6 +216,7 @@ def test_an_interim_answer_is_not_the_answer() -> None:
         {"choices": [{"delta": {"content": 7}}]},
         {"choices": [{"text": "a", "explain": 5}]},
         {"choices": [], "usage": "many"},
+        {"choices": [{"text": "a", "index": "first"}]},
     ],
 )
 def test_what_is_no_event_is_refused_where_it_comes(event: dict[str, object]) -> None:

@@ -71,6 +71,20 @@ def test_a_target_that_is_missed_is_the_exit_code(
     assert (told["ttft_p99_ms"]["met"], told["failed"]["met"]) == (code == 0, True)
 
 
+def test_a_run_of_which_nothing_was_answered_has_failed(
+    stub: Stub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--workload", "plain", "--rate", "200", "--requests", "5", "--set", "shape.output=2")
+    more = ("--set", "extra.stub.status=500", "--prompts", "words")
+    assert bench(stub.url, *words, "--out", str(tmp_path / "run.jsonl"), *more) == 2
+    assert "a first short request failed" in capsys.readouterr().err
+    more = ("--set", "extra.stub.fail_after=0", "--bandwidth", "100")  # only streams fail so
+    assert bench(stub.url, *words, "--out", str(tmp_path / "run.jsonl"), *more) == 1
+    told = capsys.readouterr()
+    assert "error: none of 5 requests was answered; most often: broke" in told.err
+    assert "unknown: the server does not say how many bytes" in told.out
+
+
 def test_a_dry_run_needs_no_server(capsys: pytest.CaptureFixture[str]) -> None:
     words = ("http://127.0.0.1:1", "--workload", "rag", "--rate", "3", "--requests", "50")
     assert bench(*words, "--dry-run") == 0

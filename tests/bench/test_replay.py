@@ -134,6 +134,20 @@ def test_choices_of_a_call_are_one_call() -> None:
     assert told == ["1: calls have choices as long as theirs were on average"]
 
 
+def test_a_deadline_is_sent_if_its_client_had_named_it() -> None:
+    of_class = arrival(1.0, deadline=9.0, has_class_deadline=True)
+    plan, _ = planned(arrival(0.0, deadline=2.0), of_class)
+    assert [p.call.deadline for p in plan] == [2.0, None]
+
+
+def test_recorded_texts_are_sent_only_if_that_is_asked_for() -> None:
+    arrivals = arrival(0.0, text="once upon a time"), arrival(1.0)
+    plan, told = planned(*arrivals, with_texts=True)
+    assert plan[0].call.prompt == "once upon a time" and callable(plan[1].call.prompt)
+    assert told == ["1: have no recorded text, and are sent with a made one"]
+    assert callable(planned(*arrivals)[0][0].call.prompt)
+
+
 def test_every_tenant_needs_a_key_if_any_has_one() -> None:
     arrivals = arrival(0.0, tenant="shop", class_name="batch"), arrival(1.0, tenant="bank")
     plan, _ = planned(*arrivals, keys=KEYS)

@@ -124,6 +124,14 @@ def test_throughput_over_time_has_every_token_once() -> None:
     assert sum(y for _, y in output.points) == pytest.approx(tokens)  # intervals of a second
 
 
+def test_choices_of_one_call_are_not_one_after_the_other_in_time() -> None:
+    gaps = (1.0,) * 8  # four of each choice, at the same time
+    record = Record(0, 0.0, 0.0, output_tokens=10, first=1.0, gaps=gaps, choices=2, end=5.0)
+    (output, _) = timeline.charts(Run({}, 5.0, [record]))[0].lines
+    assert max(at for at, y in output.points if y) == 5.5, "the second in which it ended"
+    assert sum(y for _, y in output.points) == pytest.approx(10)
+
+
 def test_pages_over_time_are_those_of_the_pool() -> None:
     chart = timeline.charts(made_run(seconds=30))[3]
     assert [line.name for line in chart.lines] == ["used", "cached", "free"]

@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 
+from dynamo_serve.bench import memory_speed
 from dynamo_serve.bench.figures import figures, summaries
 from dynamo_serve.bench.record import Record, Run, Sample
+from dynamo_serve.bench.scenario import scenario_of
 from dynamo_serve.bench.summary import summary
 from dynamo_serve.bench.text import text
+from dynamo_serve.errors import ConfigError
 
 OPEN = {"loop": "open"}
 
@@ -174,9 +177,44 @@ def test_the_bound_is_given_only_where_the_run_says_bytes_and_bandwidth() -> Non
     assert found.bound is not None and found.bound.fraction == pytest.approx(0.5)
     assert found.bound.source == "ITL p50, by the client"
     assert summary(Run(OPEN, 10.0, records)).bound is None
-    assert "unknown: the run lacks bytes_per_step or bandwidth" in text(
-        summary(Run(OPEN, 10.0, records))
-    )
+    assert "unknown: nobody said how fast the memory is" in text(summary(Run(OPEN, 10.0, records)))
+
+
+def test_what_a_step_reads_follows_from_weights_and_contexts() -> None:
+    facts = {"engine": {"weights_read_bytes": 1_000_000, "kv_bytes_per_token": 100}}
+    about = {**OPEN, "bandwidth": 1e9, "settings": facts}
+    fed, steps = "dserve_batch_tokens", "dserve_step_seconds"
+    at_first = {f'{name}_{end}{{phase="decode"}}': 0.0
+                for name in (fed, steps) for end in ("sum", "count")}  # fmt: skip
+    later = dict(zip(at_first, (50.0, 10.0, 0.04, 10.0), strict=True))  # 5 tokens, 4 ms each step
+    later["dserve_draft_tokens_total"] = 10.0  # one of the five
+    samples = [Sample(0.0, {**at_first, "dserve_draft_tokens_total": 0.0}), Sample(9.0, later)]
+    records = [answered(n, prompt_tokens=200, output_tokens=100) for n in range(6)]
+    found = summary(Run(about, 10.0, records, samples)).bound
+    assert found is not None and found.bytes_per_step == 1_000_000 + 4 * 250 * 100
+    assert found.fraction == pytest.approx(0.0011 / 0.004)
+    two = [answered(0, prompt_tokens=200, output_tokens=100, choices=2)]  # fifty of each
+    found = summary(Run(about, 10.0, two, samples)).bound
+    assert found is not None and found.bytes_per_step == 1_000_000 + 4 * 225 * 100
+    for told, lacks in (
+        ({**about, "settings": {}}, "does not say how many bytes"),
+        (about, "tell of no decode step"),
+    ):
+        assert lacks in summary(Run(told, 10.0, records)).unbound
+
+
+def test_what_reads_memory_is_asked_only_where_the_server_is() -> None:
+    assert memory_speed.measured(size=1 << 22, repeats=2) > 1e6
+    wanted = scenario_of({"rate": 1, "requests": 1, "measure_bandwidth": True})
+    with pytest.raises(ConfigError, match="is another one"):
+        memory_speed.of_server("http://192.0.2.1:8000", wanted, {})
+    with pytest.raises(ConfigError, match="runs on cuda:0"):
+        on_gpu = {"engine": {"device": "cuda:0 (a GPU)"}}
+        memory_speed.of_server("http://127.0.0.1:1", wanted, on_gpu)
+    given = scenario_of({"rate": 1, "requests": 1, "bandwidth": 200})
+    assert memory_speed.of_server("http://192.0.2.1:8000", given, {}) == 200e9
+    with pytest.raises(ConfigError, match="leave out one of them"):
+        scenario_of({"rate": 1, "requests": 1, "bandwidth": 200, "measure_bandwidth": True})
 
 
 def test_prefix_savings_are_what_the_server_counted() -> None:

@@ -397,7 +397,9 @@ def test_prompts_with_a_lower_priority_tell_nothing() -> None:
     account = Shares(tenancy()).account("web")
     for priority in (0, 1):
         request = ask("x", 4, 4, 0.0, tenant="web", priority=priority)
-        tally.token(Sequence.of(request, CLASSES["chat"]), account, 5.0)
+        seq = Sequence.of(request, CLASSES["chat"])
+        seq.account = account
+        tally.token(seq, 5.0)
     assert tally.by_class == {"chat": [0, 1, 0, 0]}
 
 

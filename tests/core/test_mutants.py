@@ -27,6 +27,7 @@ EVENTS = ("test_page_events.py",)
 PINS = ("test_pins.py",)
 PARTS = ("test_page_parts.py", "test_views_cache.py", "test_tiers.py")
 LADDER = ("test_controller.py", "test_rungs.py", "test_backlog.py")
+GROUPS = ("test_grouping.py",)
 HELPERS = ("traffic.py", "playing.py", "tiers.py")
 
 BROKEN_BOOKS = {
@@ -51,11 +52,12 @@ BROKEN_BOOKS = {
         "        del self.running[seq.id]\n        self.waiting.add(seq)\n",
         "        del self.running[seq.id]\n",
     ),
+    "show the pages of before": ("hits.py", "    seq.shown = ()\n", ""),
     "never withdraw a claim": ("lifecycle.py", "self.pool.index.unclaim(", "(lambda *_: None)("),
     "finish one token late": (
-        "lifecycle.py",
-        "seq.num_outputs >= seq.max_tokens",
-        "seq.num_outputs > seq.max_tokens",
+        "sequence.py",
+        "num_outputs >= self.max_tokens",
+        "num_outputs > self.max_tokens",
     ),
     "count the prefix again after a preemption": (
         "lifecycle.py",
@@ -225,7 +227,7 @@ BROKEN_DRAFTS = {
     "take a whole draft for right": ("batch.py", "if token != guess:", "if False:"),
     "settle what was not verified": (
         "lifecycle.py",
-        "seq.phase, seq.num_computed = Phase.DECODE, seq.num_tokens - 1",
+        "seq.phase, seq.num_computed = Phase.DECODE, len(seq.tokens) - 1",
         "seq.phase = Phase.DECODE\n"
         "            seq.num_computed = max(seq.num_tokens - 1, work.position + work.draft_len)",
     ),
@@ -349,7 +351,11 @@ BROKEN_SURVIVAL = {
         "        seq.resume(done, now)\n        assert self.admission.refuse(seq, now) is None\n",
     ),
     "suspect nobody": ("quarantine.py", "if not (seq.is_suspect and is_live):", "if True:"),
-    "suspect for ever": ("lifecycle.py", "            seq.is_suspect = False\n", ""),
+    "suspect for ever": (
+        "lifecycle.py",
+        "seq.last_token_at, seq.is_suspect = now, False",
+        "seq.last_token_at = now",
+    ),
     "run others beside a suspect": (
         "scheduler.py",
         "return self._batch([], {}, [suspect], now)",
@@ -365,7 +371,11 @@ BROKEN_SURVIVAL = {
         "        except EngineBroken:\n            raise\n        except Exception as error:\n",
         "        except Exception as error:\n",
     ),
-    "learn from a step that was run again": ("bill.py", "if self.is_smooth and not", "if not"),
+    "learn from a step that was run again": (
+        "bill.py",
+        "if self.is_smooth and Finish.ERROR not in",
+        "if Finish.ERROR not in",
+    ),
     "go on with an engine with which nothing works": (
         "rescue.py",
         "            raise error\n        return outputs",
@@ -525,7 +535,11 @@ BROKEN_LADDER = {
         "if is_capped and request.is_open_ended:",
     ),
     "cut what has begun": ("ladder.py", "if seq.admitted_at is None:", "if True:"),
-    "tell nobody of a cut": ("lifecycle.py", "cached_tokens, max_tokens=cut)", "cached_tokens)"),
+    "tell nobody of a cut": (
+        "lifecycle.py",
+        "cached_tokens, max_tokens=seq.cut_to)",
+        "cached_tokens)",
+    ),
     "take a cut for a length": (
         "sequence.py",
         "finish is Finish.LENGTH and self.cut_to is None",
@@ -592,6 +606,11 @@ BROKEN_LADDER = {
 }
 
 BROKEN_ANSWERS = {
+    "tell operators of who has nothing": (
+        "views_cache.py",
+        "if keys and keys[-1] not in",
+        "if not keys or keys[-1] not in",
+    ),
     "tell a tenant what others have sent": (
         "prefix_tree.py",
         "            if tenant in node.tenants:\n",
@@ -786,8 +805,8 @@ BROKEN_PARTS = {
     ),
     "part: hold the page for as long as it runs": (
         "lifecycle.py",
-        "        self.parts.let_go(seq)\n        tokens, finish",
-        "        tokens, finish",
+        "            self.parts.let_go(seq)\n        tokens, finish",
+        "            pass\n        tokens, finish",
     ),
     "part: hold the page of who has left": (
         "lifecycle.py",
@@ -850,6 +869,31 @@ BROKEN_PARTS = {
     ),
 }
 
+BROKEN_GROUPS = {
+    "run no group together": ("waiting.py", "if seq.request.group:", "if False:"),
+    "let a group go before anybody": ("waiting.py", "if other.turn < earliest:", "if False:"),
+    "let a group pass who was promised more": (
+        "waiting.py",
+        "if other.promise.strict or other.promise.ttft < seq.promise.ttft:",
+        "if False:",
+    ),
+    "let a group pass who has a lower priority number": (
+        "waiting.py",
+        "if other.request.priority < seq.request.priority:",
+        "if False:",
+    ),
+    "see batch-class and other requests apart": (
+        "waiting.py",
+        "for queue in self._by_tenant[seq.request.tenant]:\n            at",
+        "for queue in [self._by_tenant[seq.request.tenant][seq.promise.is_batch]]:\n            at",
+    ),
+    "look for a group from the turn that it had": (
+        "waiting.py",
+        "(seq.due, seq.ordinal), key=place)\n            near",
+        "place(seq), key=place)\n            near",
+    ),
+}
+
 MUTANTS = {
     **{name: (BOOKS, mutant) for name, mutant in BROKEN_BOOKS.items()},
     **{name: (SHARED, mutant) for name, mutant in BROKEN_SHARING.items()},
@@ -864,6 +908,7 @@ MUTANTS = {
     **{name: (PINS, mutant) for name, mutant in BROKEN_PINS.items()},
     **{name: (PARTS, mutant) for name, mutant in BROKEN_PARTS.items()},
     **{name: (TOLD, mutant) for name, mutant in BROKEN_ANSWERS.items()},
+    **{name: (GROUPS, mutant) for name, mutant in BROKEN_GROUPS.items()},
 }
 
 

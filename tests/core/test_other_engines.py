@@ -7,9 +7,10 @@ from collections.abc import Iterable
 
 import pytest
 
-from dynamo_serve.core.batch import Batch, Phase, SequenceOutput
+from dynamo_serve.core.batch import Batch, Phase, SequenceOutput, Work
 from dynamo_serve.core.engine import EngineSpec
-from dynamo_serve.core.request import Finish, Request
+from dynamo_serve.core.loop import Submit
+from dynamo_serve.core.request import NO_ID, Finish, Request, Resumed
 from dynamo_serve.core.scheduler import Limits
 from dynamo_serve.engines.fake import next_token
 from tests.core.traffic import VOCAB_SIZE, Harness, reference
@@ -110,3 +111,49 @@ def test_images_come_as_artifacts_after_their_ticks() -> None:
     assert all(tokens == [0, 1, 2, 3, 4, 5] for tokens in ticks.values())
     for name in ticks:
         assert [e.artifact for e in harness.finish_of(name)] == [b"PNG"]
+
+
+class TextEngine(RemoteEngine):
+    """Says words, of which it knows no ids, and goes on behind what has been said."""
+
+    def step(self, batch: Batch) -> list[SequenceOutput]:
+        return [self.word(work) for work in batch.work if work.samples and self.rng.random() < 0.6]
+
+    def word(self, work: Work) -> SequenceOutput:
+        assert work.request is not None
+        count = len(work.said.split())
+        texts = tuple(f" {work.request.id}{count + i}" for i in range(self.rng.randint(1, 2)))
+        return SequenceOutput(work.seq_id, (NO_ID,) * len(texts), texts=texts)
+
+
+def said(harness: Harness, name: str) -> str:
+    return "".join(t for e in harness.events if e.request_id == name for t in e.texts)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_text_comes_beside_its_tokens_and_no_more_than_was_asked_for(seed: int) -> None:
+    harness = Harness(TextEngine(random.Random(seed)), Limits(max_queue_delay=0.0))
+    counts = {f"r{n}": n + 1 for n in range(9)}
+    answers = harness.generate(*(Request(n, (1, 2), count) for n, count in counts.items()))
+    for name, count in counts.items():
+        assert answers[name] == [NO_ID] * count
+        assert said(harness, name).split() == [f"{name}{i}" for i in range(count)]
+
+
+def test_who_is_resumed_goes_on_behind_his_text() -> None:
+    harness = Harness(TextEngine(random.Random(3)), Limits(max_queue_delay=0.0))
+    done = Resumed((NO_ID, NO_ID), 0.0, "engine_lost", 0.0, text=" r0 r1")
+    harness.commands.append(Submit(Request("r", (1, 2), 4), done))
+    for _ in range(50):
+        harness.turn()
+    assert said(harness, "r") == " r2 r3"
+
+
+def test_a_fault_of_somebody_else_is_told_with_the_error() -> None:
+    engine = TextEngine(random.Random(0))
+    failure = SequenceOutput("r", finish=Finish.ERROR, error="away", fault="unavailable")
+    engine.step = lambda batch: [failure]  # type: ignore[method-assign]
+    harness = Harness(engine, Limits(max_queue_delay=0.0))
+    harness.generate(Request("r", (1, 2), 4))
+    (last,) = harness.finish_of("r")
+    assert (last.finish, last.error, last.fault) == (Finish.ERROR, "away", "unavailable")

@@ -10,7 +10,7 @@ import pytest
 
 from dynamo_serve.core.batch import Batch, Phase, SequenceOutput, Work
 from dynamo_serve.core.engine import EngineBroken, EngineSpec
-from dynamo_serve.core.flight import Activity, FlightRecorder, num_bytes
+from dynamo_serve.core.flight import HEADER, Activity, FlightRecorder, num_bytes
 from dynamo_serve.core.journal import Kind
 from dynamo_serve.core.loop import Cancel, Submit
 from dynamo_serve.core.request import Finish, Request, Resumed, Sampling, TokenEvent
@@ -301,6 +301,21 @@ def test_the_record_tells_what_the_loop_is_at() -> None:
     assert watcher.read() == (Activity.STEPPING, 3, 3.1, 0.5, ("a", "b"))
     recorder.goes_on(outer, 0.6)
     assert watcher.read() == (Activity.TURNING, 3, 2.6, 0.0, ())
+
+
+def test_a_state_that_is_half_written_is_not_taken_for_the_loops_age() -> None:
+    recorder = FlightRecorder(memory := bytearray(num_bytes(4)))
+    watcher = FlightRecorder(memory)
+    recorder.turns(5.0)
+    seen = watcher.read()
+    whole = bytes(memory)
+    for written in (0, 8, 12, 24):  # bytes of the next state, behind which all is cleared
+        memory[:40] = bytes(40)
+        memory[:written] = HEADER.pack(3, Activity.TURNING, 0, 0, 6.0, 0.0)[:written]
+        assert watcher.read() == seen
+    memory[: len(whole)] = whole
+    recorder.turns(6.0)
+    assert watcher.read().since == 6.0
 
 
 def test_of_a_step_too_long_for_the_record_a_part_is_known() -> None:

@@ -9,7 +9,17 @@ from statistics import median
 
 import pytest
 
-from dynamo_serve.core.step_cost import FIRST_REACH, Item, StepCost, StepShape
+from dynamo_serve.core.step_cost import (
+    DAMPING,
+    FIRST_REACH,
+    FORGET,
+    SMOOTHING,
+    Item,
+    StepCost,
+    StepShape,
+    _Fit,
+)
+from dynamo_serve.core.step_shape import CURVE, NEAR_WIDTHS, features_of
 
 Machine = Callable[[StepShape], float]
 """Seconds that a step takes."""
@@ -157,6 +167,49 @@ def test_equal_steps_from_the_start_leave_sane_guesses() -> None:
     for works in ([(1, 300, False)] * 64, [(512, 0, True)], [(8, 30_000, True)]):
         assert isfinite(cost.predict(StepShape.of(works)))
         assert 0.02 < cost.predict(StepShape.of(works)) < 20
+
+
+class Dense:
+    """What `_Fit` learns, of all features at every step."""
+
+    def __init__(self, prior: list[float]) -> None:
+        self.prices = list(prior)
+        self.information = [[0.0] * len(prior) for _ in prior]
+        self.pull = [0.0] * len(prior)
+
+    def learn(self, features: list[float], predicted: float, error: float) -> None:
+        row = [x / predicted for x in features]
+        kept = [FORGET if x else 1.0 for x in row]
+        self.pull = [k * p + error * x for p, k, x in zip(self.pull, kept, row, strict=True)]
+        for i, line in enumerate(self.information):
+            for j, known in enumerate(line):
+                line[j] = (kept[i] * kept[j]) * known + row[i] * row[j]
+            belief, pull = line[i] + DAMPING * row[i] * row[i], self.pull[i]
+            if i >= CURVE:
+                likeness = SMOOTHING * (NEAR_WIDTHS[i - CURVE] / predicted) ** 2
+                near = self.prices[max(i - 1, CURVE)]
+                if i + 1 < len(self.prices):
+                    near = (near + self.prices[i + 1]) / 2
+                belief += likeness
+                pull += likeness * (near - self.prices[i])
+            change = max(pull / belief, -self.prices[i]) if belief else 0.0
+            self.prices[i] += change
+            self.pull = [p - change * a for p, a in zip(self.pull, line, strict=True)]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_leaving_out_what_no_step_had_changes_no_price(seed: int) -> None:
+    rng = random.Random(seed)
+    prior = [0.01, 0.0, 0.001, *[0.0] * (CURVE - 3), *[0.0002] * len(NEAR_WIDTHS)]
+    sparse, dense = _Fit(prior), Dense(prior)
+    for step in range(200):
+        works = some_works(rng) if step > 50 else [(1, 100 + step, False)] * 3
+        shape = StepShape.of(works)
+        features = features_of(shape, bool(shape.prefill_tokens))
+        told = features, sparse(features), rng.gauss(0.0, 0.2)
+        sparse.learn(*told)
+        dense.learn(*told)
+        assert sparse.prices == dense.prices, step
 
 
 def test_a_step_without_length_teaches_nothing() -> None:

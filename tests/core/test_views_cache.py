@@ -296,6 +296,25 @@ def test_another_tenant_learns_nothing() -> None:
     assert [explain(harness, p, "beta") for p in (PROMPT, changed, PROMPT[:3])] == before
 
 
+def test_operators_are_told_who_else_has_it() -> None:
+    harness = serve()
+    keys: list[bytes] = []
+    extend_keys(keys, PROMPT, "beta", SIZE, len(PROMPT))
+
+    def asked(*salts: str) -> dict[str, Any]:
+        about = ("beta", "beta", keys, PROMPT, list(salts))
+        told: dict[str, Any] = views.answer(harness.scheduler, "prompt", "", harness.now, about)
+        return told
+
+    assert asked("acme", "gamma")["apart"] == []
+    ask(harness)
+    ask(harness, (*PROMPT[:9], 22, 22, 22), "gamma")
+    assert asked("acme", "gamma", "delta")["apart"] == [("acme", 16), ("gamma", 8)]
+    assert asked("gamma")["apart"] == [("gamma", 8)]
+    told = asked("acme")
+    assert (told.pop("apart"), told) == ([("acme", 16)], explain(harness, tenant="beta"))
+
+
 def test_who_shares_a_salt_is_told_no_text_but_its_own() -> None:
     harness = serve()
     ask(harness, salt="both")

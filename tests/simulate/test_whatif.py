@@ -75,6 +75,16 @@ def test_what_passes_between_steps_counts_for_whoever_waits() -> None:
     assert one.gaps == pytest.approx((0.015, 0.015))
 
 
+def test_the_way_counts_for_the_client_and_not_for_steps() -> None:
+    recorded = recording([Arrival(0.0, 20, 3, 3), Arrival(0.005, 10, 2, 2)])
+    one, two = simulated(recorded, cost=COST + ",there=2ms,back=1ms").records
+    assert ttft(one) == pytest.approx(0.033)
+    assert one.gaps == pytest.approx((0.021, 0.012)), "as without it"
+    assert ttft(two) == pytest.approx(0.049)
+    assert (one.end, two.end) == pytest.approx((0.066, 0.066))
+    assert two.server["queue"] == pytest.approx(0.027), "its way is part of its wait"
+
+
 def test_the_second_turn_of_a_chat_finds_the_first_with_its_answer() -> None:
     first = Arrival(0.0, 40, 30, 30, pages=((0, 2),), output_pages=((2, 2),))
     second = Arrival(5.0, 90, 1, 1, pages=((0, 4), (9, 1)))
@@ -100,6 +110,9 @@ def test_who_hung_up_hangs_up_then() -> None:
 def test_a_deadline_ends_an_answer() -> None:
     (one,) = simulated(recording([Arrival(0.0, 20, 100, 100, deadline=0.2)])).records
     assert (one.outcome, one.finish) == ("failed", "deadline")
+    # One that was its class's is what its class has now: none.
+    of_class = Arrival(0.0, 20, 100, 100, deadline=0.2, has_class_deadline=True)
+    assert simulated(recording([of_class])).records[0].outcome == "ok"
 
 
 def limited() -> dict[str, Any]:

@@ -153,3 +153,19 @@ def test_merged_events_give_the_same_answer(text: str, cuts: list[int], minimum:
         return "".join(d.text for d in deltas), joined, deltas[-1].finish
 
     assert whole(one_by_one) == whole(merged)
+
+
+def test_text_that_comes_as_text_is_taken_as_it_is() -> None:
+    script = [
+        TokenEvent("r", (-1, -1), texts=("hel", "")),
+        TokenEvent("r", (-1,), texts=("lo st",)),
+        TokenEvent("r", (-1, -1), texts=("op", " more"), finish=Finish.LENGTH),
+    ]
+    deltas, _ = run(script, transcript())
+    assert ("".join(d.text for d in deltas), deltas[-1].finish) == (
+        "hello stop more",
+        Finish.LENGTH,
+    )
+    deltas, _ = run(script, transcript(["stop"]))
+    assert ("".join(d.text for d in deltas), deltas[-1].finish) == ("hello ", Finish.STOP)
+    assert sum(len(d.token_ids) for d in deltas) == 4

@@ -7,18 +7,22 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 
 import torch
+from llguidance import LLTokenizer
 
 from dynamo_serve.config import CacheSection, EngineSection, ModelSection
 from dynamo_serve.core.batch import Batch, SequenceOutput, Work
 from dynamo_serve.core.engine import EngineBroken, EngineSpec
 from dynamo_serve.core.request import Finish, Sampling
 from dynamo_serve.core.tiers import Copied, Copy, Found
+from dynamo_serve.engines.local.follower import Follower, Masks
 from dynamo_serve.engines.local.history import Histories, History
 from dynamo_serve.engines.local.logit_edits import Row
+from dynamo_serve.engines.local.matchers import Matchers
 from dynamo_serve.engines.local.native_runner import NativeRunner
 from dynamo_serve.engines.local.sampler import Choice, choose
 from dynamo_serve.engines.local.startup import Limits, Ready, Wishes, start_up
 from dynamo_serve.engines.local.step import packing_order
+from dynamo_serve.engines.local.words import load_words
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +52,7 @@ class LocalEngine:
         self._progress = progress
         self._ready: Ready | None = None
         self._histories = Histories()
+        self._matchers = Matchers(self._words)
 
     def start(self) -> EngineSpec:
         """Load, check, warm up. Raises `EngineStartError` with the remedy."""
@@ -63,16 +68,23 @@ class LocalEngine:
         work = packing_order(batch.work)
         copies = (w.copied(self._ready.spec.page_size) for w in work)
         histories = [self._histories.see(w) for w in work]
+        followers = self._matchers.begin(work)
         # A chunk that samples nothing is looked at too: its pages are shared as soon as it has run,
         # and must not be when they hold NaN.
         try:
             with torch.inference_mode():
                 self._ready.parts.copy(copy for copy in copies if copy)
-                choices = self._choose(work, histories)
+                choices, masks = self._choose(work, histories, followers)
         except Exception as error:
             _after(error)
             raise
         outputs = [self._output(w, choice) for w, choice in zip(work, choices, strict=True)]
+        if followers:
+            outputs = [
+                _within(out, followers[out.seq_id], masks) if out.seq_id in followers else out
+                for out in outputs
+            ]
+            self._matchers.go_on(followers)
         return [out for w, out in zip(work, outputs, strict=True) if w.samples or out.finish]
 
     def hold_for(self, between: Callable[[], None], every: float) -> None:
@@ -90,8 +102,11 @@ class LocalEngine:
         return self._ready.copier.copied()
 
     def drop(self, seq_ids: Iterable[str]) -> None:
-        """Forget what the penalties knew of these sequences; their pages are the scheduler's."""
-        self._histories.drop(seq_ids)
+        """Forget what the penalties and the grammars knew of these sequences; their pages are the
+        scheduler's."""
+        dropped = tuple(seq_ids)
+        self._histories.drop(dropped)
+        self._matchers.drop(dropped)
 
     def close(self) -> None:
         """Give the model's memory and the attention function back. Idempotent."""
@@ -99,15 +114,26 @@ class LocalEngine:
             self._ready.close()
             self._ready = None
             self._histories = Histories()
+            self._matchers.close()
+
+    def _words(self) -> LLTokenizer:
+        assert self._ready is not None
+        return load_words(self._wishes.path, self._ready.runner.model, self._ready.spec.vocab_size)
 
     def _choose(
-        self, work: Sequence[Work], histories: Sequence[History | None]
-    ) -> list[list[Choice]]:
-        """For each of `work` what was picked: one token, and one more for each of its draft."""
+        self,
+        work: Sequence[Work],
+        histories: Sequence[History | None],
+        followers: dict[str, Follower],
+    ) -> tuple[list[list[Choice]], dict[str, Masks]]:
+        """For each of `work` what was picked: one token, and one more for each of its draft. What
+        has a grammar, and no masks yet, is thrown away later."""
         assert self._ready is not None
         looked_at = [w._replace(samples=True) for w in work]
-        rows = _rows(work, histories)
-        choices = choose(self._ready.run(looked_at), rows)
+        logits = self._ready.run(looked_at)
+        masks = self._matchers.finish(followers, is_alone=len(followers) == len(work))
+        rows = _rows(work, histories, masks)
+        choices = choose(logits, rows)
         if len(rows) > 1 and any(choice.token_id is None for choice in choices):
             # Rows attended in one call see each other's values times zero, and NaN times zero is
             # NaN: alone and without drafts, only those at fault fail. What the others wrote in
@@ -117,9 +143,9 @@ class LocalEngine:
                 if w.draft_len:
                     self._ready.cache.scrub(w.page_table)
             alone = [self._ready.run([w._replace(samples=True)]).clone() for w in work]
-            choices = choose(torch.cat(alone), _rows(work, histories))
+            choices = choose(torch.cat(alone), _rows(work, histories, masks))
         parts = iter(choices)
-        return [list(islice(parts, w.draft_len + 1)) for w in work]
+        return [list(islice(parts, w.draft_len + 1)) for w in work], masks
 
     def _output(self, work: Work, choices: Sequence[Choice]) -> SequenceOutput:
         picked = [choice.token_id for choice in choices if choice.token_id is not None]
@@ -142,7 +168,28 @@ def _after(error: Exception) -> None:
         torch.cuda.empty_cache()
 
 
-def _rows(work: Sequence[Work], histories: Sequence[History | None]) -> list[Row]:
+def _within(out: SequenceOutput, follower: Follower, masks: dict[str, Masks]) -> SequenceOutput:
+    """What of `out` a grammar has room for, and the end where nothing can follow."""
+    if out.finish is not None:
+        return out
+    if (made := masks.get(out.seq_id)) is None:
+        return SequenceOutput(out.seq_id)  # it has to wait
+    if made.is_over:
+        return SequenceOutput(out.seq_id, finish=Finish.STOP)
+    taken = None if made.error else follower.take(out.token_ids)
+    if taken is None or taken.error:
+        error = made.error if taken is None else taken.error
+        return SequenceOutput(out.seq_id, finish=Finish.ERROR, error=error)
+    return out._replace(
+        token_ids=out.token_ids[: taken.num_tokens],
+        logprobs=out.logprobs[: taken.num_tokens],
+        finish=Finish.STOP if taken.is_over else None,
+    )
+
+
+def _rows(
+    work: Sequence[Work], histories: Sequence[History | None], masks: dict[str, Masks]
+) -> list[Row]:
     """What decides each token that is to be picked, one work after the other."""
     rows: list[Row] = []
     for w, history in zip(work, histories, strict=True):
@@ -151,8 +198,15 @@ def _rows(work: Sequence[Work], histories: Sequence[History | None]) -> list[Row
         if not w.samples:
             rows.append(Row(UNSEEN, end))
             continue
-        rows += [
-            Row(w.sampling, position, w.banned_ids, history)
-            for position in range(end - w.draft_len, end + 1)
-        ]
+        positions = range(end - w.draft_len, end + 1)
+        if w.grammar is None:
+            rows += [Row(w.sampling, at, w.banned_ids, history) for at in positions]
+        elif not (made := masks.get(w.seq_id)) or not made.rows:
+            rows += [Row(UNSEEN, at) for at in positions]
+        else:  # the masks know the banned ids; behind a draft that it forbids nothing counts
+            allowed = (*made.rows, *(None,) * len(positions))
+            rows += [
+                Row(w.sampling, at, history=history, allowed=mask)
+                for at, mask in zip(positions, allowed, strict=False)
+            ]
     return rows

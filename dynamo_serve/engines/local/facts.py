@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from dynamo_serve.config import ModelSection
 from dynamo_serve.engines.local.discovery import architecture
 from dynamo_serve.engines.local.kv_cache import PoolSize
+from dynamo_serve.grammars import LIBRARY
 
 SAMPLE_BYTES = 1 << 16  # from both ends of a file of weights, to tell it from others
 TELLING = ("architecture", "dtype", "page_size")
@@ -23,6 +24,9 @@ Facts = dict[str, str | int | float | bool]
 def model_facts(model: PreTrainedModel, size: PoolSize) -> Facts:
     device = model.device
     parameters = list(model.parameters())
+    weights = sum(map(num_bytes, parameters))
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    is_shared = head is not None and head.weight is embedding.weight
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     return {
         "architecture": architecture(model.config),
@@ -30,14 +34,21 @@ def model_facts(model: PreTrainedModel, size: PoolSize) -> Facts:
         "device": name if device.type == "cpu" else f"{device} ({name})",
         "dtype": str(model.dtype).removeprefix("torch."),
         "num_parameters": sum(p.numel() for p in parameters),
-        "weights_bytes": sum(p.numel() * p.element_size() for p in parameters),
+        "weights_bytes": weights,
+        # In a step: all of them, but of the embedding a row a token, unless it is the head, too.
+        "weights_read_bytes": weights - (0 if is_shared else num_bytes(embedding.weight)),
         "page_size": size.page_size,
         "kv_bytes_per_token": size.bytes_per_token,
         "kv_pool_bytes": size.num_bytes,
         "torch_version": str(torch.__version__),
         "transformers_version": str(transformers.__version__),
         "threads": torch.get_num_threads(),
+        "grammars": LIBRARY,
     }
+
+
+def num_bytes(tensor: torch.Tensor) -> int:
+    return int(tensor.numel() * tensor.element_size())
 
 
 def page_facts(facts: Facts, model: ModelSection, path: str) -> dict[str, str]:

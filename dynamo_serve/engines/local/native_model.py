@@ -48,6 +48,7 @@ class NativeModel:
     keep: list[object] = field(default_factory=list)  # what the structures point at
     vocab_size: int = 0
     softcap: float | None = None  # of the logits
+    embedding_bytes: int = 0  # of which a step reads only a row a token; the head is apart
 
     @property
     def weights_bytes(self) -> int:
@@ -119,7 +120,8 @@ def build_native(
     )
     keep = [*packer.keep, layers, embedding, tables, parts]
     softcap = getattr(config, "final_logit_softcapping", None)
-    return NativeModel(struct, keep, head.outputs, softcap)
+    num_bytes = embedding.numel() * embedding.itemsize
+    return NativeModel(struct, keep, head.outputs, softcap, num_bytes)
 
 
 def _products(module: Any) -> dict[str, list[Any]]:

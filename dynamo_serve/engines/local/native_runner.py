@@ -39,6 +39,7 @@ class NativeRunner:
             "attention_backend": "native",
             "kernels": self._kernels.name,
             "weights_bytes": self.native.weights_bytes,
+            "weights_read_bytes": self.native.weights_bytes - self.native.embedding_bytes,
         }
 
     def logits(self, step: PackedStep) -> torch.Tensor:

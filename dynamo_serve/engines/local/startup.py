@@ -161,14 +161,14 @@ def _start_up(
     tiers, copier = build_tiers(wishes.cache, cache, page_facts(facts, wishes.model, wishes.path))
     progress("warm-up", 1.0)
     spec = EngineSpec(
-        *(max_model_len, size.page_size, size.num_pages),
-        vocab_size=int(model.config.get_text_config().vocab_size),
+        *(max_model_len, size.page_size, size.num_pages, model.config.get_text_config().vocab_size),
         facts=facts | {"cuda_graphs": graphs is not None},
         # A recorded step has one token for each sequence: a draft would be run without the graph.
         verifies_drafts=graphs is None,
         holds_steps=isinstance(runner, NativeRunner),
         tiers=tiers,
         copy_seconds=PageCopier(cache).measure(),
+        follows_grammars=True,
     )
     return Ready(spec, cache, runner, graphs, hook.name, copier, PageCopier(cache))
 

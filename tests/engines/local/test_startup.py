@@ -106,6 +106,7 @@ def test_spec_says_what_was_got() -> None:
     assert spec.facts["cuda_graphs"] is False
     per_token = 2 * 2 * 2 * 8 * 4  # layers * (K, V) * heads * dim * bytes
     assert spec.facts["kv_bytes_per_token"] == per_token
+    assert 0 < int(spec.facts["weights_read_bytes"]) <= int(spec.facts["weights_bytes"])
     assert spec.facts["kv_pool_bytes"] == 96 * 4 * per_token
     assert stages[0] == ("weights", 0.0) and ("warm-up", 1.0) in stages
 

@@ -1,0 +1,1 @@
+"""An engine that runs nothing itself: it forwards to NVIDIA Triton servers."""
