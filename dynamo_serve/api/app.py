@@ -16,7 +16,7 @@ from dynamo_serve.api.auth import Access
 from dynamo_serve.api.cache import cache_admin_routes, cache_routes
 from dynamo_serve.api.edge import Edge, Metrics
 from dynamo_serve.api.faults import add_fault_handlers
-from dynamo_serve.api.grammar import Grammars
+from dynamo_serve.api.grammar import Compilers
 from dynamo_serve.api.lookup import Lookup
 from dynamo_serve.api.marks import Streams
 from dynamo_serve.api.middleware import HEADER, RequestId
@@ -62,8 +62,8 @@ def create_app(
     names, started = tuple(model_names), int(time.time())
     delay = config.scheduler.max_queue_delay_ms / 1000
     lookup, streams = Lookup(service), Streams(service)
-    grammars = Grammars(config.structured, service, tokenizer)
-    parts = (service, tokenizer, config.server, access, lookup, streams, grammars)
+    compilers = Compilers(config.structured, service, tokenizer)
+    parts = (service, tokenizer, config.server, access, lookup, streams, compilers)
     edge = Edge(*parts, names, started, delay, recording, dialect)
     _add_routes(app, edge, config, metrics)
     add_fault_handlers(app)

@@ -37,7 +37,8 @@ def openai_routes(edge: Edge) -> APIRouter:
         model = edge.model_name(body.model)
         _check_open(edge, http, body)
         ids, parsing = await chat_prompt(body, edge.tokenizer, edge.dialect)
-        grammar = await chat_grammar(body, parsing, edge.grammars, edge.tokenizer)
+        grammars = edge.grammars_of(http.state.caller)
+        grammar = await chat_grammar(body, parsing, grammars, edge.tokenizer)
         return await _answer(edge, http, _job(edge, http, body, [ids], model, grammar, parsing))
 
     @routes.post("/completions", openapi_extra=takes(CompletionRequest))
@@ -48,7 +49,7 @@ def openai_routes(edge: Edge) -> APIRouter:
         body = await edge.body(http, CompletionRequest)
         model = edge.model_name(body.model)
         _check_open(edge, http, body)
-        grammar = await edge.grammars.of(body)
+        grammar = await edge.grammars_of(http.state.caller).of(body)
         prompts = await completion_prompts(
             body, edge.tokenizer, edge.service.spec.vocab_size, edge.server.max_choices
         )

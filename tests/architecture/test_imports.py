@@ -22,7 +22,12 @@ LAW: dict[str, tuple[str, ...]] = {
     "dynamo_serve.grammars": ("core.", "llguidance."),
     "dynamo_serve.grammar_schema": (),
     "dynamo_serve.grammar_process": ("core.", "grammars", "grammar_schema", "llguidance."),
-    "dynamo_serve.grammar_checker": ("config", "core.", "errors", "grammars", "process"),
+    "dynamo_serve.fair_queue": (),
+    "dynamo_serve.grammar_turns": ("fair_queue",),
+    "dynamo_serve.grammar_helper": ("errors", "process"),
+    "dynamo_serve.grammar_checker": (
+        *("config", "core.", "errors", "grammar_helper", "grammar_turns", "grammars"),
+    ),
     "dynamo_serve.config_cache": ("config_field",),
     "dynamo_serve.config_field": (),
     "dynamo_serve.config_triton": ("config_field",),
@@ -33,7 +38,7 @@ LAW: dict[str, tuple[str, ...]] = {
         "tritonclient.",
     ),
     "dynamo_serve.engines.": (
-        *("config", "core.", "engines.", "errors", "grammars", "native."),
+        *("config", "core.", "engines.", "errors", "fair_queue", "grammars", "native."),
         *("llguidance.", "safetensors.", "torch.", "transformers.", "triton."),
     ),
     "dynamo_serve.native.": ("native.", "torch."),
@@ -102,7 +107,7 @@ LAW: dict[str, tuple[str, ...]] = {
     "dynamo_serve.api.protocol": ("api.", "config", "errors", "httptools.", "uvicorn."),
     "dynamo_serve.api.": (
         *("", "api.", "config", "core.", "delivery", "directory", "errors", "grammar_checker"),
-        *("grammars", "prefixes"),
+        *("grammar_helper", "grammars", "prefixes"),
         *("service", "shared", "tenants", "text.", "fastapi.", "starlette.", "pydantic."),
     ),
     "dynamo_serve.settings_key": ("yaml.",),
