@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn, TypeVar
 
 from fastapi import Request
@@ -22,6 +22,8 @@ PAIR = re.compile(rb"\\u[dD][89abAB]..\\u[dD][c-fC-F]")
 HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 
 T = TypeVar("T", bound=BaseModel)
+# A model, or what picks one by what an object says of itself (and its path, with a dot behind it).
+Inner = type[BaseModel] | Callable[[dict[str, Any], str], type[BaseModel]]
 
 KNOWN: dict[type[BaseModel], Mapping[str, fields.Known]] = {
     schema.ChatRequest: fields.CHAT,
@@ -41,13 +43,13 @@ KNOWN: dict[type[BaseModel], Mapping[str, fields.Known]] = {
     ResponseFormat: fields.RESPONSE_FORMAT,
     StructuredOutputs: fields.STRUCTURED_OUTPUTS,
 }
-GENERATION: dict[str, type[BaseModel]] = {
+GENERATION: dict[str, Inner] = {
     "stream_options": schema.StreamOptions,
     "response_format": ResponseFormat,
     "structured_outputs": StructuredOutputs,
 }
 # Of each model the fields that are objects of ours, or lists of them.
-INNER: dict[type[BaseModel], Mapping[str, type[BaseModel]]] = {
+INNER: dict[type[BaseModel], Mapping[str, Inner]] = {
     schema.ChatRequest: {
         **GENERATION,
         "messages": Message,
@@ -183,19 +185,20 @@ def to_model(model: type[T], body: Mapping[str, Any], on_unknown: str) -> T:
         raise _first_fault(error) from error
 
 
-def _sift(value: Any, part: type[BaseModel], path: str, on_unknown: str) -> Any:
+def _sift(value: Any, inner: Inner, path: str, on_unknown: str) -> Any:
     """`value` without what has no effect, and so for all that is in it."""
     if not isinstance(value, dict):
         return value  # its type is wrong, which the model will say
+    part = inner if isinstance(inner, type) else inner(value, path)
     kept = fields.sift(value, part, KNOWN[part], path, on_unknown)
-    for name, inner in INNER.get(part, {}).items():
+    for name, below in INNER.get(part, {}).items():
         item = kept.get(name)
         if isinstance(item, list):
             kept[name] = [
-                _sift(each, inner, f"{path}{name}[{i}].", on_unknown) for i, each in enumerate(item)
+                _sift(each, below, f"{path}{name}[{i}].", on_unknown) for i, each in enumerate(item)
             ]
         elif item is not None:
-            kept[name] = _sift(item, inner, f"{path}{name}.", on_unknown)
+            kept[name] = _sift(item, below, f"{path}{name}.", on_unknown)
     return kept
 
 
