@@ -20,7 +20,7 @@ DONE = b"data: [DONE]\n\n"
 MARK = "\0"  # stands for the text of an event; in no id, and in no name of a model
 
 
-class Telling(Protocol):
+class EventWriter(Protocol):
     """Writes the events of one answer, whatever they look like."""
 
     def events(self, index: int, delta: Delta) -> bytes:
@@ -37,7 +37,7 @@ class Telling(Protocol):
 
 
 async def frames(
-    first: tuple[int, Delta] | None, updates: Updates, writer: Telling, name: str
+    first: tuple[int, Delta] | None, updates: Updates, writer: EventWriter, name: str
 ) -> AsyncGenerator[bytes, None]:
     """What each update adds to the stream; an error after the first token is an event too. The log
     knows the request by its `name`."""

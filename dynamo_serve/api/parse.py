@@ -10,7 +10,7 @@ from typing import Any, NoReturn, TypeVar
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
-from dynamo_serve.api import fields, schema, schema_tools, size
+from dynamo_serve.api import fields, fields_responses, schema, schema_responses, schema_tools, size
 from dynamo_serve.api.schema_message import Message
 from dynamo_serve.api.schema_structured import ResponseFormat, StructuredOutputs
 from dynamo_serve.errors import InvalidRequest, PayloadTooLarge
@@ -42,6 +42,7 @@ KNOWN: dict[type[BaseModel], Mapping[str, fields.Known]] = {
     schema_tools.CalledFunction: fields.CALLED_FUNCTION,
     ResponseFormat: fields.RESPONSE_FORMAT,
     StructuredOutputs: fields.STRUCTURED_OUTPUTS,
+    **fields_responses.KNOWN,
 }
 GENERATION: dict[str, Inner] = {
     "stream_options": schema.StreamOptions,
@@ -63,6 +64,18 @@ INNER: dict[type[BaseModel], Mapping[str, Inner]] = {
     schema_tools.Tool: {"function": schema_tools.Function},
     schema_tools.NamedTool: {"function": schema_tools.NamedFunction},
     schema_tools.ToolCall: {"function": schema_tools.CalledFunction},
+    schema_responses.ResponsesRequest: {
+        "structured_outputs": StructuredOutputs,
+        "input": fields_responses.item_model,
+        "tools": fields_responses.tool_model,
+        "tool_choice": fields_responses.choice_model,
+        "text": schema_responses.TextConfig,
+        "reasoning": schema_responses.ReasoningConfig,
+    },
+    schema_responses.MessageItem: {"content": fields_responses.part_model},
+    schema_responses.FunctionCallOutputItem: {"output": fields_responses.part_model},
+    schema_responses.ReasoningItem: {"content": schema_responses.ReasoningPart},
+    schema_responses.TextConfig: {"format": schema_responses.TextFormat},
 }
 
 
@@ -182,7 +195,7 @@ def to_model(model: type[T], body: Mapping[str, Any], on_unknown: str) -> T:
     try:
         return model.model_validate(kept)
     except ValidationError as error:
-        raise _first_fault(error) from error
+        raise first_fault(error) from error
 
 
 def _sift(value: Any, inner: Inner, path: str, on_unknown: str) -> Any:
@@ -202,7 +215,8 @@ def _sift(value: Any, inner: Inner, path: str, on_unknown: str) -> Any:
     return kept
 
 
-def _first_fault(error: ValidationError) -> InvalidRequest:
+def first_fault(error: ValidationError) -> InvalidRequest:
+    """The first of what a model says is wrong, with its path."""
     fault = error.errors(include_url=False, include_context=False)[0]
     path = _path(fault["loc"])
     if fault["type"] == "missing":

@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from dynamo_serve.api.choices import Updates, fold
-from dynamo_serve.api.frames import Telling, Writer, frames
+from dynamo_serve.api.frames import EventWriter, Writer, frames
 from dynamo_serve.api.job import Job
 from dynamo_serve.api.marks import HEADER, Mark, resume, written
 from dynamo_serve.api.render import Envelope, Renderer, to_json
@@ -61,7 +61,7 @@ async def streamed(
     http: Request,
     job: Job,
     updates: Updates,
-    writer: Telling,
+    writer: EventWriter,
     ping: float,
     heads: Sequence[tuple[Mark, Delta]] = (),
 ) -> Response:
