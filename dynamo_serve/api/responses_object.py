@@ -18,12 +18,12 @@ from dynamo_serve.text.stream import Delta
 from dynamo_serve.text.tokenizer import Tokenizer
 
 CUT = {Finish.LENGTH: "max_output_tokens", Finish.DEADLINE: "deadline"}
-TEXT_DELTA = "response.output_text.delta"
 
 
 def head_of(body: ResponsesRequest, job: Job, *, store: bool) -> Json:
     """What a response says of its request, from its first event to its last."""
-    told = body.model_dump(by_alias=True, exclude_none=True, include={"text", "reasoning"})
+    nested = {"text", "reasoning", "tool_choice"}
+    told = body.model_dump(by_alias=True, exclude_none=True, include=nested)
     return {
         "id": job.id,
         "object": "response",
@@ -41,11 +41,7 @@ def head_of(body: ResponsesRequest, job: Job, *, store: bool) -> Json:
         "store": store,
         "temperature": body.temperature,
         "text": {"format": {"type": "text"}, **told.get("text", {})},
-        "tool_choice": body.tool_choice
-        if isinstance(body.tool_choice, str)
-        else body.tool_choice.model_dump()
-        if body.tool_choice
-        else "auto",
+        "tool_choice": told.get("tool_choice", "auto"),
         "tools": [{**tool.model_dump(), "strict": bool(tool.strict)} for tool in body.tools],
         "top_logprobs": body.top_logprobs or 0,
         "top_p": body.top_p,

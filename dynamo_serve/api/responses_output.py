@@ -108,7 +108,7 @@ class Output:
         for call in (call for call in parts.calls if call.name is None):
             events += self._arguments(call)
         if parts.content:
-            events += self._text("message", parts.content, self._scores())
+            events += self._text("message", parts.content, self._scores(parts.content))
         elif parts.thought or parts.calls:
             self._waiting.clear()  # their tokens are in no message
         for call in (call for call in parts.calls if call.name is not None):
@@ -116,12 +116,12 @@ class Output:
         if delta.finish is not None:
             if not self.items:
                 events += self._open("message", {})
-            events += self._close(self._scores(), is_cut=delta.finish is not Finish.STOP)
+            events += self._close(self._scores(""), is_cut=delta.finish is not Finish.STOP)
         return events
 
     def cut(self) -> list[Event]:
         """Nothing more comes: what is told of the item that was growing."""
-        return self._close(self._scores(), is_cut=True)
+        return self._close(self._scores(""), is_cut=True)
 
     def _text(self, kind: str, text: str, scores: list[Json]) -> list[Event]:
         events: list[Event] = []
@@ -158,6 +158,13 @@ class Output:
         growing, self._growing = self._growing, None
         return [] if growing is None else growing.done(scores, is_cut=is_cut)
 
-    def _scores(self) -> list[Json]:
+    def _scores(self, text: str) -> list[Json]:
+        """Those of the tokens of `text`, the newest that waited; all of them if nothing is told
+        apart. The others were of tags."""
         tokens, self._waiting = self._waiting, []
-        return scored(tokens, self._tokenizer)
+        start = len(tokens) if self._job.parsing is not None else 0
+        missing = len(text.encode())
+        while start and missing > 0:
+            start -= 1
+            missing -= len(self._tokenizer.token_bytes(tokens[start].logprob.token_id))
+        return scored(tokens[start:], self._tokenizer)

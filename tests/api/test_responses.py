@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncGenerator
 from functools import partial
-from typing import Any
 
 import httpx
 import pytest
 
 from dynamo_serve.core.request import Finish, Request, TokenEvent
 from dynamo_serve.errors import EngineFailure
+from dynamo_serve.text.tokenizer import Tokenizer
 from tests.api.conftest import Stubbed
 from tests.api.responding import (
     CLOCK,
@@ -81,7 +81,7 @@ def test_a_stream_has_the_events_that_clients_expect(url: str) -> None:
     assert same(last) == same(whole)
 
 
-def test_an_answer_that_ends_by_itself_is_completed(stubbed: Stubbed, tokenizer: Any) -> None:
+def test_an_answer_that_ends_by_itself_is_completed(stubbed: Stubbed, tokenizer: Tokenizer) -> None:
     _, base = stubbed(says(tokenizer, "hello, hello"))
     response = ask(base)
     assert (response["status"], response["incomplete_details"]) == ("completed", None)
@@ -92,7 +92,7 @@ def test_an_answer_that_ends_by_itself_is_completed(stubbed: Stubbed, tokenizer:
     assert text_of(put_together(events)) == "hello, hello"
 
 
-def test_an_answer_of_nothing_is_an_empty_message(stubbed: Stubbed, tokenizer: Any) -> None:
+def test_an_answer_of_nothing_is_an_empty_message(stubbed: Stubbed, tokenizer: Tokenizer) -> None:
     _, base = stubbed(says(tokenizer, ""))
     assert ask(base)["output"][0]["content"][0]["text"] == ""
     assert put_together(stream(base))["output"][0]["content"][0]["text"] == ""
@@ -100,7 +100,7 @@ def test_an_answer_of_nothing_is_an_empty_message(stubbed: Stubbed, tokenizer: A
 
 @pytest.mark.parametrize("finish", [Finish.LENGTH, Finish.DEADLINE])
 def test_an_answer_that_is_cut_says_by_what(
-    stubbed: Stubbed, tokenizer: Any, finish: Finish
+    stubbed: Stubbed, tokenizer: Tokenizer, finish: Finish
 ) -> None:
     _, base = stubbed(says(tokenizer, "hello", finish=finish))
     reason = {Finish.LENGTH: "max_output_tokens", Finish.DEADLINE: "deadline"}[finish]
@@ -180,7 +180,7 @@ def test_an_answer_cut_while_it_thinks_has_no_message() -> None:
     assert (thought["type"], thought["status"]) == ("reasoning", "incomplete")
 
 
-def test_log_probabilities_come_with_the_text(stubbed: Stubbed, tokenizer: Any) -> None:
+def test_log_probabilities_come_with_the_text(stubbed: Stubbed, tokenizer: Tokenizer) -> None:
     _, base = stubbed(says(tokenizer, "hello, 你好"))
     asked: Json = {"include": ["message.output_text.logprobs"], "top_logprobs": 2}
     [part] = ask(base, **asked)["output"][0]["content"]
@@ -278,12 +278,11 @@ def test_the_template_is_told_how_much_to_think() -> None:
     assert response["reasoning"] == {"effort": "low", "summary": None}
 
 
-async def fails(request: Request) -> AsyncGenerator[TokenEvent, None]:
-    yield TokenEvent(request.id, (100,))
-    raise EngineFailure("The engine failed.")
+def test_a_failure_in_a_stream_is_an_event(stubbed: Stubbed, tokenizer: Tokenizer) -> None:
+    async def fails(request: Request) -> AsyncGenerator[TokenEvent, None]:
+        yield TokenEvent(request.id, tuple(tokenizer.encode("hello")))
+        raise EngineFailure("The engine failed.")
 
-
-def test_a_failure_in_a_stream_is_an_event(stubbed: Stubbed) -> None:
     _, base = stubbed(fails)
     events = stream(base)
     assert kinds(events)[-2:] == ["output_item.done", "failed"]
@@ -322,7 +321,7 @@ def test_streams_say_that_they_are_not_gone_on_with(url: str) -> None:
     assert httpx.get(f"{url}/v1/streams/{id}").status_code == 404
 
 
-def test_scheduling_is_asked_for_as_in_a_chat(stubbed: Stubbed, tokenizer: Any) -> None:
+def test_scheduling_is_asked_for_as_in_a_chat(stubbed: Stubbed, tokenizer: Tokenizer) -> None:
     service, base = stubbed(says(tokenizer, "a b c"))
     asked: Json = {"priority": 3, "seed": 5, "stop": "b", "top_k": 4, "explain": True}
     response = ask(base, prompt_cache_key="k", **asked)
