@@ -141,7 +141,7 @@ def _item_kind(value: Any) -> str:
 
 
 def _choice_kind(value: Any) -> str:
-    return "#named" if isinstance(value, dict) else "#word"
+    return "#named" if isinstance(value, (dict, ChosenFunction)) else "#word"
 
 
 Item = Annotated[
