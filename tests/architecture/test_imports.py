@@ -16,8 +16,10 @@ LAW: dict[str, tuple[str, ...]] = {
     "dynamo_serve": (),
     "dynamo_serve.errors": (),
     "dynamo_serve.config": (
-        *("config_cache", "config_field", "config_structured", "config_triton"),
+        *("config_cache", "config_field", "config_responses", "config_structured"),
+        "config_triton",
     ),
+    "dynamo_serve.config_responses": ("config_field",),
     "dynamo_serve.config_structured": ("config_field",),
     "dynamo_serve.grammars": ("core.", "llguidance."),
     "dynamo_serve.grammar_schema": (),
