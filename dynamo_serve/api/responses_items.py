@@ -51,13 +51,16 @@ def conversation(body: ResponsesRequest, tenant: str, store: ResponseStore) -> l
         kept = store.conversation(tenant, body.previous_response_id)
         placed += [Placed(item, "previous_response_id") for item in items_of(kept)]
     if isinstance(body.input, str):
-        return [*placed, Placed(MessageItem(role="user", content=body.input), "input")]
+        return [*placed, Placed(_said(body.input), "input")]
     for i, item in enumerate(body.input):
         path = f"input[{i}]"
-        if isinstance(item, ReferenceItem):
-            item = _referred(item.id, path, tenant, store)  # noqa: PLW2901
-        placed.append(Placed(item, path))
+        meant = _referred(item.id, path, tenant, store) if isinstance(item, ReferenceItem) else item
+        placed.append(Placed(meant, path))
     return placed
+
+
+def _said(text: str) -> MessageItem:
+    return MessageItem.model_validate({"role": "user", "content": text})
 
 
 def items_of(kept: list[Json]) -> list[Item]:

@@ -164,7 +164,7 @@ Choice = Annotated[
     | Annotated[ChosenFunction, Tag("#named")],
     Discriminator(_choice_kind),
 ]
-EXAMPLES = [
+EXAMPLES: list[Any] = [
     {"input": "Say hello.", "max_output_tokens": 32},
     {"input": [{"role": "user", "content": "What is the weather in Paris?"}], "tools": [TOOL]},
     {
