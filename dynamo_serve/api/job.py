@@ -68,7 +68,9 @@ class Job:
         hidden = tokenizer.hidden_ids(self.parsing.marks if self.parsing else ())
         detokenizer = Detokenizer(tokenizer.decode, hidden, context, tokenizer.alone)
         transcript = Transcript(detokenizer, self.stops, request.min_tokens)
-        return transcript if self.parsing is None else Message(transcript, Reader(self.parsing))
+        if self.parsing is None:
+            return transcript
+        return Message(transcript, Reader(self.parsing), is_apart=self.logprobs is not None)
 
 
 @dataclass(frozen=True, slots=True)

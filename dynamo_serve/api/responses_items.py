@@ -58,10 +58,13 @@ def conversation(body: ResponsesRequest, tenant: str, store: ResponseStore) -> l
         return [*placed, Placed(_said(body.input), "input")]
     for i, item in enumerate(body.input):
         path = f"input[{i}]"
-        if isinstance(item, ReferenceItem):
-            item = _referred(item.id, path, tenant, store)  # noqa: PLW2901
-        placed.append(Placed(item, path))
+        meant = _referred(item.id, path, tenant, store) if isinstance(item, ReferenceItem) else item
+        placed.append(Placed(meant, path))
     return placed
+
+
+def _said(text: str) -> MessageItem:
+    return MessageItem.model_validate({"role": "user", "content": text})
 
 
 def items_of(kept: list[Json]) -> list[Item]:
