@@ -10,7 +10,7 @@ from typing import Any, NoReturn, TypeVar
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
-from dynamo_serve.api import fields, schema, schema_tools, size
+from dynamo_serve.api import fields, fields_vectors, schema, schema_tools, schema_vectors, size
 from dynamo_serve.api.schema_message import Message
 from dynamo_serve.api.schema_structured import ResponseFormat, StructuredOutputs
 from dynamo_serve.errors import InvalidRequest, PayloadTooLarge
@@ -40,6 +40,9 @@ KNOWN: dict[type[BaseModel], Mapping[str, fields.Known]] = {
     schema_tools.CalledFunction: fields.CALLED_FUNCTION,
     ResponseFormat: fields.RESPONSE_FORMAT,
     StructuredOutputs: fields.STRUCTURED_OUTPUTS,
+    schema_vectors.EmbeddingRequest: fields_vectors.EMBEDDING,
+    schema_vectors.RerankRequest: fields_vectors.RERANK,
+    schema_vectors.Document: {},
 }
 GENERATION: dict[str, type[BaseModel]] = {
     "stream_options": schema.StreamOptions,
@@ -61,6 +64,7 @@ INNER: dict[type[BaseModel], Mapping[str, type[BaseModel]]] = {
     schema_tools.Tool: {"function": schema_tools.Function},
     schema_tools.NamedTool: {"function": schema_tools.NamedFunction},
     schema_tools.ToolCall: {"function": schema_tools.CalledFunction},
+    schema_vectors.RerankRequest: {"documents": schema_vectors.Document},
 }
 
 
