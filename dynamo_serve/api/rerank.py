@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 
 from fastapi import APIRouter, Request, Response
@@ -43,7 +44,8 @@ def rerank_routes(edge: Edge) -> APIRouter:
         texts = [d if isinstance(d, str) else d.text for d in body.documents]
         wanted = await _wanted(edge, body, texts, spec)
         call = asked(edge, http, body, wanted, "rerank")
-        scores = _scores(body, wanted.pooling, await vectors_of(edge, http, call))
+        found = await vectors_of(edge, http, call)
+        scores = await asyncio.to_thread(_scores, body, wanted.pooling, found)
         usage = {"prompt_tokens": call.num_tokens, "total_tokens": call.num_tokens}
         fields = {"id": call.id, "model": model, "usage": usage, "results": ()}
         return await respond(_parts(body, texts, scores), fields)

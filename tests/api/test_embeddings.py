@@ -65,7 +65,7 @@ def test_the_official_client_gets_unit_vectors_in_order(
     client: openai.OpenAI, tokenizer: Tokenizer
 ) -> None:
     for form in ("float", "base64", openai.omit):  # left out, the client asks for base64 itself
-        answer = client.embeddings.create(model="tiny", input=TEXTS, encoding_format=form)  # type: ignore[arg-type]
+        answer = client.embeddings.create(model="tiny", input=TEXTS, encoding_format=form)
         assert answer.object == "list" and answer.model == "tiny"
         assert [data.index for data in answer.data] == [0, 1, 2, 3]
         for text, data in zip(TEXTS, answer.data, strict=True):
@@ -277,7 +277,9 @@ def test_models_tell_what_they_can_do(
 def test_hanging_up_cancels_every_input(tokenizer: Tokenizer, path: str) -> None:
     service = StubService(hangs)
     service.spec = ENCODER
-    body = {"input": TEXTS} if path == EMBED else {"query": "a", "documents": TEXTS[1:]}
+    body: dict[str, object] = {"input": TEXTS}
+    if path == RERANK:
+        body = {"query": "a", "documents": TEXTS[1:]}
     with serving(service, tokenizer, config()) as base:
         connection = send(base, path, body)
         ids = {service.seen.get(timeout=WAIT_S).id for _ in TEXTS}
