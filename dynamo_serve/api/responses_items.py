@@ -41,10 +41,6 @@ def item_id(response_id: str, kind: str, place: str) -> str:
     return f"{PREFIXES[kind]}_{response_id.partition('_')[2]}_{place}"
 
 
-def _said(text: str) -> MessageItem:
-    return MessageItem(type="message", role="user", content=text, id=None)
-
-
 def conversation(body: ResponsesRequest, tenant: str, store: ResponseStore) -> list[Placed]:
     """All items up to the answer, with kept ones in place of what refers to them.
 
