@@ -13,7 +13,7 @@ from dynamo_serve.core.request import Summary, TokenLogprob
 from dynamo_serve.delivery import Delivery, nobody
 from dynamo_serve.text.dialect import Parsing
 
-FORMAT = 3  # of what is packed here; a server takes only its own
+FORMAT = 4  # of what is packed here; a server takes only its own
 # Of a delivery, what is packed as it is; times are of the monotonic clock of this machine.
 PLAIN = (
     *("cached_tokens", "first_token_at", "previous", "has_begun", "is_suspect", "since"),

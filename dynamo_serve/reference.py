@@ -190,6 +190,7 @@ def http_page() -> str:
         ("response_format", fields.field_rows(ResponseFormat, fields.RESPONSE_FORMAT)),
         ("response_format.json_schema", fields.field_rows(JsonSchema, {})),
         ("structured_outputs", fields.field_rows(StructuredOutputs, fields.STRUCTURED_OUTPUTS)),
+        *_messages_tables(),
     )
     parts = [
         GENERATED + "# HTTP\n\nThe server describes itself in full at `/openapi.json`. "
@@ -206,6 +207,27 @@ def http_page() -> str:
         parts.append(f"\n## {title}\n\n" + _table(("Field", "Status", "Remark"), lines))
     parts.append("\n## Errors\n\n" + _table(("Status", "Code", "Type"), _errors()))
     return "".join(parts)
+
+
+def _messages_tables() -> list[tuple[str, list[tuple[str, str, str]]]]:
+    from dynamo_serve.api import fields, messages_fields
+    from dynamo_serve.api import schema_messages as of
+
+    titles: dict[str, Any] = {
+        "/v1/messages": of.MessagesRequest,
+        "/v1/messages/count_tokens": of.CountTokensRequest,
+        "A turn": of.Turn,
+        **{f"A block of type {kind}": model for kind, model in of.BLOCKS.items()},
+        "A tool of /v1/messages": of.OfferedTool,
+        "tool_choice of /v1/messages": of.ToolWish,
+        "thinking": of.Thinking,
+        "output_config": of.OutputConfig,
+        "output_config.format": of.OutputFormat,
+    }
+    return [
+        (title, fields.field_rows(model, messages_fields.KNOWN[model]))
+        for title, model in titles.items()
+    ]
 
 
 def _endpoints() -> list[tuple[str, str]]:

@@ -37,7 +37,7 @@ TENANT = "acme"
 def job_of(*requests: Request, keep_seconds: float = 15.0) -> Job:
     return Job(
         *("job", 0, "tiny", "fp", len(requests), requests, ("stop",)),
-        *(False, True, False, True, 2, False, keep_seconds),
+        *("chat", True, False, True, 2, False, keep_seconds),
     )
 
 

@@ -33,12 +33,14 @@ def only(*values: Any) -> Callable[[Any, Body], bool]:
 class Known(NamedTuple):
     """A field of the clients' world that is not in our models.
 
-    `harmless(value, body)` says whether a refused field has a value that changes nothing.
+    `harmless(value, body)` says whether a refused field has a value that changes nothing. `code` is
+    that of the refusal, where clients know one.
     """
 
     status: Literal["bookkeeping", "refused"]
     why: str
     harmless: Callable[[Any, Body], bool] = never
+    code: str = UnsupportedField.code
 
 
 def bookkeeping(why: str) -> Known:
@@ -161,15 +163,18 @@ def sift(
             kept[name] = value
         elif (entry := known.get(name)) is not None:
             if entry.status == "refused" and not entry.harmless(value, body):
-                raise UnsupportedField(
-                    f"'{path}{name}' is not supported by this server: {entry.why}.",
-                    param=path + name,
-                )
+                raise _refusal(path + name, entry)
         elif on_unknown == "warn":
             logger.warning("unknown request field %.100r ignored", path + name)
         else:
             raise UnknownField(f"Unknown field '{path}{name[:100]}'.", param=path + name[:100])
     return kept
+
+
+def _refusal(path: str, entry: Known) -> UnsupportedField:
+    fault = UnsupportedField(f"'{path}' is not supported by this server: {entry.why}.", param=path)
+    fault.code = entry.code
+    return fault
 
 
 def _supported(model: type[BaseModel]) -> dict[str, FieldInfo]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator, Sequence
+from typing import Protocol
 
-from dynamo_serve.api.choices import Tally, Updates
+from dynamo_serve.api.choices import Head, Tally, Updates
 from dynamo_serve.api.job import Job
 from dynamo_serve.api.marks import Mark, resume, written
 from dynamo_serve.api.render import Envelope, Renderer, to_json
@@ -19,22 +20,46 @@ DONE = b"data: [DONE]\n\n"
 MARK = "\0"  # stands for the text of an event; in no id, and in no name of a model
 
 
+class EventWriter(Protocol):
+    """Writes the events of one job as its endpoint has them. `last_id` is the id of the last."""
+
+    last_id: str
+
+    def skip(self, index: int, head: Head) -> None:
+        """The client has this much of a choice."""
+        ...
+
+    def events(self, index: int, delta: Delta) -> bytes:
+        """What a delta adds to a choice, and before the first what the choice opens with."""
+        ...
+
+    def end(self, tally: Tally) -> bytes:
+        """What follows when all choices have ended."""
+        ...
+
+    def fault(self, error: RequestError) -> bytes:
+        """The end of a stream that goes wrong. Without an id: the client's last one stays valid."""
+        ...
+
+    @property
+    def closing(self) -> bytes:
+        """What comes last, whatever has happened."""
+        ...
+
+
 async def frames(
     first: tuple[int, Delta] | None,
     updates: Updates,
     job: Job,
-    renderer: Renderer,
-    heads: Sequence[tuple[Mark, Delta]] = (),
-    *,
-    shows_ids: bool = True,
+    writer: EventWriter,
+    heads: Sequence[Head] = (),
 ) -> AsyncGenerator[bytes, None]:
     """What each update adds to the stream; an error after the first token is an event too. Of a
     stream that is gone on with, `heads` are what the client has of each choice."""
-    writer = Writer(job, renderer, shows_ids=shows_ids)
     tally = Tally(job)
-    for index, (mark, head) in enumerate(heads):
-        tally.add(index, head)
-        writer.skip(index, mark)
+    for index, head in enumerate(heads):
+        tally.add(index, head.counted)
+        writer.skip(index, head)
     update = first
     try:
         while update is not None:
@@ -42,22 +67,26 @@ async def frames(
             if events := writer.events(*update):
                 yield events
             update = await anext(updates, None)
-        if job.include_usage:
-            yield writer.usage(tally)
+        if end := writer.end(tally):
+            yield end
     except RequestError as error:
         if isinstance(error, ServerHandover):
             error.resume = resume(job, writer.last_id)
-        yield _frame(to_json(error.body()))  # without an id: the client's last one stays valid
+        yield writer.fault(error)
     except Exception:
         logger.exception("request %s failed in the middle of its stream", job.id)
-        yield _frame(to_json(RequestError("The server failed; its log says why.").body()))
-    yield DONE
+        yield writer.fault(RequestError("The server failed; its log says why."))
+    if writer.closing:
+        yield writer.closing
 
 
 class Writer:
-    """Writes the events of one job."""
+    """An `EventWriter` of chunks, as chat and plain completions have them."""
+
+    closing = DONE
 
     def __init__(self, job: Job, renderer: Renderer, *, shows_ids: bool = True) -> None:
+        self._job = job
         self._renderer = renderer
         self._envelope = Envelope(job, renderer)
         self._verbose = job.return_token_ids
@@ -69,15 +98,13 @@ class Writer:
         self._marks = [Mark()] * len(job.requests)
         self.last_id = self._written() if job.keep_seconds else ""
 
-    def skip(self, index: int, mark: Mark) -> None:
-        """The client has this much of a choice."""
-        self._marks[index] = mark
+    def skip(self, index: int, head: Head) -> None:
+        mark = self._marks[index] = head.mark
         self.last_id = self._written()
         if mark.num_tokens or mark.is_ended:
             self._around[index] = self._split(index)
 
     def events(self, index: int, delta: Delta) -> bytes:
-        """What a delta adds to a choice, and before the first what the choice opens with."""
         around = self._around.get(index)
         if around is None:
             self._around[index] = self._split(index)
@@ -104,8 +131,13 @@ class Writer:
     def _written(self) -> str:
         return f"{self._prefix}{written(self._marks)}"
 
-    def usage(self, tally: Tally) -> bytes:
+    def end(self, tally: Tally) -> bytes:
+        if not self._job.include_usage:
+            return b""
         return _frame(self._envelope.usage_chunk(tally.usage()))
+
+    def fault(self, error: RequestError) -> bytes:
+        return _frame(to_json(error.body()))
 
     def _split(self, index: int) -> tuple[bytes, bytes]:
         """The bytes before and after the text in an event that has nothing else to say."""

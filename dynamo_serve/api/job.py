@@ -23,6 +23,7 @@ from dynamo_serve.text.stream import Teller, Transcript
 from dynamo_serve.text.tokenizer import Tokenizer
 
 SEEDS = 2**63
+ID_PREFIXES = {"chat": "chatcmpl-", "completions": "cmpl-", "messages": "msg_"}
 TOKEN_ID = re.compile(r"0|[1-9]\d{0,18}", re.ASCII)  # one spelling each, so no token has two biases
 # Of the engine's facts, those that can change a logit; the size of the pool cannot.
 DECISIVE_FACTS = (
@@ -45,7 +46,7 @@ class Job:
     n: int
     requests: tuple[Request, ...]
     stops: tuple[str, ...]
-    continues_text: bool
+    endpoint: str  # whose body it was, which is how its answer looks
     stream: bool
     include_usage: bool
     return_token_ids: bool
@@ -54,6 +55,10 @@ class Job:
     keep_seconds: float = 0.0  # for a client that comes back, after its connection broke
     parsing: Parsing | None = None  # how answers are told apart, if they are
     infers: tuple[str, ...] = ()  # what of the answer the engine is not told: `EngineSpec`
+
+    @property
+    def continues_text(self) -> bool:
+        return self.endpoint == "completions"
 
     @property
     def prompts(self) -> list[tuple[int, ...]]:
@@ -96,8 +101,7 @@ def to_job(
 ) -> Job:
     """Raises `InvalidRequest` (or one of its kind) naming the field and the bound."""
     _check(body, len(prompts), bounds)
-    is_chat = isinstance(body, ChatRequest)
-    job_id = ("chatcmpl-" if is_chat else "cmpl-") + secrets.token_hex(12)
+    job_id = ID_PREFIXES[body.endpoint] + secrets.token_hex(12)
     first = replace(_request(body, job_id, bounds, caller, terms), grammar=grammar)
     requests = _choices(first, prompts, body, bounds)
     return Job(
@@ -108,7 +112,7 @@ def to_job(
         n=body.n,
         requests=tuple(requests),
         stops=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
-        continues_text=not is_chat,
+        endpoint=body.endpoint,
         stream=body.stream,
         include_usage=bool(body.stream_options and body.stream_options.include_usage),
         return_token_ids=body.return_token_ids,

@@ -10,9 +10,9 @@ from typing import Any, NoReturn, TypeVar
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
-from dynamo_serve.api import fields, schema, schema_tools, size
-from dynamo_serve.api.schema_message import Message
-from dynamo_serve.api.schema_structured import ResponseFormat, StructuredOutputs
+from dynamo_serve.api import fields, size
+from dynamo_serve.api.bodies import INNER, KNOWN
+from dynamo_serve.api.by_type import Inner, model_of
 from dynamo_serve.errors import InvalidRequest, PayloadTooLarge
 
 MAX_DEPTH = 64  # a schema takes two for each of its own levels (`structured.max_depth`)
@@ -22,46 +22,6 @@ PAIR = re.compile(rb"\\u[dD][89abAB]..\\u[dD][c-fC-F]")
 HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 
 T = TypeVar("T", bound=BaseModel)
-
-KNOWN: dict[type[BaseModel], Mapping[str, fields.Known]] = {
-    schema.ChatRequest: fields.CHAT,
-    schema.CompletionRequest: fields.COMPLETION,
-    schema.TokenizeRequest: {},
-    schema.DetokenizeRequest: {},
-    schema.SteerRequest: {},
-    schema.PrefixRequest: {},
-    Message: fields.MESSAGE,
-    schema.StreamOptions: fields.STREAM_OPTIONS,
-    schema_tools.Tool: {},
-    schema_tools.Function: {},
-    schema_tools.NamedTool: {},
-    schema_tools.NamedFunction: {},
-    schema_tools.ToolCall: {},
-    schema_tools.CalledFunction: fields.CALLED_FUNCTION,
-    ResponseFormat: fields.RESPONSE_FORMAT,
-    StructuredOutputs: fields.STRUCTURED_OUTPUTS,
-}
-GENERATION: dict[str, type[BaseModel]] = {
-    "stream_options": schema.StreamOptions,
-    "response_format": ResponseFormat,
-    "structured_outputs": StructuredOutputs,
-}
-# Of each model the fields that are objects of ours, or lists of them.
-INNER: dict[type[BaseModel], Mapping[str, type[BaseModel]]] = {
-    schema.ChatRequest: {
-        **GENERATION,
-        "messages": Message,
-        "tools": schema_tools.Tool,
-        "tool_choice": schema_tools.NamedTool,
-    },
-    schema.CompletionRequest: GENERATION,
-    schema.TokenizeRequest: {"messages": Message, "tools": schema_tools.Tool},
-    schema.PrefixRequest: {"messages": Message, "tools": schema_tools.Tool},
-    Message: {"tool_calls": schema_tools.ToolCall},
-    schema_tools.Tool: {"function": schema_tools.Function},
-    schema_tools.NamedTool: {"function": schema_tools.NamedFunction},
-    schema_tools.ToolCall: {"function": schema_tools.CalledFunction},
-}
 
 
 async def read_object(http: Request, max_bytes: int) -> dict[str, Any]:
@@ -180,7 +140,7 @@ def to_model(model: type[T], body: Mapping[str, Any], on_unknown: str) -> T:
     try:
         return model.model_validate(kept)
     except ValidationError as error:
-        raise _first_fault(error) from error
+        raise first_fault(error) from error
 
 
 def _sift(value: Any, part: type[BaseModel], path: str, on_unknown: str) -> Any:
@@ -192,14 +152,20 @@ def _sift(value: Any, part: type[BaseModel], path: str, on_unknown: str) -> Any:
         item = kept.get(name)
         if isinstance(item, list):
             kept[name] = [
-                _sift(each, inner, f"{path}{name}[{i}].", on_unknown) for i, each in enumerate(item)
+                _sift_one(each, inner, f"{path}{name}[{i}]", on_unknown)
+                for i, each in enumerate(item)
             ]
         elif item is not None:
-            kept[name] = _sift(item, inner, f"{path}{name}.", on_unknown)
+            kept[name] = _sift_one(item, inner, f"{path}{name}", on_unknown)
     return kept
 
 
-def _first_fault(error: ValidationError) -> InvalidRequest:
+def _sift_one(value: Any, inner: Inner, path: str, on_unknown: str) -> Any:
+    return _sift(value, model_of(inner, value, path), f"{path}.", on_unknown)
+
+
+def first_fault(error: ValidationError) -> InvalidRequest:
+    """The first thing that is wrong, with its path."""
     fault = error.errors(include_url=False, include_context=False)[0]
     path = _path(fault["loc"])
     if fault["type"] == "missing":

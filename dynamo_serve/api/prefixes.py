@@ -9,6 +9,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from dynamo_serve.api.auth import credentials
 from dynamo_serve.api.edge import Edge
 from dynamo_serve.api.openapi import takes
 from dynamo_serve.api.prompts import check_ids, render_messages
@@ -101,7 +102,7 @@ async def _token_ids(edge: Edge, body: PrefixRequest) -> list[int]:
 
 def _request(edge: Edge, http: Request, ids: list[int], ttl: float) -> core.Request:
     # Asked again: between the headers and the end of the body the tenants may have been reloaded.
-    caller = edge.access.caller(http.headers.get("authorization"))
+    caller = edge.access.caller(credentials(http.headers))
     now = time.monotonic()
     return core.Request(
         id=f"prefix-{secrets.token_hex(12)}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
@@ -70,6 +70,8 @@ class StreamOptions(Model):
 
 class Generation(Model):
     """What chat and plain completions have in common."""
+
+    endpoint: ClassVar[str]  # how the answer looks
 
     model: str | None = Field(None, description="One of /v1/models; without it, the first.")
     stream: bool = Field(False, description="Answer with server-sent events.")
@@ -159,6 +161,8 @@ class Generation(Model):
 
 
 class ChatRequest(Generation):
+    endpoint: ClassVar[str] = "chat"
+
     messages: list[Message] = Field(
         min_length=1,
         max_length=MAX_MESSAGES,
@@ -200,6 +204,8 @@ class ChatRequest(Generation):
 
 
 class CompletionRequest(Generation):
+    endpoint: ClassVar[str] = "completions"
+
     prompt: PromptField = Field(
         description="A string, a list of strings, token ids, or a list of lists of token ids."
     )

@@ -26,7 +26,8 @@ class Delta(NamedTuple):
     includes the token that ended the choice. `tokens` has an entry for every token that is part
     of the message (not for a stop token) if log probabilities were asked for. `cached_tokens` comes
     with the first token, `summary` with the engine's finish. `parts` are the text told apart, if
-    it is a message whose thoughts or calls are looked for.
+    it is a message whose thoughts or calls are looked for. `matched` is the stop string that ended
+    it, if one has.
     """
 
     text: str
@@ -36,6 +37,7 @@ class Delta(NamedTuple):
     cached_tokens: int | None = None
     summary: Summary | None = None
     parts: Parts | None = None
+    matched: str | None = None
 
 
 class Teller(Protocol):
@@ -77,8 +79,9 @@ class Transcript:
                 text += self._stop.flush()
         if self._stop.matched is not None:
             finish = Finish.STOP
-        ids = event.token_ids[:num_tokens]
-        return Delta(text, ids, tuple(tokens), finish, event.cached_tokens, event.summary)
+        ids, matched = event.token_ids[:num_tokens], self._stop.matched
+        about = (event.cached_tokens, event.summary)
+        return Delta(text, ids, tuple(tokens), finish, *about, matched=matched)
 
     def _read(self, event: TokenEvent) -> tuple[str, int, list[ScoredToken]]:
         """Text, number of tokens and scores of `event`, as far as a stop string lets them count."""

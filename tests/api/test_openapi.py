@@ -14,7 +14,7 @@ from openai.types import completion_create_params as completion_params
 from openai.types.chat import completion_create_params as chat_params
 from pydantic import BaseModel
 
-from dynamo_serve.api import fields, parse, schema
+from dynamo_serve.api import bodies, fields, schema
 from dynamo_serve.text.tokenizer import Tokenizer
 from tests.api.live import app_of, config
 from tests.api.stub import StubService, hangs
@@ -243,10 +243,10 @@ def test_every_field_of_the_official_client_is_in_the_table() -> None:
     assert text <= set(schema.CompletionRequest.model_fields) | set(fields.COMPLETION)
 
 
-@pytest.mark.parametrize("model", parse.KNOWN)
+@pytest.mark.parametrize("model", bodies.KNOWN)
 def test_no_field_is_in_the_table_twice(model: type[BaseModel]) -> None:
-    assert not set(model.model_fields) & set(parse.KNOWN[model])
-    rows = fields.field_rows(model, parse.KNOWN[model])
+    assert not set(model.model_fields) & set(bodies.KNOWN[model])
+    rows = fields.field_rows(model, bodies.KNOWN[model])
     assert all(status in ("supported", "bookkeeping", "refused") for _, status, _ in rows)
     assert all(remark for _, _, remark in rows)
 
