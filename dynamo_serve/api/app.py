@@ -25,6 +25,7 @@ from dynamo_serve.api.openai import openai_routes
 from dynamo_serve.api.openapi import document
 from dynamo_serve.api.ops import open_routes, server_routes, token_routes
 from dynamo_serve.api.prefixes import prefix_routes
+from dynamo_serve.api.rendering import rendering_routes
 from dynamo_serve.api.requests import request_routes
 from dynamo_serve.api.streams import stream_routes
 from dynamo_serve.config import Config
@@ -94,7 +95,8 @@ def _add_routes(app: FastAPI, edge: Edge, config: Config, metrics: Metrics) -> N
     app.include_router(open_routes(edge, metrics))
     for routes in (openai_routes, messages_routes, stream_routes, token_routes, cache_routes):
         app.include_router(routes(edge), dependencies=[Depends(authorize)])
-    app.include_router(request_routes(edge), dependencies=[Depends(authorize)])
+    for routes in (request_routes, rendering_routes):
+        app.include_router(routes(edge), dependencies=[Depends(authorize)])
     app.include_router(prefix_routes(edge, config.cache), dependencies=[Depends(authorize)])
     app.include_router(server_routes(edge, config), dependencies=[Depends(authorize)])
     for routes in (admin_routes, cache_admin_routes):
