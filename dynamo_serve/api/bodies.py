@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from dynamo_serve.api import fields, messages_fields, schema, schema_tools
 from dynamo_serve.api.by_type import Inner
+from dynamo_serve.api.schema_admin import SteerRequest
 from dynamo_serve.api.schema_message import Message
 from dynamo_serve.api.schema_structured import ResponseFormat, StructuredOutputs
 
@@ -16,7 +17,7 @@ KNOWN: dict[type[BaseModel], Mapping[str, fields.Known]] = {
     schema.CompletionRequest: fields.COMPLETION,
     schema.TokenizeRequest: {},
     schema.DetokenizeRequest: {},
-    schema.SteerRequest: {},
+    SteerRequest: {},
     schema.PrefixRequest: {},
     Message: fields.MESSAGE,
     schema.StreamOptions: fields.STREAM_OPTIONS,

@@ -189,4 +189,5 @@ def whole(deltas: Sequence[Delta]) -> Delta:
         summary=deltas[-1].summary,
         parts=None if deltas[-1].parts is None else joined(d.parts for d in deltas if d.parts),
         matched=deltas[-1].matched,
+        prompt_logprobs=deltas[0].prompt_logprobs,
     )

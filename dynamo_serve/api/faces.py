@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from dynamo_serve.api.choices import Tally, whole
+from dynamo_serve.api.echo import told
 from dynamo_serve.api.frames import EventWriter, Writer
 from dynamo_serve.api.job import Job
 from dynamo_serve.api.messages_frames import PING as MESSAGES_PING
@@ -33,6 +34,7 @@ class OpenAIFace:
 
     def __init__(self, job: Job, tokenizer: Tokenizer) -> None:
         self._job = job
+        self._tokenizer = tokenizer
         self._renderer = renderer_of(job, tokenizer)
 
     def writer(self, *, shows_ids: bool) -> EventWriter:
@@ -43,7 +45,11 @@ class OpenAIFace:
             self._renderer.choice(i, whole(deltas), streamed=False)
             for i, deltas in enumerate(answers)
         ]
-        return Envelope(self._job, self._renderer).whole(choices, tally.usage())
+        body = Envelope(self._job, self._renderer).whole(choices, tally.usage())
+        if self._job.prompt_logprobs is not None and not self._job.continues_text:
+            scores = answers[0][0].prompt_logprobs
+            body["prompt_logprobs"] = told(self._job, scores, self._tokenizer)
+        return body
 
 
 class MessagesFace:

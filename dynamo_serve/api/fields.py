@@ -70,7 +70,6 @@ COMMON: dict[str, Known] = {
     "skip_special_tokens": refused("special tokens are always left out", only(True)),
     "spaces_between_special_tokens": refused("special tokens are always left out"),
     "truncate_prompt_tokens": refused("prompts are never cut", only(-1)),
-    "prompt_logprobs": refused("only generated tokens have log probabilities", only(0)),
     "logits_processors": refused("code from a client is never run", only([])),
     "bad_words": refused("use logit_bias", only([])),
     "allowed_token_ids": refused("use logit_bias"),
@@ -108,7 +107,6 @@ CHAT: dict[str, Known] = {
 
 COMPLETION: dict[str, Known] = {
     **COMMON,
-    "echo": refused("the prompt is not repeated", only(False)),
     "suffix": refused("there is no insertion", only("")),
     "add_special_tokens": refused("the tokenizer's own are always added", only(True)),
 }

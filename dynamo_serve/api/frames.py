@@ -108,7 +108,7 @@ class Writer:
         around = self._around.get(index)
         if around is None:
             self._around[index] = self._split(index)
-            opening = self._opening(index)
+            opening = self._opening(index, delta)
             return (self._id() + opening if opening else b"") + self.events(index, delta)
         count = self._marks[index].num_tokens + len(delta.token_ids)
         self._marks[index] = Mark(count, delta.finish is not None)
@@ -144,8 +144,8 @@ class Writer:
         before, after = self._choice(index, Delta(MARK, ())).split(to_json(MARK).encode())
         return before, after
 
-    def _opening(self, index: int) -> bytes:
-        opening = self._renderer.opening(index)
+    def _opening(self, index: int, delta: Delta) -> bytes:
+        opening = self._renderer.opening(index, delta)
         if opening is None:
             return b""
         envelope = self._envelope

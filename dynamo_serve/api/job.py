@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 
 from dynamo_serve import __version__
+from dynamo_serve.api.prompt_logprobs import check_prompt_logprobs, prompt_logprobs
 from dynamo_serve.api.prompts import check_ids
 from dynamo_serve.api.schema import ChatRequest, CompletionRequest
 from dynamo_serve.api.terms import Terms
@@ -19,7 +20,7 @@ from dynamo_serve.errors import ContextTooLong, InvalidRequest, UnsupportedField
 from dynamo_serve.text.detokenizer import Detokenizer
 from dynamo_serve.text.dialect import Parsing, Reader
 from dynamo_serve.text.message import Message
-from dynamo_serve.text.stream import Teller, Transcript
+from dynamo_serve.text.stream import Silent, Teller, Transcript
 from dynamo_serve.text.tokenizer import Tokenizer
 
 SEEDS = 2**63
@@ -55,6 +56,9 @@ class Job:
     keep_seconds: float = 0.0  # for a client that comes back, after its connection broke
     parsing: Parsing | None = None  # how answers are told apart, if they are
     infers: tuple[str, ...] = ()  # what of the answer the engine is not told: `EngineSpec`
+    echo: bool = False
+    prompt_logprobs: int | None = None  # as vLLM has them
+    is_silent: bool = False  # no token was asked for
 
     @property
     def continues_text(self) -> bool:
@@ -66,6 +70,8 @@ class Job:
 
     def transcript(self, index: int, tokenizer: Tokenizer) -> Teller:
         """A fresh transcript for choice `index`."""
+        if self.is_silent:
+            return Silent()
         request = self.requests[index]
         # A message is a text of its own; a completion continues its prompt, and that decides
         # whether its first token shows a leading space.
@@ -121,6 +127,9 @@ def to_job(
         keep_seconds=bounds.resume_grace if body.stream else 0.0,
         parsing=parsing,
         infers=tuple(bounds.spec.infers),
+        echo=isinstance(body, CompletionRequest) and body.echo,
+        prompt_logprobs=body.prompt_logprobs,
+        is_silent=isinstance(body, CompletionRequest) and body.max_tokens == 0,
     )
 
 
@@ -194,6 +203,7 @@ def _check(body: Body, num_prompts: int, bounds: Bounds) -> None:
             f"{bounds.max_choices} choices in one request.",
             param="n",
         )
+    check_prompt_logprobs(body)
     if body.stream_options is not None and not body.stream:
         raise InvalidRequest("'stream_options' needs 'stream': true.", param="stream_options")
     if isinstance(body, ChatRequest):
@@ -246,7 +256,7 @@ def _asked_tokens(body: Body) -> int | None:
     """How long the answer may get, if the client says so."""
     if isinstance(body, ChatRequest):
         return body.max_completion_tokens or body.max_tokens
-    return body.max_tokens
+    return body.max_tokens or 1  # with 0 the first token is thrown away
 
 
 def _sampling(body: Body, seed: int) -> Sampling:
@@ -261,6 +271,7 @@ def _sampling(body: Body, seed: int) -> Sampling:
         logit_bias=tuple((int(key), bias) for key, bias in body.logit_bias.items()),
         seed=seed,
         logprobs=_logprobs(body),
+        prompt_logprobs=prompt_logprobs(body),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Discriminator, Field, Tag
 
@@ -125,6 +125,13 @@ class Generation(Model):
         description="The same as vLLM has it: JSON, a regular expression, a choice, a grammar.",
         examples=STRUCTURES,
     )
+    prompt_logprobs: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_TOP_LOGPROBS,
+        description="Log probability of each token of the prompt, and of so many of the likeliest; "
+        "without stream. Nothing of the prompt then comes from the cache.",
+    )
     return_token_ids: bool = Field(
         False, description="Choices carry token_ids; prompt_token_ids come with the answer."
     )
@@ -209,12 +216,22 @@ class CompletionRequest(Generation):
     prompt: PromptField = Field(
         description="A string, a list of strings, token ids, or a list of lists of token ids."
     )
-    max_tokens: Count = Field(16, description="Most tokens to generate.")
+    max_tokens: int = Field(
+        16,
+        ge=0,
+        lt=INT64,
+        description="Most tokens to generate; 0 with echo or prompt_logprobs only.",
+    )
     logprobs: int | None = Field(
         None,
         ge=0,
         le=MAX_TOP_LOGPROBS,
         description="Log probability of each token, and of so many of the likeliest.",
+    )
+    echo: bool = Field(
+        False,
+        description="The text begins with the prompt; with logprobs, these with those of its "
+        "tokens, and nothing of it comes from the cache.",
     )
 
 
@@ -268,18 +285,3 @@ class PrefixRequest(Model):
 class DetokenizeRequest(Model):
     model: str | None = Field(None, description="One of /v1/models; without it, the first.")
     tokens: Ids = Field(description="Token ids.")
-
-
-class SteerRequest(Model):
-    rung: Literal[
-        "shrink_chunks",
-        "widen_window",
-        "cap_batch",
-        "spill",
-        "shed_batch",
-        "lighter_weights",
-        "restart_engine",
-    ] = Field(description="One of the ladder's.")
-    mode: Literal["auto", "pin", "forbid"] = Field(
-        description="pin: taken, and stays so. forbid: never taken. auto: as the evidence says."
-    )

@@ -89,6 +89,8 @@ class Lifecycle:
         """Keys of the pages that it need not compute itself, if somebody has them."""
         # The last token is always run: its logits pick the next one.
         end = seq.num_tokens - 1
+        if seq.scores:  # all are wanted
+            return []
         self.pool.extend_keys(seq.page_keys, seq.tokens, seq.request.salt, end)
         keys = seq.page_keys[: end // self.pool.page_size]
         if seq.is_suspect or not seq.may_restore:  # nothing that takes time, or may go wrong again
@@ -166,6 +168,7 @@ class Lifecycle:
         if seq.copied_from is not None:
             self.parts.let_go(seq)
         tokens, finish, stop_id = seq.take(out.token_ids, out.finish)
+        seq.prompt_logprobs += out.prompt_logprobs
         if work.samples and (work.draft_len or len(tokens) != self.shares.tokens_per_step):
             self._count(seq, work.draft_len, len(tokens))
         is_first = seq.first_token_at is None
@@ -181,12 +184,12 @@ class Lifecycle:
             self._seal(seq, full, now)
         if finish:
             last = self.finish(seq, finish, now, out._replace(token_ids=tokens), stop_id)
-            return last._replace(cached_tokens=seq.cached_tokens if tokens and is_first else None)
+            return seq.first(last) if tokens and is_first else last
         if not tokens:
             return None
         event = TokenEvent(seq.request.id, tokens, out.logprobs)
         if is_first:
-            event = event._replace(cached_tokens=seq.cached_tokens, max_tokens=seq.cut_to)
+            event = seq.first(event)._replace(max_tokens=seq.cut_to)
         return event
 
     def _put_down(self, seq: Sequence, num_tokens: int, now: float) -> None:

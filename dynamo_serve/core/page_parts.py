@@ -62,6 +62,8 @@ class PageParts:
         """Let a sequence that is being admitted begin within a page, if it can."""
         if seq.is_suspect:  # nothing that may go wrong again
             return
+        if seq.scores:  # all of it is computed
+            return
         num_pages, pool = len(seq.page_table), self.pool
         # Holding one page more must not cost anybody a page: neither this one, nor who grows next.
         if pool.num_idle <= pool.pages_for(seq.num_tokens) - num_pages + len(running):

@@ -99,7 +99,7 @@ class FakeEngine:
                 self._between()
         for work in batch.work:
             self._write(work)
-        return [self._answer(work) for work in batch.work if work.samples]
+        return [self._answer(work) for work in batch.work if work.samples or work.scores]
 
     def hold_for(self, between: Callable[[], None], every: float) -> None:
         self._between = between
@@ -153,6 +153,9 @@ class FakeEngine:
 
     def _answer(self, work: Work) -> SequenceOutput:
         context = self._read(work)
+        scores = self._scores(work, context) if work.scores else ()
+        if not work.samples:
+            return SequenceOutput(work.seq_id, prompt_logprobs=scores)
         picked = [
             next_token(context[:end], self.spec.vocab_size, work.banned_ids, self._copying)
             for end in range(len(context) - work.draft_len, len(context) + 1)
@@ -160,7 +163,17 @@ class FakeEngine:
         tokens = tuple(picked[: work.kept(picked)])
         wanted = work.sampling.logprobs
         logprobs = () if wanted is None else tuple(self._logprob(t, wanted) for t in tokens)
-        return SequenceOutput(work.seq_id, tokens, logprobs)
+        return SequenceOutput(work.seq_id, tokens, logprobs, prompt_logprobs=scores)
+
+    def _scores(self, work: Work, context: array[int]) -> tuple[TokenLogprob, ...]:
+        wanted = work.sampling.prompt_logprobs or 0
+        scores = []
+        for end, token in enumerate(work.scored_ids, start=work.position + 1):
+            picked = next_token(context[:end], self.spec.vocab_size, frozenset(), self._copying)
+            rank = (token - picked) % self.spec.vocab_size + 1
+            top = self._logprob(picked, wanted).top
+            scores.append(TokenLogprob(token, rank * math.log(0.5), top, rank))
+        return tuple(scores)
 
     def _logprob(self, token: int, num_top: int) -> TokenLogprob:
         """Half the mass on the chosen token, half of the rest on the next one, and so on."""

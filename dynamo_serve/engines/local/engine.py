@@ -20,6 +20,7 @@ from dynamo_serve.engines.local.logit_edits import Row
 from dynamo_serve.engines.local.matchers import Matchers
 from dynamo_serve.engines.local.native_runner import NativeRunner
 from dynamo_serve.engines.local.sampler import Choice, choose
+from dynamo_serve.engines.local.scores import Scores, score
 from dynamo_serve.engines.local.startup import Limits, Ready, Wishes, start_up
 from dynamo_serve.engines.local.step import packing_order
 from dynamo_serve.engines.local.words import load_words
@@ -74,18 +75,26 @@ class LocalEngine:
         try:
             with torch.inference_mode():
                 self._ready.parts.copy(copy for copy in copies if copy)
+                work, scores = score(work, self._ready.run)
                 choices, masks = self._choose(work, histories, followers)
         except Exception as error:
             _after(error)
             raise
-        outputs = [self._output(w, choice) for w, choice in zip(work, choices, strict=True)]
+        outputs = [
+            self._output(w, choice, scores.get(w.seq_id))
+            for w, choice in zip(work, choices, strict=True)
+        ]
         if followers:
             outputs = [
                 _within(out, followers[out.seq_id], masks) if out.seq_id in followers else out
                 for out in outputs
             ]
             self._matchers.go_on(followers)
-        return [out for w, out in zip(work, outputs, strict=True) if w.samples or out.finish]
+        return [
+            out
+            for w, out in zip(work, outputs, strict=True)
+            if w.samples or out.finish or out.prompt_logprobs
+        ]
 
     def hold_for(self, between: Callable[[], None], every: float) -> None:
         """See `core.engine.HoldingEngine`; only where the spec says `holds_steps`."""
@@ -147,16 +156,21 @@ class LocalEngine:
         parts = iter(choices)
         return [list(islice(parts, w.draft_len + 1)) for w in work], masks
 
-    def _output(self, work: Work, choices: Sequence[Choice]) -> SequenceOutput:
+    def _output(
+        self, work: Work, choices: Sequence[Choice], scores: Scores | None
+    ) -> SequenceOutput:
         picked = [choice.token_id for choice in choices if choice.token_id is not None]
-        if len(picked) < len(choices):
+        if len(picked) < len(choices) or (scores is not None and not scores.are_finite):
             assert self._ready is not None
             self._ready.cache.scrub(work.page_table)
             error = "the model's logits were not finite"
             return SequenceOutput(work.seq_id, finish=Finish.ERROR, error=error)
+        told = scores.logprobs if scores is not None else ()
+        if not work.samples:
+            return SequenceOutput(work.seq_id, prompt_logprobs=told)
         tokens = tuple(picked[: work.kept(picked)])
         logprobs = [c.logprob for c in choices[: len(tokens)] if c.logprob is not None]
-        return SequenceOutput(work.seq_id, tokens, tuple(logprobs))
+        return SequenceOutput(work.seq_id, tokens, tuple(logprobs), prompt_logprobs=told)
 
 
 def _after(error: Exception) -> None:
