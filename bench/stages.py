@@ -179,7 +179,7 @@ def render(
 def job(request: Request) -> Job:
     return Job(
         id=request.id.removesuffix("-0"), created=1_764_000_000, model="dserve-tiny",
-        fingerprint="fp_0123456789", n=1, requests=(request,), stops=(), continues_text=False,
+        fingerprint="fp_0123456789", n=1, requests=(request,), stops=(), endpoint="chat",
         stream=True, include_usage=True, return_token_ids=False, logprobs=None, explain=False,
     )  # fmt: skip
 

@@ -50,6 +50,7 @@ class Delivery:
             "tokens",
             "texts",
             "logprobs",
+            "prompt_logprobs",
             "cached_tokens",
             "first_token_at",
             "last",
@@ -68,6 +69,7 @@ class Delivery:
         self.tokens: list[int] = []
         self.texts: list[str] = []  # of each of them, from engines that give text
         self.logprobs: list[TokenLogprob] = []
+        self.prompt_logprobs: tuple[TokenLogprob, ...] = ()
         self.cached_tokens: int | None = None
         self.first_token_at: float | None = None
         self.previous: float | None = None  # when tokens came last
@@ -121,6 +123,8 @@ class Delivery:
             self.texts += event.texts
             if event.logprobs and self.keep_seconds:
                 self.logprobs += event.logprobs
+            if event.prompt_logprobs and self.keep_seconds:
+                self.prompt_logprobs = event.prompt_logprobs
             if self.first_token_at is None:
                 self.first_token_at = now
             self.previous = now
@@ -237,10 +241,12 @@ class Delivery:
             cached = self.cached_tokens if num_read == 0 else None
             tokens, logprobs = tuple(self.tokens[num_read:]), tuple(self.logprobs[num_read:])
             texts = tuple(self.texts[num_read:])
-            inbox.put(TokenEvent(self.request.id, tokens, logprobs, cached, texts=texts))
+            event = TokenEvent(self.request.id, tokens, logprobs, cached, texts=texts)
+            scores = self.prompt_logprobs if num_read == 0 else ()
+            inbox.put(event._replace(prompt_logprobs=scores))
         if self.last is not None:
             bare = self.last._replace(token_ids=(), texts=(), logprobs=(), cached_tokens=None)
-            inbox.put(bare)
+            inbox.put(bare._replace(prompt_logprobs=()))
         if self.error is not None:
             inbox.fail(self.error)
         return inbox

@@ -64,5 +64,6 @@ def merge(first: TokenEvent, second: TokenEvent) -> TokenEvent:
         token_ids=first.token_ids + second.token_ids,
         logprobs=first.logprobs + second.logprobs,
         texts=first.texts + second.texts,
+        prompt_logprobs=first.prompt_logprobs or second.prompt_logprobs,
         cached_tokens=first.cached_tokens if second.cached_tokens is None else second.cached_tokens,
     )

@@ -13,7 +13,7 @@ from dynamo_serve.core.request import Summary, TokenLogprob
 from dynamo_serve.delivery import Delivery, nobody
 from dynamo_serve.text.dialect import Parsing
 
-FORMAT = 3  # of what is packed here; a server takes only its own
+FORMAT = 4  # of what is packed here; a server takes only its own
 # Of a delivery, what is packed as it is; times are of the monotonic clock of this machine.
 PLAIN = (
     *("cached_tokens", "first_token_at", "previous", "has_begun", "is_suspect", "since"),
@@ -64,6 +64,7 @@ def _fields(delivery: Delivery) -> tuple[Any, ...]:
         array("q", delivery.tokens).tobytes(),
         delivery.texts,
         delivery.logprobs,
+        delivery.prompt_logprobs,
         delivery.earlier,
         delivery.last and wire.event_fields(delivery.last),
         [getattr(delivery, name) for name in PLAIN],
@@ -75,6 +76,7 @@ def _delivery(
     tokens: bytes,
     texts: Sequence[str],
     logprobs: Sequence[Any],
+    prompt_logprobs: Sequence[Any],
     earlier: Sequence[Any] | None,
     last: Sequence[Any] | None,
     plain: Sequence[Any],
@@ -82,6 +84,7 @@ def _delivery(
     delivery.tokens = array("q", tokens).tolist()
     delivery.texts = list(texts)
     delivery.logprobs = [TokenLogprob(*logprob) for logprob in logprobs]
+    delivery.prompt_logprobs = tuple(TokenLogprob(*logprob) for logprob in prompt_logprobs)
     delivery.earlier = Summary(*earlier) if earlier else None
     delivery.last = wire.event_of(tuple(last)) if last else None
     for name, value in zip(PLAIN, plain, strict=True):

@@ -194,6 +194,7 @@ def http_page() -> str:
         ("response_format.json_schema", fields.field_rows(JsonSchema, {})),
         ("structured_outputs", fields.field_rows(StructuredOutputs, fields.STRUCTURED_OUTPUTS)),
         *_responses(),
+        *_messages_tables(),
     )
     parts = [
         GENERATED + "# HTTP\n\nThe server describes itself in full at `/openapi.json`. "
@@ -220,6 +221,27 @@ def _responses() -> list[tuple[str, list[tuple[str, str, str]]]]:
     names = ("/v1/responses", *(f"Responses: {name}" for name in fields_responses.TITLES[1:]))
     models = fields_responses.KNOWN.items()
     return [(name, field_rows(*model)) for name, model in zip(names, models, strict=True)]
+
+
+def _messages_tables() -> list[tuple[str, list[tuple[str, str, str]]]]:
+    from dynamo_serve.api import fields, messages_fields
+    from dynamo_serve.api import schema_messages as of
+
+    titles: dict[str, Any] = {
+        "/v1/messages": of.MessagesRequest,
+        "/v1/messages/count_tokens": of.CountTokensRequest,
+        "A turn": of.Turn,
+        **{f"A block of type {kind}": model for kind, model in of.BLOCKS.items()},
+        "A tool of /v1/messages": of.OfferedTool,
+        "tool_choice of /v1/messages": of.ToolWish,
+        "thinking": of.Thinking,
+        "output_config": of.OutputConfig,
+        "output_config.format": of.OutputFormat,
+    }
+    return [
+        (title, fields.field_rows(model, messages_fields.KNOWN[model]))
+        for title, model in titles.items()
+    ]
 
 
 def _endpoints() -> list[tuple[str, str]]:

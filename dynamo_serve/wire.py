@@ -213,5 +213,6 @@ def event_of(fields: tuple[Any, ...]) -> TokenEvent:
             finish=event.finish and Finish(event.finish),
             summary=event.summary and Summary(*event.summary),
             refusal=event.refusal and Refusal(*event.refusal),
+            prompt_logprobs=tuple(TokenLogprob(*lp) for lp in event.prompt_logprobs),
         )
     return event

@@ -37,7 +37,7 @@ TENANT = "acme"
 def job_of(*requests: Request, keep_seconds: float = 15.0) -> Job:
     return Job(
         *("job", 0, "tiny", "fp", len(requests), requests, ("stop",)),
-        *(False, True, False, True, 2, False, keep_seconds),
+        *("chat", True, False, True, 2, False, keep_seconds),
     )
 
 
@@ -119,7 +119,8 @@ def test_how_long_a_cut_answer_may_get_moves_with_it() -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_a_stream_moves_between_any_two_tokens(folder: str, seed: int) -> None:
     rng = random.Random(seed)
-    requests = [Request(f"job-{i}", (i, 2, 3), 200, Sampling(logprobs=1)) for i in range(3)]
+    sampling = Sampling(logprobs=1, prompt_logprobs=1)
+    requests = [Request(f"job-{i}", (i, 2, 3), 200, sampling) for i in range(3)]
 
     async def main() -> None:
         async with running(slow(), folder) as old, running(slow(), folder) as new:
@@ -142,6 +143,7 @@ def test_a_stream_moves_between_any_two_tokens(folder: str, seed: int) -> None:
                 rest = new.rejoin(request.id, len(reader.tokens))
                 assert reader.tokens + await tokens_of(rest) == reference(request)[0]
                 assert len(new.deliveries.kept[request.id].logprobs) == 200
+                assert len(new.deliveries.kept[request.id].prompt_logprobs) == 2
             assert old.deliveries.live == old.deliveries.kept == {}
 
     run(main)

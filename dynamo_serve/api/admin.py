@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from dynamo_serve.api.edge import Edge
 from dynamo_serve.api.openapi import takes
 from dynamo_serve.api.render import answer
-from dynamo_serve.api.schema import SteerRequest
+from dynamo_serve.api.schema_admin import SteerRequest
 from dynamo_serve.directory import told
 from dynamo_serve.errors import ConfigError, InvalidRequest
 

@@ -12,7 +12,7 @@ from fastapi.security import HTTPBearer
 
 from dynamo_serve import __version__
 from dynamo_serve.api.admin import admin_routes
-from dynamo_serve.api.auth import Access
+from dynamo_serve.api.auth import Access, credentials
 from dynamo_serve.api.cache import cache_admin_routes, cache_routes
 from dynamo_serve.api.edge import Edge, Metrics
 from dynamo_serve.api.embeddings import embedding_routes
@@ -20,11 +20,13 @@ from dynamo_serve.api.faults import add_fault_handlers
 from dynamo_serve.api.grammar import Compilers
 from dynamo_serve.api.lookup import Lookup
 from dynamo_serve.api.marks import Streams
+from dynamo_serve.api.messages import messages_routes
 from dynamo_serve.api.middleware import HEADER, RequestId
 from dynamo_serve.api.openai import openai_routes
 from dynamo_serve.api.openapi import document
 from dynamo_serve.api.ops import open_routes, server_routes, token_routes
 from dynamo_serve.api.prefixes import prefix_routes
+from dynamo_serve.api.rendering import rendering_routes
 from dynamo_serve.api.requests import request_routes
 from dynamo_serve.api.rerank import rerank_routes
 from dynamo_serve.api.responses import responses_routes
@@ -89,15 +91,15 @@ def _add_routes(app: FastAPI, edge: Edge, config: Config, metrics: Metrics) -> N
     """Every endpoint behind the door that it belongs to: none, a tenant's key, an admin key."""
 
     async def authorize(http: Request, _: Annotated[object, Depends(BEARER)]) -> None:
-        http.state.caller = edge.access.caller(http.headers.get("authorization"))
+        http.state.caller = edge.access.caller(credentials(http.headers))
 
     async def authorize_admin(http: Request, _: Annotated[object, Depends(BEARER)]) -> None:
         edge.access.check_admin(http.headers.get("authorization"))
 
     app.include_router(open_routes(edge, metrics))
-    for routes in (embedding_routes, rerank_routes):
+    for routes in (openai_routes, messages_routes, stream_routes, token_routes, cache_routes):
         app.include_router(routes(edge), dependencies=[Depends(authorize)])
-    for routes in (openai_routes, stream_routes, token_routes, cache_routes, request_routes):
+    for routes in (embedding_routes, rerank_routes, request_routes, rendering_routes):
         app.include_router(routes(edge), dependencies=[Depends(authorize)])
     app.include_router(prefix_routes(edge, config.cache), dependencies=[Depends(authorize)])
     kept = ResponseStore(config.responses)

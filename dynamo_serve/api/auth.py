@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from dynamo_serve import tenants
 from dynamo_serve.config import ServerSection
@@ -15,6 +15,13 @@ NO_ADMIN_KEY = (
     "No admin key is configured, so /admin is shut: set server.admin_keys, or admin_keys in the "
     "tenants file."
 )
+
+
+def credentials(headers: Mapping[str, str]) -> str | None:
+    """What a tenant's request says of who sends it: its Authorization header, or without one the
+    key in x-api-key, as Anthropic's clients send it. An admin key comes in the former only."""
+    authorization, key = headers.get("authorization"), headers.get("x-api-key")
+    return authorization if authorization is not None or key is None else f"Bearer {key}"
 
 
 class Access:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from fastapi import APIRouter, Request, Response
 
 from dynamo_serve.api import parse
+from dynamo_serve.api.auth import credentials
 from dynamo_serve.api.edge import Edge
 from dynamo_serve.api.openapi import takes
 from dynamo_serve.api.prompts import completion_prompts
@@ -72,7 +73,7 @@ def cache_routes(edge: Edge) -> APIRouter:
         are only texts that the caller's own tenant has sent."""
         asked = await _asked(edge, http)
         # Now, not before the body: meanwhile the tenants may have been reloaded.
-        caller = edge.access.caller(http.headers.get("authorization"))
+        caller = edge.access.caller(credentials(http.headers))
         return answer(await _explain(edge, asked, caller))
 
     return routes

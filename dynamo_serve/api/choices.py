@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from dynamo_serve.api.job import Job
 from dynamo_serve.api.marks import Mark
@@ -19,6 +19,15 @@ from dynamo_serve.text.stream import Delta, Teller, detokenize
 from dynamo_serve.text.tokenizer import Tokenizer
 
 Updates = AsyncGenerator[tuple[int, Delta], None]
+
+
+class Head(NamedTuple):
+    """What a client has of a choice: how far it is, what counts of it, and what it was told, but
+    for an end."""
+
+    mark: Mark
+    counted: Delta
+    told: Sequence[Delta]
 
 
 def run(
@@ -39,31 +48,32 @@ def rejoin(
     tokenizer: Tokenizer,
     marks: Sequence[Mark],
     on_stuck: Callable[[], None],
-) -> tuple[list[Delta], Updates]:
-    """Go on behind these marks: what the client has of each choice (without its text), and what
-    follows. Raises `RequestNotFound`."""
+) -> tuple[list[Head], Updates]:
+    """Go on behind these marks: what the client has of each choice, and what follows. Raises
+    `RequestNotFound`."""
     heads, streams = [], {}
     for i, (request, mark) in enumerate(zip(job.requests, marks, strict=True)):
         head = service.tokens_of(request.id, mark.num_tokens)
         transcript = job.transcript(i, tokenizer)
         known = transcript.deltas(head)  # the text is the client's; a character begun may not be
-        heads.append(_head(head, known))
+        heads.append(_head(mark, head, known))
         if mark.is_ended:
             continue
         if known[-1].finish is not None:  # a stop string, of which the client has not been told
             parts = known[-1].parts and Parts(is_calling=known[-1].parts.is_calling)
-            streams[i] = _alone(Delta("", (), finish=known[-1].finish, parts=parts))
+            last = Delta("", (), finish=known[-1].finish, parts=parts, matched=known[-1].matched)
+            streams[i] = _alone(last)
             continue
         events = service.rejoin(request.id, mark.num_tokens, on_stuck=on_stuck)
         streams[i] = _deltas(job, service, i, events, transcript)
     return heads, _together(streams)
 
 
-def _head(head: TokenEvent, known: Sequence[Delta]) -> Delta:
-    """What counts of the tokens that a client has."""
+def _head(mark: Mark, head: TokenEvent, known: Sequence[Delta]) -> Head:
     thought = sum(delta.parts.num_thought for delta in known if delta.parts is not None)
     parts = Parts(num_thought=thought)
-    return Delta("", head.token_ids, cached_tokens=head.cached_tokens, parts=parts)
+    counted = Delta("", head.token_ids, cached_tokens=head.cached_tokens, parts=parts)
+    return Head(mark, counted, [delta._replace(finish=None) for delta in known])
 
 
 async def _alone(delta: Delta) -> AsyncGenerator[Delta, None]:
@@ -158,18 +168,19 @@ class Tally:
         return usage
 
 
-async def fold(updates: Updates, job: Job) -> tuple[list[Delta], Tally]:
-    """Each choice as one delta that has it all, and the counts."""
+async def fold(updates: Updates, job: Job) -> tuple[list[list[Delta]], Tally]:
+    """The deltas of each choice, and the counts."""
     tally = Tally(job)
     parts: list[list[Delta]] = [[] for _ in job.requests]
     async with aclosing(updates):
         async for index, delta in updates:
             tally.add(index, delta)
             parts[index].append(delta)
-    return [_whole(deltas) for deltas in parts], tally
+    return parts, tally
 
 
-def _whole(deltas: Sequence[Delta]) -> Delta:
+def whole(deltas: Sequence[Delta]) -> Delta:
+    """A choice as one delta that has it all."""
     return Delta(
         text="".join(delta.text for delta in deltas),
         token_ids=tuple(i for delta in deltas for i in delta.token_ids),
@@ -177,4 +188,6 @@ def _whole(deltas: Sequence[Delta]) -> Delta:
         finish=deltas[-1].finish,
         summary=deltas[-1].summary,
         parts=None if deltas[-1].parts is None else joined(d.parts for d in deltas if d.parts),
+        matched=deltas[-1].matched,
+        prompt_logprobs=deltas[0].prompt_logprobs,
     )

@@ -1,4 +1,4 @@
-"""Every failure as OpenAI's error object."""
+"""Every failure as OpenAI's error object, or as Anthropic's to who asks its API."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from dynamo_serve.api.messages_errors import error_body
+from dynamo_serve.api.middleware import MESSAGES
 from dynamo_serve.api.render import to_json
 from dynamo_serve.errors import InvalidRequest, RequestError, TryLater, Unauthorized
 
@@ -30,7 +32,7 @@ async def on_request_error(http: Request, error: Exception) -> Response:
         headers["Retry-After"] = error.retry_after_header
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
-    return _json(error, error.status, headers)
+    return _json(http, error, error.status, headers)
 
 
 async def on_http_exception(http: Request, error: Exception) -> Response:
@@ -42,7 +44,7 @@ async def on_http_exception(http: Request, error: Exception) -> Response:
     }
     fault = InvalidRequest(what.get(error.status_code, str(error.detail)))
     fault.code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, fault.code)
-    return _json(fault, error.status_code, dict(error.headers or {}))
+    return _json(http, fault, error.status_code, dict(error.headers or {}))
 
 
 async def on_hang_up(http: Request, error: Exception) -> Response:
@@ -52,8 +54,11 @@ async def on_hang_up(http: Request, error: Exception) -> Response:
 
 async def on_bug(http: Request, error: Exception) -> Response:
     """Ours, not the client's; the server logs the traceback after this."""
-    return _json(RequestError("The server failed; its log says why."), 500, {})
+    return _json(http, RequestError("The server failed; its log says why."), 500, {})
 
 
-def _json(error: RequestError, status: int, headers: dict[str, str]) -> Response:
-    return Response(to_json(error.body()), status, headers, "application/json")
+def _json(http: Request, error: RequestError, status: int, headers: dict[str, str]) -> Response:
+    body = error.body()
+    if http.url.path.startswith(MESSAGES):
+        body = error_body(error, status, http.state.request_id)
+    return Response(to_json(body), status, headers, "application/json")

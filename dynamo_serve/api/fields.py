@@ -33,12 +33,14 @@ def only(*values: Any) -> Callable[[Any, Body], bool]:
 class Known(NamedTuple):
     """A field of the clients' world that is not in our models.
 
-    `harmless(value, body)` says whether a refused field has a value that changes nothing.
+    `harmless(value, body)` says whether a refused field has a value that changes nothing. `code` is
+    that of the refusal, where clients know one.
     """
 
     status: Literal["bookkeeping", "refused"]
     why: str
     harmless: Callable[[Any, Body], bool] = never
+    code: str = UnsupportedField.code
 
 
 def bookkeeping(why: str) -> Known:
@@ -68,7 +70,6 @@ COMMON: dict[str, Known] = {
     "skip_special_tokens": refused("special tokens are always left out", only(True)),
     "spaces_between_special_tokens": refused("special tokens are always left out"),
     "truncate_prompt_tokens": refused("prompts are never cut", only(-1)),
-    "prompt_logprobs": refused("only generated tokens have log probabilities", only(0)),
     "logits_processors": refused("code from a client is never run", only([])),
     "bad_words": refused("use logit_bias", only([])),
     "allowed_token_ids": refused("use logit_bias"),
@@ -106,7 +107,6 @@ CHAT: dict[str, Known] = {
 
 COMPLETION: dict[str, Known] = {
     **COMMON,
-    "echo": refused("the prompt is not repeated", only(False)),
     "suffix": refused("there is no insertion", only("")),
     "add_special_tokens": refused("the tokenizer's own are always added", only(True)),
 }
@@ -161,15 +161,18 @@ def sift(
             kept[name] = value
         elif (entry := known.get(name)) is not None:
             if entry.status == "refused" and not entry.harmless(value, body):
-                raise UnsupportedField(
-                    f"'{path}{name}' is not supported by this server: {entry.why}.",
-                    param=path + name,
-                )
+                raise _refusal(path + name, entry)
         elif on_unknown == "warn":
             logger.warning("unknown request field %.100r ignored", path + name)
         else:
             raise UnknownField(f"Unknown field '{path}{name[:100]}'.", param=path + name[:100])
     return kept
+
+
+def _refusal(path: str, entry: Known) -> UnsupportedField:
+    fault = UnsupportedField(f"'{path}' is not supported by this server: {entry.why}.", param=path)
+    fault.code = entry.code
+    return fault
 
 
 def _supported(model: type[BaseModel]) -> dict[str, FieldInfo]:

@@ -124,7 +124,7 @@ def _model(
     without: str,
 ) -> type[BaseModel]:
     """The model of an object by its type; `without` is meant where there is none."""
-    kind, path = value.get("type") or without, f"{path}type"
+    kind, path = value.get("type") or without, f"{path}.type"
     if not kind:
         raise InvalidRequest(f"'{path}' is required.", param=path)
     if not isinstance(kind, str):

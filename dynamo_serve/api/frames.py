@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
-from dynamo_serve.api.choices import Tally, Updates
+from dynamo_serve.api.choices import Head, Tally, Updates
 from dynamo_serve.api.job import Job
 from dynamo_serve.api.marks import Mark, resume, written
 from dynamo_serve.api.render import Envelope, Renderer, to_json
@@ -17,50 +17,77 @@ from dynamo_serve.text.stream import Delta
 logger = logging.getLogger(__name__)
 
 DONE = b"data: [DONE]\n\n"
+PING = b": ping\n\n"  # a comment: clients skip it
 MARK = "\0"  # stands for the text of an event; in no id, and in no name of a model
 
 
 class EventWriter(Protocol):
-    """Writes the events of one answer, whatever they look like."""
+    """Writes the events of one job as its endpoint has them. `last_id` is the id of the last."""
+
+    last_id: str
+
+    def skip(self, index: int, head: Head) -> None:
+        """The client has this much of a choice."""
+        ...
 
     def events(self, index: int, delta: Delta) -> bytes:
-        """What a delta adds to a choice."""
+        """What a delta adds to a choice, and before the first what the choice opens with."""
         ...
 
-    def ending(self) -> bytes:
-        """What comes when every choice has ended."""
+    def end(self, tally: Tally) -> bytes:
+        """What follows when all choices have ended."""
         ...
 
-    def failure(self, error: RequestError) -> bytes:
-        """What comes in place of the rest."""
+    def fault(self, error: RequestError) -> bytes:
+        """The end of a stream that goes wrong. Without an id: the client's last one stays valid."""
+        ...
+
+    @property
+    def closing(self) -> bytes:
+        """What comes last, whatever has happened."""
         ...
 
 
 async def frames(
-    first: tuple[int, Delta] | None, updates: Updates, writer: EventWriter, name: str
+    first: tuple[int, Delta] | None,
+    updates: Updates,
+    job: Job,
+    writer: EventWriter,
+    heads: Sequence[Head] = (),
 ) -> AsyncGenerator[bytes, None]:
-    """What each update adds to the stream; an error after the first token is an event too. The log
-    knows the request by its `name`."""
+    """What each update adds to the stream; an error after the first token is an event too. Of a
+    stream that is gone on with, `heads` are what the client has of each choice."""
+    tally = Tally(job)
+    for index, head in enumerate(heads):
+        tally.add(index, head.counted)
+        writer.skip(index, head)
     update = first
     try:
         while update is not None:
+            tally.add(*update)
             if events := writer.events(*update):
                 yield events
             update = await anext(updates, None)
-        yield writer.ending()
+        if end := writer.end(tally):
+            yield end
     except RequestError as error:
-        yield writer.failure(error)
+        if isinstance(error, ServerHandover):
+            error.resume = resume(job, writer.last_id)
+        yield writer.fault(error)
     except Exception:
-        logger.exception("request %s failed in the middle of its stream", name)
-        yield writer.failure(RequestError("The server failed; its log says why."))
+        logger.exception("request %s failed in the middle of its stream", job.id)
+        yield writer.fault(RequestError("The server failed; its log says why."))
+    if writer.closing:
+        yield writer.closing
 
 
 class Writer:
-    """Writes the events of a chat, or of a completion."""
+    """An `EventWriter` of chunks, as chat and plain completions have them."""
+
+    closing = DONE
 
     def __init__(self, job: Job, renderer: Renderer, *, shows_ids: bool = True) -> None:
         self._job = job
-        self._tally = Tally(job)
         self._renderer = renderer
         self._envelope = Envelope(job, renderer)
         self._verbose = job.return_token_ids
@@ -72,30 +99,24 @@ class Writer:
         self._marks = [Mark()] * len(job.requests)
         self.last_id = self._written() if job.keep_seconds else ""
 
-    def skip(self, index: int, mark: Mark, head: Delta) -> None:
-        """The client has this much of a choice."""
-        self._tally.add(index, head)
-        self._marks[index] = mark
+    def skip(self, index: int, head: Head) -> None:
+        mark = self._marks[index] = head.mark
         self.last_id = self._written()
         if mark.num_tokens or mark.is_ended:
             self._around[index] = self._split(index)
 
     def events(self, index: int, delta: Delta) -> bytes:
-        """What a delta adds to a choice, and before the first what the choice opens with."""
-        self._tally.add(index, delta)
-        if index in self._around:
-            return self._told(index, delta)
-        self._around[index] = self._split(index)
-        opening = self._opening(index)
-        return (self._id() + opening if opening else b"") + self._told(index, delta)
-
-    def _told(self, index: int, delta: Delta) -> bytes:
+        around = self._around.get(index)
+        if around is None:
+            self._around[index] = self._split(index)
+            opening = self._opening(index, delta)
+            return (self._id() + opening if opening else b"") + self.events(index, delta)
         count = self._marks[index].num_tokens + len(delta.token_ids)
         self._marks[index] = Mark(count, delta.finish is not None)
         parts = delta.parts or Parts(delta.text)
         is_plain = self._only_text and delta.finish is None and not (parts.thought or parts.calls)
         if is_plain and parts.content:  # nearly all there ever are
-            before, after = self._around[index]
+            before, after = around
             return self._id() + before + to_json(parts.content).encode() + after
         if parts.is_telling or delta.finish or delta.tokens or self._verbose:
             return self._id() + self._choice(index, delta)
@@ -111,24 +132,21 @@ class Writer:
     def _written(self) -> str:
         return f"{self._prefix}{written(self._marks)}"
 
-    def ending(self) -> bytes:
+    def end(self, tally: Tally) -> bytes:
         if not self._job.include_usage:
-            return DONE
-        return _frame(self._envelope.usage_chunk(self._tally.usage())) + DONE
+            return b""
+        return _frame(self._envelope.usage_chunk(tally.usage()))
 
-    def failure(self, error: RequestError) -> bytes:
-        if isinstance(error, ServerHandover):
-            error.resume = resume(self._job, self.last_id)
-        # Without an id: the client's last one stays valid.
-        return _frame(to_json(error.body())) + DONE
+    def fault(self, error: RequestError) -> bytes:
+        return _frame(to_json(error.body()))
 
     def _split(self, index: int) -> tuple[bytes, bytes]:
         """The bytes before and after the text in an event that has nothing else to say."""
         before, after = self._choice(index, Delta(MARK, ())).split(to_json(MARK).encode())
         return before, after
 
-    def _opening(self, index: int) -> bytes:
-        opening = self._renderer.opening(index)
+    def _opening(self, index: int, delta: Delta) -> bytes:
+        opening = self._renderer.opening(index, delta)
         if opening is None:
             return b""
         envelope = self._envelope

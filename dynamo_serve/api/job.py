@@ -9,20 +9,28 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 
 from dynamo_serve import __version__
+from dynamo_serve.api.capable import check_generates, check_honoured
+from dynamo_serve.api.prompt_logprobs import check_prompt_logprobs, prompt_logprobs
 from dynamo_serve.api.prompts import check_ids
 from dynamo_serve.api.schema import ChatRequest, CompletionRequest
 from dynamo_serve.api.terms import Terms
 from dynamo_serve.core.engine import EngineSpec
 from dynamo_serve.core.request import Grammar, Request, Sampling
 from dynamo_serve.directory import Caller
-from dynamo_serve.errors import ContextTooLong, InvalidRequest, UnsupportedField
+from dynamo_serve.errors import ContextTooLong, InvalidRequest
 from dynamo_serve.text.detokenizer import Detokenizer
 from dynamo_serve.text.dialect import Parsing, Reader
 from dynamo_serve.text.message import Message
-from dynamo_serve.text.stream import Teller, Transcript
+from dynamo_serve.text.stream import Silent, Teller, Transcript
 from dynamo_serve.text.tokenizer import Tokenizer
 
 SEEDS = 2**63
+ID_PREFIXES = {
+    "chat": "chatcmpl-",
+    "completions": "cmpl-",
+    "messages": "msg_",
+    "responses": "resp_",
+}
 TOKEN_ID = re.compile(r"0|[1-9]\d{0,18}", re.ASCII)  # one spelling each, so no token has two biases
 # Of the engine's facts, those that can change a logit; the size of the pool cannot.
 DECISIVE_FACTS = (
@@ -45,7 +53,7 @@ class Job:
     n: int
     requests: tuple[Request, ...]
     stops: tuple[str, ...]
-    continues_text: bool
+    endpoint: str  # whose body it was, which is how its answer looks
     stream: bool
     include_usage: bool
     return_token_ids: bool
@@ -54,6 +62,13 @@ class Job:
     keep_seconds: float = 0.0  # for a client that comes back, after its connection broke
     parsing: Parsing | None = None  # how answers are told apart, if they are
     infers: tuple[str, ...] = ()  # what of the answer the engine is not told: `EngineSpec`
+    echo: bool = False
+    prompt_logprobs: int | None = None  # as vLLM has them
+    is_silent: bool = False  # no token was asked for
+
+    @property
+    def continues_text(self) -> bool:
+        return self.endpoint == "completions"
 
     @property
     def prompts(self) -> list[tuple[int, ...]]:
@@ -61,6 +76,8 @@ class Job:
 
     def transcript(self, index: int, tokenizer: Tokenizer) -> Teller:
         """A fresh transcript for choice `index`."""
+        if self.is_silent:
+            return Silent()
         request = self.requests[index]
         # A message is a text of its own; a completion continues its prompt, and that decides
         # whether its first token shows a leading space.
@@ -98,7 +115,7 @@ def to_job(
 ) -> Job:
     """Raises `InvalidRequest` (or one of its kind) naming the field and the bound."""
     _check(body, len(prompts), bounds)
-    job_id = body.id_prefix + secrets.token_hex(12)
+    job_id = ID_PREFIXES[body.endpoint] + secrets.token_hex(12)
     first = replace(_request(body, job_id, bounds, caller, terms), grammar=grammar)
     requests = _choices(first, prompts, body, bounds)
     return Job(
@@ -109,7 +126,7 @@ def to_job(
         n=body.n,
         requests=tuple(requests),
         stops=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
-        continues_text=not isinstance(body, ChatRequest),
+        endpoint=body.endpoint,
         stream=body.stream,
         include_usage=bool(body.stream_options and body.stream_options.include_usage),
         return_token_ids=body.return_token_ids,
@@ -118,6 +135,9 @@ def to_job(
         keep_seconds=bounds.resume_grace if body.stream and body.is_resumable else 0.0,
         parsing=parsing,
         infers=tuple(bounds.spec.infers),
+        echo=isinstance(body, CompletionRequest) and body.echo,
+        prompt_logprobs=body.prompt_logprobs,
+        is_silent=isinstance(body, CompletionRequest) and body.max_tokens == 0,
     )
 
 
@@ -192,6 +212,7 @@ def _check(body: Body, num_prompts: int, bounds: Bounds) -> None:
             f"{bounds.max_choices} choices in one request.",
             param="n",
         )
+    check_prompt_logprobs(body)
     if body.stream_options is not None and not body.stream:
         raise InvalidRequest("'stream_options' needs 'stream': true.", param="stream_options")
     if isinstance(body, ChatRequest):
@@ -211,24 +232,6 @@ def _check(body: Body, num_prompts: int, bounds: Bounds) -> None:
                 f"'logit_bias': {key[:40]!r} is not a token id below {vocab_size}.",
                 param="logit_bias",
             )
-
-
-def check_honoured(body: Body, spec: EngineSpec) -> None:
-    """Raise `UnsupportedField` for what this engine cannot do, unless it asks for nothing."""
-    known = type(body).model_fields
-    for name, why in spec.refused.items():
-        if name in known and getattr(body, name) != known[name].default:
-            raise UnsupportedField(f"'{name}' is not supported by this engine: {why}.", param=name)
-
-
-def check_generates(spec: EngineSpec) -> None:
-    """Raise `UnsupportedField` for a model that makes vectors only."""
-    if not spec.generates:
-        use = "/v1/rerank" if spec.pooling == "score" else "/v1/embeddings or /v1/rerank"
-        raise UnsupportedField(
-            f"The model served here ({spec.facts.get('architecture')}) makes no text: use {use}.",
-            param="model",
-        )
 
 
 def _max_tokens(body: Body, num_prompt: int, limit: int) -> int:
@@ -254,7 +257,7 @@ def _asked_tokens(body: Body) -> int | None:
     """How long the answer may get, if the client says so."""
     if isinstance(body, ChatRequest):
         return body.max_completion_tokens or body.max_tokens
-    return body.max_tokens
+    return body.max_tokens or 1  # with 0 the first token is thrown away
 
 
 def _sampling(body: Body, seed: int) -> Sampling:
@@ -269,6 +272,7 @@ def _sampling(body: Body, seed: int) -> Sampling:
         logit_bias=tuple((int(key), bias) for key, bias in body.logit_bias.items()),
         seed=seed,
         logprobs=_logprobs(body),
+        prompt_logprobs=prompt_logprobs(body),
     )
 
 

@@ -15,6 +15,7 @@ logger = logging.getLogger(__name__)
 
 PLAIN_ID = re.compile(r"[\x21-\x7e]{1,128}")
 HEADER = "X-Request-Id"
+MESSAGES, MESSAGES_HEADER = "/v1/messages", "request-id"  # the same, as Anthropic calls it
 
 
 class RequestId:
@@ -35,13 +36,17 @@ class RequestId:
         request_id = given if PLAIN_ID.fullmatch(given) else secrets.token_hex(12)
         scope.setdefault("state", {})["request_id"] = request_id
         began = time.monotonic()
+        is_messages = scope["path"].startswith(MESSAGES)
         status = 0
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)[HEADER] = request_id
+                headers = MutableHeaders(scope=message)
+                headers[HEADER] = request_id
+                if is_messages:
+                    headers[MESSAGES_HEADER] = request_id
             await send(message)
 
         try:

@@ -9,7 +9,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from dynamo_serve.api import parse
+from dynamo_serve.api import bodies
 
 REFERENCE = "#/components/schemas/{model}"
 
@@ -31,13 +31,37 @@ ERROR_SCHEMA = {
 }
 
 
-def takes(*models: type[BaseModel], told: dict[str, Any] | None = None) -> dict[str, Any]:
+MESSAGES_ERROR_SCHEMA = {
+    "type": "object",
+    "required": ["type", "error"],
+    "properties": {
+        "type": {"const": "error"},
+        "error": {
+            "type": "object",
+            "required": ["type", "message", "details"],
+            "properties": {
+                "type": {"type": "string"},
+                "message": {"type": "string", "description": "What is wrong, for people."},
+                "details": {
+                    "type": "object",
+                    "description": "error_code, the field at fault (param), numbers of a refusal.",
+                },
+            },
+        },
+        "request_id": {"type": "string", "description": "X-Request-Id."},
+    },
+}
+
+
+def takes(
+    *models: type[BaseModel], told: dict[str, Any] | None = None, error: str = "Error"
+) -> dict[str, Any]:
     """The part of a route's description that says which JSON body it takes: one of these. `told`
-    is an example of what it answers."""
+    is an example of what it answers, and `error` the schema by which it says what is wrong."""
     kinds = [{"$ref": REFERENCE.format(model=model.__name__)} for model in models]
     schema: dict[str, Any] = kinds[0] if len(kinds) == 1 else {"anyOf": kinds}
-    error = {"application/json": {"schema": {"$ref": REFERENCE.format(model="Error")}}}
-    answers: dict[str, Any] = {"4XX": {"description": "The request is at fault.", "content": error}}
+    fault = {"application/json": {"schema": {"$ref": REFERENCE.format(model=error)}}}
+    answers: dict[str, Any] = {"4XX": {"description": "The request is at fault.", "content": fault}}
     if told is not None:
         answers["200"] = {"content": {"application/json": {"example": told}}}
     return {
@@ -52,12 +76,12 @@ def document(app: FastAPI) -> dict[str, Any]:
         title=app.title, version=app.version, description=app.description, routes=app.routes
     )
     _, definitions = models_json_schema(
-        [(model, "validation") for model in parse.KNOWN], ref_template=REFERENCE
+        [(model, "validation") for model in bodies.KNOWN], ref_template=REFERENCE
     )
     schemas = whole.setdefault("components", {}).setdefault("schemas", {})
     schemas.update(definitions["$defs"])
-    schemas["Error"] = ERROR_SCHEMA
-    for model, known in parse.KNOWN.items():
+    schemas |= {"Error": ERROR_SCHEMA, "MessagesError": MESSAGES_ERROR_SCHEMA}
+    for model, known in bodies.KNOWN.items():
         for name, entry in known.items():
             schemas[model.__name__]["properties"][name] = {
                 "description": f"{entry.status}: {entry.why}"

@@ -88,15 +88,16 @@ def token_routes(edge: Edge) -> APIRouter:
 
 
 def _tokens(tokenizer: Tokenizer, ids: list[int], max_model_len: int, with_texts: bool) -> str:
-    """The answer of /tokenize. In pieces: to encode a list at once lets no other thread run."""
-    texts = _pieces([tokenizer.token_text(i) for i in ids]) if with_texts else "null"
+    """The answer of /tokenize."""
+    texts = pieces([tokenizer.token_text(i) for i in ids]) if with_texts else "null"
     return (
         f'{{"count":{len(ids)},"max_model_len":{max_model_len},'
-        f'"tokens":{_pieces(ids)},"token_strs":{texts}}}'
+        f'"tokens":{pieces(ids)},"token_strs":{texts}}}'
     )
 
 
-def _pieces(items: Sequence[Any]) -> str:
+def pieces(items: Sequence[Any]) -> str:
+    """A list as JSON, in pieces: to encode a long one at once lets no other thread run."""
     starts = range(0, len(items), INLINE_TOKENS)
     return f"[{','.join(to_json(items[at : at + INLINE_TOKENS])[1:-1] for at in starts)}]"
 

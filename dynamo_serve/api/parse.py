@@ -4,24 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
-from dynamo_serve.api import (
-    fields,
-    fields_responses,
-    fields_vectors,
-    schema,
-    schema_responses,
-    schema_tools,
-    schema_vectors,
-    size,
-)
-from dynamo_serve.api.schema_message import Message
-from dynamo_serve.api.schema_structured import ResponseFormat, StructuredOutputs
+from dynamo_serve.api import fields, size
+from dynamo_serve.api.bodies import INNER, KNOWN
+from dynamo_serve.api.by_type import Inner, model_of
 from dynamo_serve.errors import InvalidRequest, PayloadTooLarge
 
 MAX_DEPTH = 64  # a schema takes two for each of its own levels (`structured.max_depth`)
@@ -31,65 +22,6 @@ PAIR = re.compile(rb"\\u[dD][89abAB]..\\u[dD][c-fC-F]")
 HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 
 T = TypeVar("T", bound=BaseModel)
-# A model, or what picks one by what an object says of itself (and its path, with a dot behind it).
-Inner = type[BaseModel] | Callable[[dict[str, Any], str], type[BaseModel]]
-
-KNOWN: dict[type[BaseModel], Mapping[str, fields.Known]] = {
-    schema.ChatRequest: fields.CHAT,
-    schema.CompletionRequest: fields.COMPLETION,
-    schema.TokenizeRequest: {},
-    schema.DetokenizeRequest: {},
-    schema.SteerRequest: {},
-    schema.PrefixRequest: {},
-    Message: fields.MESSAGE,
-    schema.StreamOptions: fields.STREAM_OPTIONS,
-    schema_tools.Tool: {},
-    schema_tools.Function: {},
-    schema_tools.NamedTool: {},
-    schema_tools.NamedFunction: {},
-    schema_tools.ToolCall: {},
-    schema_tools.CalledFunction: fields.CALLED_FUNCTION,
-    ResponseFormat: fields.RESPONSE_FORMAT,
-    StructuredOutputs: fields.STRUCTURED_OUTPUTS,
-    **fields_responses.KNOWN,
-    schema_vectors.EmbeddingRequest: fields_vectors.EMBEDDING,
-    schema_vectors.RerankRequest: fields_vectors.RERANK,
-    schema_vectors.Document: {},
-}
-GENERATION: dict[str, Inner] = {
-    "stream_options": schema.StreamOptions,
-    "response_format": ResponseFormat,
-    "structured_outputs": StructuredOutputs,
-}
-# Of each model the fields that are objects of ours, or lists of them.
-INNER: dict[type[BaseModel], Mapping[str, Inner]] = {
-    schema.ChatRequest: {
-        **GENERATION,
-        "messages": Message,
-        "tools": schema_tools.Tool,
-        "tool_choice": schema_tools.NamedTool,
-    },
-    schema.CompletionRequest: GENERATION,
-    schema.TokenizeRequest: {"messages": Message, "tools": schema_tools.Tool},
-    schema.PrefixRequest: {"messages": Message, "tools": schema_tools.Tool},
-    Message: {"tool_calls": schema_tools.ToolCall},
-    schema_tools.Tool: {"function": schema_tools.Function},
-    schema_tools.NamedTool: {"function": schema_tools.NamedFunction},
-    schema_tools.ToolCall: {"function": schema_tools.CalledFunction},
-    schema_responses.ResponsesRequest: {
-        "structured_outputs": StructuredOutputs,
-        "input": fields_responses.item_model,
-        "tools": fields_responses.tool_model,
-        "tool_choice": fields_responses.choice_model,
-        "text": schema_responses.TextConfig,
-        "reasoning": schema_responses.ReasoningConfig,
-    },
-    schema_responses.MessageItem: {"content": fields_responses.part_model},
-    schema_responses.FunctionCallOutputItem: {"output": fields_responses.part_model},
-    schema_responses.ReasoningItem: {"content": schema_responses.ReasoningPart},
-    schema_responses.TextConfig: {"format": schema_responses.TextFormat},
-    schema_vectors.RerankRequest: {"documents": schema_vectors.Document},
-}
 
 
 async def read_object(http: Request, max_bytes: int) -> dict[str, Any]:
@@ -211,21 +143,25 @@ def to_model(model: type[T], body: Mapping[str, Any], on_unknown: str) -> T:
         raise first_fault(error) from error
 
 
-def _sift(value: Any, inner: Inner, path: str, on_unknown: str) -> Any:
+def _sift(value: Any, part: type[BaseModel], path: str, on_unknown: str) -> Any:
     """`value` without what has no effect, and so for all that is in it."""
-    if not isinstance(value, dict):
-        return value  # its type is wrong, which the model will say
-    part = inner if isinstance(inner, type) else inner(value, path)
     kept = fields.sift(value, part, KNOWN[part], path, on_unknown)
-    for name, below in INNER.get(part, {}).items():
+    for name, inner in INNER.get(part, {}).items():
         item = kept.get(name)
         if isinstance(item, list):
             kept[name] = [
-                _sift(each, below, f"{path}{name}[{i}].", on_unknown) for i, each in enumerate(item)
+                _sift_one(each, inner, f"{path}{name}[{i}]", on_unknown)
+                for i, each in enumerate(item)
             ]
         elif item is not None:
-            kept[name] = _sift(item, below, f"{path}{name}.", on_unknown)
+            kept[name] = _sift_one(item, inner, f"{path}{name}", on_unknown)
     return kept
+
+
+def _sift_one(value: Any, inner: Inner, path: str, on_unknown: str) -> Any:
+    if not isinstance(value, dict):
+        return value  # if its type is wrong, the model will say so
+    return _sift(value, model_of(inner, value, path), f"{path}.", on_unknown)
 
 
 def first_fault(error: ValidationError) -> InvalidRequest:

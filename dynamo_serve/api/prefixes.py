@@ -9,8 +9,9 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from dynamo_serve.api.auth import credentials
+from dynamo_serve.api.capable import check_generates
 from dynamo_serve.api.edge import Edge
-from dynamo_serve.api.job import check_generates
 from dynamo_serve.api.openapi import takes
 from dynamo_serve.api.prompts import check_ids, render_messages
 from dynamo_serve.api.render import answer
@@ -103,7 +104,7 @@ async def _token_ids(edge: Edge, body: PrefixRequest) -> list[int]:
 
 def _request(edge: Edge, http: Request, ids: list[int], ttl: float) -> core.Request:
     # Asked again: between the headers and the end of the body the tenants may have been reloaded.
-    caller = edge.access.caller(http.headers.get("authorization"))
+    caller = edge.access.caller(credentials(http.headers))
     now = time.monotonic()
     return core.Request(
         id=f"prefix-{secrets.token_hex(12)}",

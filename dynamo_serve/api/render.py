@@ -9,8 +9,9 @@ from typing import Any, Protocol
 
 from starlette.responses import Response
 
+from dynamo_serve.api.echo import Echo, finite, likeliest, told
 from dynamo_serve.api.job import Job
-from dynamo_serve.core.request import Finish, Summary, TokenLogprob
+from dynamo_serve.core.request import Finish, Summary
 from dynamo_serve.text.parts import CallPart, Parts
 from dynamo_serve.text.stream import Delta, ScoredToken
 from dynamo_serve.text.tokenizer import Tokenizer
@@ -21,7 +22,6 @@ Json = dict[str, Any]
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 # Some clients end a line at these, as Python's splitlines does; an event must stay one line.
 _LINE_ENDS = {ord(c): f"\\u{ord(c):04x}" for c in "\x85\u2028\u2029"}
-LEAST_LOGPROB = -9999.0  # JSON has no -Infinity; OpenAI's stand-in
 
 
 def to_json(value: object) -> str:
@@ -53,8 +53,8 @@ class Renderer(Protocol):
     object: str
     chunk_object: str
 
-    def opening(self, index: int) -> Json | None:
-        """What a choice begins with in a stream, before any text."""
+    def opening(self, index: int, first: Delta) -> Json | None:
+        """What a choice begins with in a stream, before the text of its first delta."""
         ...
 
     def choice(self, index: int, delta: Delta, *, streamed: bool) -> Json:
@@ -70,7 +70,7 @@ class ChatRenderer:
         self._job = job
         self._tokenizer = tokenizer
 
-    def opening(self, index: int) -> Json | None:
+    def opening(self, index: int, first: Delta) -> Json | None:
         delta = {"role": "assistant", "content": ""}
         return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
 
@@ -135,45 +135,51 @@ class CompletionRenderer:
     def __init__(self, job: Job, tokenizer: Tokenizer) -> None:
         self._job = job
         self._tokenizer = tokenizer
+        self._echoes: dict[int, Echo] = {}
 
-    def opening(self, index: int) -> Json | None:
-        if not self._job.return_token_ids:
+    def opening(self, index: int, first: Delta) -> Json | None:
+        if not (self._job.return_token_ids or self._job.echo):
             return None
-        return {
-            "index": index,
-            "text": "",
-            "logprobs": None,
-            "finish_reason": None,
-            "prompt_token_ids": self._job.requests[index].prompt_ids,
-        }
+        choice: Json = {"index": index, "text": "", "logprobs": None, "finish_reason": None}
+        if self._job.echo:
+            choice |= self._echo(index).before(choice, first.prompt_logprobs)
+        if self._job.return_token_ids:
+            choice["prompt_token_ids"] = self._job.requests[index].prompt_ids
+        return choice
+
+    def _echo(self, index: int) -> Echo:
+        if index not in self._echoes:
+            request = self._job.requests[index]
+            self._echoes[index] = Echo(request.prompt_ids, self._tokenizer, self._job.logprobs)
+        return self._echoes[index]
 
     def choice(self, index: int, delta: Delta, *, streamed: bool) -> Json:
         choice: Json = {
             "index": index,
             "text": delta.text,
-            "logprobs": self._logprobs(delta.tokens),
+            "logprobs": self._logprobs(index, delta.tokens),
             "finish_reason": delta.finish.value if delta.finish else None,
         }
+        if self._job.echo and not streamed:
+            choice |= self._echo(index).before(choice, delta.prompt_logprobs)
+        if self._job.prompt_logprobs is not None:
+            choice["prompt_logprobs"] = told(self._job, delta.prompt_logprobs, self._tokenizer)
         if self._job.return_token_ids:
             choice["token_ids"] = delta.token_ids
             if not streamed:
                 choice["prompt_token_ids"] = self._job.requests[index].prompt_ids
         return choice | ending(self._job, delta)
 
-    def _logprobs(self, tokens: Sequence[ScoredToken]) -> Json | None:
+    def _logprobs(self, index: int, tokens: Sequence[ScoredToken]) -> Json | None:
         if self._job.logprobs is None:
             return None
+        begin = len(self._echo(index).text) if self._job.echo else 0
         return {
             "tokens": [self._tokenizer.token_text(t.logprob.token_id) for t in tokens],
             "token_logprobs": [finite(t.logprob.logprob) for t in tokens],
-            "top_logprobs": [self._top(t.logprob) for t in tokens],
-            "text_offset": [t.offset for t in tokens],
+            "top_logprobs": [likeliest(t.logprob, self._tokenizer) for t in tokens],
+            "text_offset": [begin + t.offset for t in tokens],
         }
-
-    def _top(self, token: TokenLogprob) -> dict[str, float]:
-        """The likeliest tokens and the chosen one, as OpenAI has it."""
-        pairs = [*token.top, (token.token_id, token.logprob)]
-        return {self._tokenizer.token_text(i): finite(logprob) for i, logprob in pairs}
 
 
 def scored(tokens: Sequence[ScoredToken], tokenizer: Tokenizer) -> list[Json]:
@@ -222,10 +228,6 @@ def explained(summary: Summary | None) -> Json | None:
         "draft_tokens": summary.draft_tokens,
         "draft_accepted_tokens": summary.draft_accepted,
     }
-
-
-def finite(logprob: float) -> float:
-    return logprob if math.isfinite(logprob) else LEAST_LOGPROB
 
 
 def renderer_of(job: Job, tokenizer: Tokenizer) -> Renderer:

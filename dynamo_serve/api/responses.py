@@ -11,17 +11,17 @@ from fastapi import APIRouter, Request, Response
 from dynamo_serve.api.choices import run
 from dynamo_serve.api.edge import Edge
 from dynamo_serve.api.enforce import chat_grammar
+from dynamo_serve.api.generate import check_open, job_of
 from dynamo_serve.api.job import Job
 from dynamo_serve.api.marks import HEADER as LAST_EVENT_ID
-from dynamo_serve.api.openai import check_open, job_of
 from dynamo_serve.api.openapi import takes
 from dynamo_serve.api.render import answer
 from dynamo_serve.api.responses_chat import Chat
 from dynamo_serve.api.responses_items import Placed, conversation, told_back
-from dynamo_serve.api.responses_object import ResponseWriter, fold, head_of
+from dynamo_serve.api.responses_object import ResponseFace, ResponseWriter, head_of
 from dynamo_serve.api.responses_store import ResponseStore
 from dynamo_serve.api.schema_responses import ANSWER, ResponsesRequest
-from dynamo_serve.api.sse import abort, hang_up, streamed, until_hang_up
+from dynamo_serve.api.sse import abort, respond
 from dynamo_serve.api.tools import chat_prompt
 from dynamo_serve.errors import InvalidRequest, UnknownField, UnsupportedField
 
@@ -45,7 +45,7 @@ def responses_routes(edge: Edge, store: ResponseStore) -> APIRouter:
     routes = APIRouter(prefix="/v1/responses", tags=["OpenAI"])
 
     @routes.post("", openapi_extra=takes(ResponsesRequest, told=ANSWER))
-    async def respond(http: Request) -> Response:
+    async def create(http: Request) -> Response:
         """Answer a conversation of items. With `stream` the answer comes as server-sent events."""
         if LAST_EVENT_ID in http.headers:
             raise UnsupportedField(
@@ -119,9 +119,7 @@ async def _answer(
     keep = partial(store.keep, http.state.caller.tenant, job.id, items)
     writer = ResponseWriter(job, edge.tokenizer, head_of(turn.body, job, store=is_kept), keep)
     updates = run(job, edge.service, edge.tokenizer, abort(http))
-    if job.stream:
-        return await streamed(http, job, updates, writer, edge.server.ping_interval_s)
-    return answer(await until_hang_up(fold(updates, writer), hang_up(http.receive)))
+    return await respond(http, job, updates, ResponseFace(writer), edge.server.ping_interval_s)
 
 
 def _check_query(http: Request, **harmless: str | None) -> None:

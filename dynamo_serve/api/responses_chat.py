@@ -36,7 +36,7 @@ NAMES = (
 class ResponseChat(ChatRequest):
     """The chat that a response is made of."""
 
-    id_prefix: ClassVar[str] = "resp_"
+    endpoint: ClassVar[str] = "responses"
     is_resumable: ClassVar[bool] = False
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import aclosing
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from dynamo_serve.api.choices import Tally, Updates
+from dynamo_serve.api.choices import Head, Tally
+from dynamo_serve.api.frames import PING
 from dynamo_serve.api.job import Job
 from dynamo_serve.api.render import explained, to_json
 from dynamo_serve.api.responses_output import Event, Json, Output
@@ -72,6 +72,9 @@ class ResponseWriter:
     becomes known of it.
     """
 
+    last_id = ""  # events have none
+    closing = b""
+
     def __init__(
         self, job: Job, tokenizer: Tokenizer, head: Json, keep: Callable[[Json], bool]
     ) -> None:
@@ -79,7 +82,6 @@ class ResponseWriter:
         self._head = head
         self._keep = keep
         self._output = Output(job, tokenizer)
-        self._tally = Tally(job)
         self._last = Delta("", ())
         self._number = 0
 
@@ -87,11 +89,14 @@ class ResponseWriter:
         begun = self._beginning() if not self._number else b""
         return begun + b"".join([self._event(*event) for event in self.take(delta)])
 
-    def ending(self) -> bytes:
-        response = self.response()
+    def skip(self, index: int, head: Head) -> None:
+        raise NotImplementedError("streams of responses are not gone on with")
+
+    def end(self, tally: Tally) -> bytes:
+        response = self.response(tally)
         return self._event(f"response.{response['status']}", {"response": response})
 
-    def failure(self, error: RequestError) -> bytes:
+    def fault(self, error: RequestError) -> bytes:
         begun = self._beginning() if not self._number else b""
         code = "rate_limit_exceeded" if isinstance(error, QuotaExceeded) else "server_error"
         ends = [self._event(*event) for event in self._output.cut()]
@@ -100,15 +105,14 @@ class ResponseWriter:
 
     def take(self, delta: Delta) -> list[Event]:
         """Add a delta; what it comes to."""
-        self._tally.add(0, delta)
         self._last = delta
         return self._output.push(delta)
 
-    def response(self) -> Json:
+    def response(self, tally: Tally) -> Json:
         """The whole of it, once it has ended."""
         cut = CUT.get(self._last.finish) if self._last.finish is not None else None
         told = self._told("incomplete" if cut else "completed", None)
-        told |= {"usage": usage_of(self._tally)}
+        told |= {"usage": usage_of(tally)}
         if cut:
             told["incomplete_details"] = {"reason": cut}
         else:
@@ -142,9 +146,19 @@ class ResponseWriter:
         return f"event: {kind}\ndata: {to_json(event)}\n\n".encode()
 
 
-async def fold(updates: Updates, writer: ResponseWriter) -> Json:
-    """The response that a stream of the same would have ended with."""
-    async with aclosing(updates):
-        async for _, delta in updates:
-            writer.take(delta)
-    return writer.response()
+class ResponseFace:
+    """How one response looks: as a stream, or as the object that such a stream would end with."""
+
+    ping = PING
+
+    def __init__(self, writer: ResponseWriter) -> None:
+        self._writer = writer
+
+    def writer(self, *, shows_ids: bool) -> ResponseWriter:
+        return self._writer
+
+    def whole(self, answers: Sequence[Sequence[Delta]], tally: Tally) -> Json:
+        (deltas,) = answers
+        for delta in deltas:
+            self._writer.take(delta)
+        return self._writer.response(tally)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Discriminator, Field, Tag
 
@@ -131,7 +131,7 @@ class Sampled(Scheduled):
 class Generation(Sampled):
     """What chat and plain completions have in common."""
 
-    id_prefix: ClassVar[str]  # of the answer's id
+    endpoint: ClassVar[str]  # how the answer looks
     is_resumable: ClassVar[bool] = True  # whether its stream can be gone on with
 
     stream_options: StreamOptions | None = Field(None, description="Only with stream: true.")
@@ -140,13 +140,20 @@ class Generation(Sampled):
     response_format: ResponseFormat | None = Field(
         None, description="What the answer has to be: any text, or JSON.", examples=FORMATS
     )
+    prompt_logprobs: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_TOP_LOGPROBS,
+        description="Log probability of each token of the prompt, and of so many of the likeliest; "
+        "without stream. Nothing of the prompt then comes from the cache.",
+    )
     return_token_ids: bool = Field(
         False, description="Choices carry token_ids; prompt_token_ids come with the answer."
     )
 
 
 class ChatRequest(Generation):
-    id_prefix: ClassVar[str] = "chatcmpl-"
+    endpoint: ClassVar[str] = "chat"
 
     messages: list[Message] = Field(
         min_length=1,
@@ -189,17 +196,27 @@ class ChatRequest(Generation):
 
 
 class CompletionRequest(Generation):
-    id_prefix: ClassVar[str] = "cmpl-"
+    endpoint: ClassVar[str] = "completions"
 
     prompt: PromptField = Field(
         description="A string, a list of strings, token ids, or a list of lists of token ids."
     )
-    max_tokens: Count = Field(16, description="Most tokens to generate.")
+    max_tokens: int = Field(
+        16,
+        ge=0,
+        lt=INT64,
+        description="Most tokens to generate; 0 with echo or prompt_logprobs only.",
+    )
     logprobs: int | None = Field(
         None,
         ge=0,
         le=MAX_TOP_LOGPROBS,
         description="Log probability of each token, and of so many of the likeliest.",
+    )
+    echo: bool = Field(
+        False,
+        description="The text begins with the prompt; with logprobs, these with those of its "
+        "tokens, and nothing of it comes from the cache.",
     )
 
 
@@ -253,18 +270,3 @@ class PrefixRequest(Model):
 class DetokenizeRequest(Model):
     model: str | None = Field(None, description="One of /v1/models; without it, the first.")
     tokens: Ids = Field(description="Token ids.")
-
-
-class SteerRequest(Model):
-    rung: Literal[
-        "shrink_chunks",
-        "widen_window",
-        "cap_batch",
-        "spill",
-        "shed_batch",
-        "lighter_weights",
-        "restart_engine",
-    ] = Field(description="One of the ladder's.")
-    mode: Literal["auto", "pin", "forbid"] = Field(
-        description="pin: taken, and stays so. forbid: never taken. auto: as the evidence says."
-    )

@@ -12,11 +12,12 @@ from fastapi.responses import StreamingResponse
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from dynamo_serve.api.choices import Updates, fold
-from dynamo_serve.api.frames import EventWriter, Writer, frames
+from dynamo_serve.api.choices import Head, Updates, fold
+from dynamo_serve.api.faces import Face
+from dynamo_serve.api.frames import frames
 from dynamo_serve.api.job import Job
-from dynamo_serve.api.marks import HEADER, Mark, resume, written
-from dynamo_serve.api.render import Envelope, Renderer, to_json
+from dynamo_serve.api.marks import HEADER, resume, written
+from dynamo_serve.api.render import to_json
 from dynamo_serve.delivery import nobody
 from dynamo_serve.errors import ServerHandover, ServerShutdown
 from dynamo_serve.text.stream import Delta
@@ -24,7 +25,6 @@ from dynamo_serve.text.stream import Delta
 CONNECTION = "dynamo_serve.connection"  # in the scope of a request, if the server put it there
 NOT_BEGUN = "The server was replaced before this answer had begun. Send the request again."
 EVENTS = "text/event-stream"
-PING = b": ping\n\n"
 HEADERS = {
     "Cache-Control": "no-store",
     "X-Accel-Buffering": "no",  # a proxy that collects the events would hold them back
@@ -37,9 +37,9 @@ async def respond(
     http: Request,
     job: Job,
     updates: Updates,
-    renderer: Renderer,
+    face: Face,
     ping: float,
-    heads: Sequence[tuple[Mark, Delta]] = (),
+    heads: Sequence[Head] = (),
 ) -> Response:
     """Answer `http` with what `updates` brings; a hang-up closes `updates`. Of a stream that is
     gone on with, `heads` are what the client has.
@@ -47,27 +47,11 @@ async def respond(
     What goes wrong before the first token is raised, and so becomes a proper HTTP status.
     """
     if job.stream:
-        writer = Writer(job, renderer, shows_ids=knows_ids(http))
-        for index, (mark, head) in enumerate(heads):
-            writer.skip(index, mark, head)
-        return await streamed(http, job, updates, writer, ping, heads)
+        first = await until_hang_up(_beginning(updates, job, heads), hang_up(http.receive))
+        events = frames(first, updates, job, face.writer(shows_ids=knows_ids(http)), heads)
+        return EventStream(events, updates, ping, face.ping)
     answers, tally = await until_hang_up(fold(updates, job), hang_up(http.receive))
-    choices = [renderer.choice(i, answer, streamed=False) for i, answer in enumerate(answers)]
-    body = Envelope(job, renderer).whole(choices, tally.usage())
-    return Response(to_json(body), media_type="application/json")
-
-
-async def streamed(
-    http: Request,
-    job: Job,
-    updates: Updates,
-    writer: EventWriter,
-    ping: float,
-    heads: Sequence[tuple[Mark, Delta]] = (),
-) -> Response:
-    """What `updates` brings as the events that `writer` makes of it, otherwise as `respond`."""
-    first = await until_hang_up(_beginning(updates, job, heads), hang_up(http.receive))
-    return EventStream(frames(first, updates, writer, job.id), updates, ping)
+    return Response(to_json(face.whole(answers, tally)), media_type="application/json")
 
 
 def knows_ids(http: Request) -> bool:
@@ -78,16 +62,14 @@ def knows_ids(http: Request) -> bool:
     return asks or HEADER in http.headers or http.method == "GET"
 
 
-async def _beginning(
-    updates: Updates, job: Job, heads: Sequence[tuple[Mark, Delta]]
-) -> tuple[int, Delta] | None:
+async def _beginning(updates: Updates, job: Job, heads: Sequence[Head]) -> tuple[int, Delta] | None:
     """The first update, if there is one."""
     try:
         return await _first(updates)
     except ServerHandover as error:
         if not heads:  # it has no event to go on from
             raise ServerShutdown(NOT_BEGUN, retry_after=error.retry_after) from None
-        error.resume = resume(job, f"{job.id}:{written([mark for mark, _ in heads])}")
+        error.resume = resume(job, f"{job.id}:{written([head.mark for head in heads])}")
         raise
 
 
@@ -102,17 +84,20 @@ def abort(http: Request) -> Callable[[], None]:
 
 
 class EventStream(StreamingResponse):
-    """Sends `frames`, and a comment every `ping` seconds; however that ends, `updates` (already
-    begun) is closed and so cancelled.
+    """Sends `frames`, and `idle` every `ping` seconds; however that ends, `updates` (already begun)
+    is closed and so cancelled.
 
     A generator that never began does not run its `finally`: this is why it is not enough to
     close `frames`.
     """
 
-    def __init__(self, frames: AsyncGenerator[bytes, None], updates: Updates, ping: float) -> None:
+    def __init__(
+        self, frames: AsyncGenerator[bytes, None], updates: Updates, ping: float, idle: bytes
+    ) -> None:
         super().__init__(frames, headers=HEADERS, media_type=EVENTS)
         self._updates = updates
         self._ping = ping
+        self._idle = idle
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with aclosing(self._updates):
@@ -126,7 +111,7 @@ class EventStream(StreamingResponse):
                 async with asyncio.timeout(self._ping):
                     return await hang_up(receive)
             except TimeoutError:
-                await send({"type": "http.response.body", "body": PING, "more_body": True})
+                await send({"type": "http.response.body", "body": self._idle, "more_body": True})
 
 
 async def until_hang_up(work: Coroutine[Any, Any, T], client: Coroutine[Any, Any, None]) -> T:

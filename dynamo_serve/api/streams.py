@@ -7,8 +7,8 @@ from fastapi import APIRouter, Request, Response
 from dynamo_serve.api import marks
 from dynamo_serve.api.choices import rejoin
 from dynamo_serve.api.edge import Edge
+from dynamo_serve.api.faces import face_of
 from dynamo_serve.api.marks import HEADER, Mark
-from dynamo_serve.api.render import renderer_of
 from dynamo_serve.api.sse import abort, respond
 from dynamo_serve.errors import InvalidRequest
 
@@ -36,6 +36,5 @@ async def go_on(edge: Edge, http: Request, last: str) -> Response:
     if len(had) != len(job.requests):
         raise InvalidRequest(f"{HEADER!r} tells of {len(had)} choices.", param=HEADER)
     heads, updates = rejoin(job, edge.service, edge.tokenizer, had, abort(http))
-    renderer = renderer_of(job, edge.tokenizer)
-    known = list(zip(had, heads, strict=True))
-    return await respond(http, job, updates, renderer, edge.server.ping_interval_s, known)
+    face = face_of(job, edge.tokenizer)
+    return await respond(http, job, updates, face, edge.server.ping_interval_s, heads)

@@ -56,6 +56,9 @@ class Work(NamedTuple):
     With `grammar`, only for engines that follow them (`EngineSpec.follows_grammars`), the output
     is to be the beginning of a text that it allows. Where bans would leave nothing, it counts.
 
+    With `scores`, the engine tells the log probability of each of `scored_ids` in the place of its
+    own (`Sampling.prompt_logprobs`), whether it samples or not.
+
     An engine that hands requests on as a whole finds this one in `request`, and in `said` the text
     of its output so far, if it came as text.
 
@@ -77,6 +80,13 @@ class Work(NamedTuple):
     grammar: Grammar | None = None
     request: Request | None = None
     said: str = ""
+    scores: bool = False
+
+    @property
+    def scored_ids(self) -> tuple[int, ...]:
+        """The tokens of the prompt that follow each of `token_ids`; none after its last."""
+        assert self.scores and self.request is not None
+        return self.request.prompt_ids[self.position + 1 :][: len(self.token_ids)]
 
     def copied(self, page_size: int) -> PageCopy | None:
         """What of a page has to be copied before it runs."""
@@ -131,6 +141,7 @@ class SequenceOutput(NamedTuple):
 
     An engine that is given text and no ids by somebody else says so with `texts`, one for each
     token; these are then `NO_ID`. A token's text may be empty: its characters come with another.
+    `prompt_logprobs` are those of `Work.scored_ids`.
     """
 
     seq_id: str
@@ -141,3 +152,4 @@ class SequenceOutput(NamedTuple):
     artifact: bytes | None = None
     texts: tuple[str, ...] = ()
     fault: str = ""
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()

@@ -64,8 +64,8 @@ class Engine(Protocol):
 
         Returns 0..n tokens for any subset of the sequences whose work samples: one that is not
         mentioned has none yet. Work that does not sample may be answered, too, with
-        `Finish.ERROR`. After an exception the batch is run again in parts, with every work as it
-        was; raises `EngineBroken` where that is of no use.
+        `Finish.ERROR`, or with what it `scores`. After an exception the batch is run again in
+        parts, with every work as it was; raises `EngineBroken` where that is of no use.
         """
         ...
 

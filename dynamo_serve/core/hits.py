@@ -16,6 +16,7 @@ def attach(life: Lifecycle, seq: Sequence, keys: list[bytes], now: float) -> Non
     pool = life.pool
     seq.page_table, missing = pool.attach(keys, seq.owner)
     seq.shown = ()
+    seq.prompt_logprobs = ()  # if they are still wanted, all is computed again
     seq.page_part = pool.part_of(seq.page_table)
     seq.num_sealed = len(seq.page_table)
     seq.num_computed = seq.num_unseen = seq.num_sealed * pool.page_size

@@ -168,6 +168,7 @@ class Lifecycle:
         if seq.copied_from is not None:
             self.parts.let_go(seq)
         tokens, finish, stop_id = seq.take(out.token_ids, out.finish)
+        seq.prompt_logprobs += out.prompt_logprobs
         if work.samples and (work.draft_len or len(tokens) != self.shares.tokens_per_step):
             self._count(seq, work.draft_len, len(tokens))
         is_first = seq.first_token_at is None
@@ -183,13 +184,12 @@ class Lifecycle:
             self._seal(seq, full, now)
         if finish:
             last = self.finish(seq, finish, now, out._replace(token_ids=tokens), stop_id)
-            is_told = is_first and seq.first_token_at is not None
-            return last._replace(cached_tokens=seq.cached_tokens if is_told else None)
+            return seq.first(last) if is_first and seq.first_token_at is not None else last
         if not tokens:
             return None
         event = TokenEvent(seq.request.id, tokens, out.logprobs)
         if is_first:
-            event = event._replace(cached_tokens=seq.cached_tokens, max_tokens=seq.cut_to)
+            event = seq.first(event)._replace(max_tokens=seq.cut_to)
         return event
 
     def _put_down(self, seq: Sequence, num_tokens: int, now: float) -> None:

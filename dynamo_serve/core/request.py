@@ -30,6 +30,7 @@ class Sampling:
     `temperature` 0 means greedy. `top_k` 0 means off. `seed` is always set (the edge draws one if
     the client gave none): the random number for a token is a pure function of (seed, position).
     `logprobs` None means none; a number asks for that many alternatives beside the chosen token.
+    `prompt_logprobs` asks the same of the tokens of the prompt: all of it is then computed.
     """
 
     temperature: float = 1.0
@@ -42,6 +43,7 @@ class Sampling:
     logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int = 0
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
     @property
     def needs_history(self) -> bool:
@@ -147,11 +149,13 @@ class Resumed(NamedTuple):
 
 
 class TokenLogprob(NamedTuple):
-    """Natural-log probability of one chosen token, and of the likeliest `top` tokens."""
+    """Natural-log probability of one chosen token, and of the likeliest `top` tokens. Of a token of
+    the prompt also its `rank` among all: 1 is the likeliest."""
 
     token_id: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
+    rank: int = 0
 
 
 class Summary(NamedTuple):
@@ -194,7 +198,8 @@ class TokenEvent(NamedTuple):
     much of the prompt was found in the prefix cache. `summary` and `error` come with `finish`.
     `refusal` comes alone, instead of everything else. `max_tokens` comes with the first token, if
     a rung of the ladder has made it less than the request's. `artifact`, `texts` and `fault` are
-    the engine's (`SequenceOutput`).
+    the engine's (`SequenceOutput`). `prompt_logprobs`, of each token of the prompt but the first,
+    come with the first token, too.
     """
 
     request_id: str
@@ -210,3 +215,4 @@ class TokenEvent(NamedTuple):
     max_tokens: int | None = None
     texts: tuple[str, ...] = ()
     fault: str = ""
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()

@@ -9,7 +9,7 @@ from dynamo_serve.core.batch import Phase, SequenceOutput, Work
 from dynamo_serve.core.journal import Entry, Reason
 from dynamo_serve.core.lookup import Drafter
 from dynamo_serve.core.prefix_tree import Chain
-from dynamo_serve.core.request import Finish, Request, Resumed, Summary, TokenEvent
+from dynamo_serve.core.request import Finish, Request, Resumed, Summary, TokenEvent, TokenLogprob
 from dynamo_serve.core.tenant import Class
 
 if TYPE_CHECKING:
@@ -95,6 +95,7 @@ class Sequence:
     said: str = ""  # the text of its output, if it came as text
     is_suspect: bool = False  # an engine died of it, perhaps: it runs alone until it has a token
     is_watched: bool = False  # its tokens are judged by targets of its class
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()  # of what is computed, if they are asked for
 
     @classmethod
     def of(cls, request: Request, promise: Class, ordinal: int = 0) -> Sequence:
@@ -128,11 +129,19 @@ class Sequence:
     @property
     def is_read_whole(self) -> bool:
         """Whether all of its prompt has to be computed for it, whoever has it."""
-        return self.request.pooling is not None and self.request.pooling.reads_all
+        pooling = self.request.pooling
+        return self.scores if pooling is None else pooling.reads_all
 
     @property
     def prompt_len(self) -> int:
         return len(self.request.prompt_ids)
+
+    @property
+    def scores(self) -> bool:
+        """Whether the log probabilities of its prompt are still wanted, so that nothing of it may
+        come from a cache: they are told with its first token."""
+        wanted = self.request.sampling.prompt_logprobs
+        return wanted is not None and len(self.tokens) == len(self.request.prompt_ids)
 
     @property
     def cut_to(self) -> int | None:
@@ -185,6 +194,7 @@ class Sequence:
             request.grammar,
             request,
             self.said,
+            request.sampling.prompt_logprobs is not None and self.scores,
         )
 
     def take(
@@ -202,6 +212,11 @@ class Sequence:
             if num_outputs >= self.max_tokens:
                 return picked[:i], Finish.LENGTH, None
         return picked, finish, None
+
+    def first(self, event: TokenEvent) -> TokenEvent:
+        """Its first tokens, with what is told once."""
+        scores, self.prompt_logprobs = self.prompt_logprobs, ()
+        return event._replace(cached_tokens=self.cached_tokens, prompt_logprobs=scores)
 
     def told(self, event: TokenEvent, out: SequenceOutput) -> TokenEvent:
         """An event with what only engines that forward requests add to it."""

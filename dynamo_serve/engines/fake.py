@@ -104,7 +104,8 @@ class FakeEngine:
         for work in batch.work:
             self._write(work)
         pooled = [self._pools.see(w, self._read(w)) for w in batch.work if w.pooling]
-        answers = [self._answer(w) for w in batch.work if w.samples and not w.pooling]
+        others = (w for w in batch.work if not w.pooling)
+        answers = [self._answer(w) for w in others if w.samples or w.scores]
         return answers + [out for out in pooled if out]
 
     def hold_for(self, between: Callable[[], None], every: float) -> None:
@@ -159,6 +160,9 @@ class FakeEngine:
 
     def _answer(self, work: Work) -> SequenceOutput:
         context = self._read(work)
+        scores = self._scores(work, context) if work.scores else ()
+        if not work.samples:
+            return SequenceOutput(work.seq_id, prompt_logprobs=scores)
         picked = [
             next_token(context[:end], self.spec.vocab_size, work.banned_ids, self._copying)
             for end in range(len(context) - work.draft_len, len(context) + 1)
@@ -166,7 +170,17 @@ class FakeEngine:
         tokens = tuple(picked[: work.kept(picked)])
         wanted = work.sampling.logprobs
         logprobs = () if wanted is None else tuple(self._logprob(t, wanted) for t in tokens)
-        return SequenceOutput(work.seq_id, tokens, logprobs)
+        return SequenceOutput(work.seq_id, tokens, logprobs, prompt_logprobs=scores)
+
+    def _scores(self, work: Work, context: array[int]) -> tuple[TokenLogprob, ...]:
+        wanted = work.sampling.prompt_logprobs or 0
+        scores = []
+        for end, token in enumerate(work.scored_ids, start=work.position + 1):
+            picked = next_token(context[:end], self.spec.vocab_size, frozenset(), self._copying)
+            rank = (token - picked) % self.spec.vocab_size + 1
+            top = self._logprob(picked, wanted).top
+            scores.append(TokenLogprob(token, rank * math.log(0.5), top, rank))
+        return tuple(scores)
 
     def _logprob(self, token: int, num_top: int) -> TokenLogprob:
         """Half the mass on the chosen token, half of the rest on the next one, and so on."""

@@ -96,4 +96,5 @@ def _together(deltas: Sequence[Delta]) -> Delta:
         deltas[0].cached_tokens,
         last.summary,
         joined(delta.parts for delta in deltas if delta.parts is not None),
+        last.matched,
     )

@@ -26,7 +26,8 @@ class Delta(NamedTuple):
     includes the token that ended the choice. `tokens` has an entry for every token that is part
     of the message (not for a stop token) if log probabilities were asked for. `cached_tokens` comes
     with the first token, `summary` with the engine's finish. `parts` are the text told apart, if
-    it is a message whose thoughts or calls are looked for.
+    it is a message whose thoughts or calls are looked for. `matched` is the stop string that ended
+    it, if one has. `prompt_logprobs` come with the first token, if they were asked for.
     """
 
     text: str
@@ -36,6 +37,8 @@ class Delta(NamedTuple):
     cached_tokens: int | None = None
     summary: Summary | None = None
     parts: Parts | None = None
+    matched: str | None = None
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class Teller(Protocol):
@@ -77,8 +80,9 @@ class Transcript:
                 text += self._stop.flush()
         if self._stop.matched is not None:
             finish = Finish.STOP
-        ids = event.token_ids[:num_tokens]
-        return Delta(text, ids, tuple(tokens), finish, event.cached_tokens, event.summary)
+        ids, matched = event.token_ids[:num_tokens], self._stop.matched
+        about = (event.cached_tokens, event.summary)
+        return Delta(text, ids, tuple(tokens), finish, *about, matched=matched)
 
     def _read(self, event: TokenEvent) -> tuple[str, int, list[ScoredToken]]:
         """Text, number of tokens and scores of `event`, as far as a stop string lets them count."""
@@ -102,6 +106,14 @@ class Transcript:
         return self._stop.push(piece)
 
 
+class Silent:
+    """Tells of a choice that was asked for no token that it has ended, and nothing else."""
+
+    def deltas(self, event: TokenEvent) -> Sequence[Delta]:
+        finish = Finish.LENGTH if event.finish is Finish.STOP else event.finish
+        return (Delta("", (), (), finish, event.cached_tokens, event.summary),)
+
+
 async def detokenize(
     events: AsyncGenerator[TokenEvent, None],
     transcript: Teller,
@@ -116,7 +128,11 @@ async def detokenize(
     """
     async with aclosing(events):
         async for event in events:
-            for delta in transcript.deltas(event):
+            deltas = transcript.deltas(event)
+            if event.prompt_logprobs:
+                first = deltas[0]._replace(prompt_logprobs=event.prompt_logprobs)
+                deltas = (first, *deltas[1:])
+            for delta in deltas:
                 is_cut = delta.finish is not None and event.finish is None
                 if is_cut:
                     cancel()

@@ -153,7 +153,7 @@ TABLE: list[tuple[str, dict[str, Any], str, str]] = [
     (TEXT, {"prompt": ["a"] * 17}, "prompt", "the limit is 16"),
     (TEXT, {"prompt": ["a"] * 9, "n": 2}, "n", "the limit is 16"),
     (TEXT, {"prompt": [5] * 250}, "prompt", "250 tokens and max_tokens is 16"),
-    (TEXT, {"prompt": "a", "echo": True}, "echo", "not supported"),
+    (TEXT, {"prompt": "a", "echo": 1}, "echo", "boolean"),
     (TEXT, {"prompt": "a", "suffix": "b"}, "suffix", "not supported"),
     (TEXT, {"prompt": "a", "logprobs": 21}, "logprobs", "20"),
     (TEXT, {"prompt": "a", "messages": []}, "messages", "Unknown"),

@@ -121,7 +121,7 @@ def test_hanging_up_before_the_first_byte_is_out_cancels_too() -> None:
     async def call() -> None:
         updates = source()
         await anext(updates)
-        await EventStream(never_begun(), updates, 15)(
+        await EventStream(never_begun(), updates, 15, b": ping\n\n")(
             {"type": "http", "method": "POST"}, receive, send
         )
         assert closed

@@ -10,7 +10,7 @@ from typing import get_args
 import httpx
 import pytest
 
-from dynamo_serve.api.schema import SteerRequest
+from dynamo_serve.api.schema_admin import SteerRequest
 from dynamo_serve.config import PINNED, RUNG, EngineSection, ModelSection, SchedulerSection
 from dynamo_serve.core.ladder import NAMES, RUNGS
 from dynamo_serve.metrics import Metrics

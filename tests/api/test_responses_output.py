@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from dynamo_serve.api.choices import Tally
 from dynamo_serve.api.job import Job
 from dynamo_serve.api.responses_object import ResponseWriter
 from dynamo_serve.core.request import Finish, Request, Sampling, TokenEvent, TokenLogprob
@@ -40,7 +41,7 @@ def job_of(parsing: Parsing | None, logprobs: int | None) -> Job:
     request = Request(id="resp_0a-0", prompt_ids=(1, 2), max_tokens=999, sampling=sampling)
     return Job(
         id="resp_0a", created=1, model="m", fingerprint="f", n=1, requests=(request,), stops=(),
-        continues_text=False, stream=True, include_usage=False, return_token_ids=False,
+        endpoint="responses", stream=True, include_usage=False, return_token_ids=False,
         logprobs=logprobs, explain=False, parsing=parsing,
     )  # fmt: skip
 
@@ -62,9 +63,11 @@ def events(ids: list[int], sizes: Iterator[int], end: int, finish: Finish) -> It
 def told(job: Job, tokenizer: Tokenizer, steps: Iterator[TokenEvent]) -> Json:
     """The response at the end of a stream, every event of which is held to its shape."""
     writer = ResponseWriter(job, tokenizer, HEAD, lambda response: False)
-    transcript = job.transcript(0, tokenizer)
-    written = [writer.events(0, delta) for step in steps for delta in transcript.deltas(step)]
-    return put_together(events_of((b"".join(written) + writer.ending()).decode()))
+    transcript, tally, written = job.transcript(0, tokenizer), Tally(job), []
+    for delta in (delta for step in steps for delta in transcript.deltas(step)):
+        tally.add(0, delta)
+        written.append(writer.events(0, delta))
+    return put_together(events_of((b"".join(written) + writer.end(tally)).decode()))
 
 
 @pytest.mark.parametrize("finish", [Finish.STOP, Finish.LENGTH])

@@ -28,6 +28,7 @@ PINS = ("test_pins.py",)
 PARTS = ("test_page_parts.py", "test_views_cache.py", "test_tiers.py")
 LADDER = ("test_controller.py", "test_rungs.py", "test_backlog.py")
 GROUPS = ("test_grouping.py",)
+SCORES = ("test_prompt_logprobs.py",)
 HELPERS = ("traffic.py", "playing.py", "tiers.py")
 
 BROKEN_BOOKS = {
@@ -537,8 +538,8 @@ BROKEN_LADDER = {
     "cut what has begun": ("ladder.py", "if seq.admitted_at is None:", "if True:"),
     "tell nobody of a cut": (
         "lifecycle.py",
-        "cached_tokens, max_tokens=seq.cut_to)",
-        "cached_tokens)",
+        "seq.first(event)._replace(max_tokens=seq.cut_to)",
+        "seq.first(event)",
     ),
     "take a cut for a length": (
         "sequence.py",
@@ -894,6 +895,26 @@ BROKEN_GROUPS = {
     ),
 }
 
+BROKEN_SCORES = {
+    "score what is cached": ("lifecycle.py", "if seq.is_read_whole:", "if False:"),
+    "score what is copied": (
+        "page_parts.py",
+        "seq.is_suspect or seq.is_read_whole",
+        "seq.is_suspect",
+    ),
+    "tell of a prompt what was lost with its pages": (
+        "hits.py",
+        "    seq.prompt_logprobs = ()",
+        "    pass",
+    ),
+    "score each token by its own logits": (
+        "batch.py",
+        "[self.position + 1 :]",
+        "[self.position :]",
+    ),
+    "throw scores of a chunk away": ("lifecycle.py", "seq.prompt_logprobs += ", "_ = "),
+}
+
 MUTANTS = {
     **{name: (BOOKS, mutant) for name, mutant in BROKEN_BOOKS.items()},
     **{name: (SHARED, mutant) for name, mutant in BROKEN_SHARING.items()},
@@ -909,6 +930,7 @@ MUTANTS = {
     **{name: (PARTS, mutant) for name, mutant in BROKEN_PARTS.items()},
     **{name: (TOLD, mutant) for name, mutant in BROKEN_ANSWERS.items()},
     **{name: (GROUPS, mutant) for name, mutant in BROKEN_GROUPS.items()},
+    **{name: (SCORES, mutant) for name, mutant in BROKEN_SCORES.items()},
 }
 
 

@@ -21,6 +21,7 @@ from dynamo_serve.engines.local.matchers import Matchers
 from dynamo_serve.engines.local.native_runner import NativeRunner
 from dynamo_serve.engines.local.pools import Pools
 from dynamo_serve.engines.local.sampler import Choice, choose
+from dynamo_serve.engines.local.scores import Scores, score
 from dynamo_serve.engines.local.startup import Limits, Ready, Wishes, start_up
 from dynamo_serve.engines.local.step import Computed, after_failure, packing_order
 from dynamo_serve.engines.local.words import load_words
@@ -67,31 +68,40 @@ class LocalEngine:
     def step(self, batch: Batch) -> list[SequenceOutput]:
         """Run all of `batch`: tokens for each work that samples, or a vector; an error for any that
         failed."""
-        assert self._ready is not None, "not started"
+        ready = self._ready
+        assert ready is not None, "not started"
         every = packing_order(batch.work)
         work = [w for w in every if w.pooling is None]
         pooled = [w for w in every if w.pooling is not None]
-        copies = (w.copied(self._ready.spec.page_size) for w in every)
+        copies = (w.copied(ready.spec.page_size) for w in every)
         histories = [self._histories.see(w) for w in work]
         followers = self._matchers.begin(work)
         # A chunk that samples nothing is looked at too: its pages are shared as soon as it has run,
         # and must not be when they hold NaN.
         try:
             with torch.inference_mode():
-                self._ready.parts.copy(copy for copy in copies if copy)
+                ready.parts.copy(copy for copy in copies if copy)
+                work, scores = score(work, lambda part: ready.run(part).logits)
                 choices, masks, vectors = self._choose(work, histories, followers, pooled)
         except Exception as error:
             after_failure(error)
             raise
-        outputs = [self._output(w, choice) for w, choice in zip(work, choices, strict=True)]
+        outputs = [
+            self._output(w, choice, scores.get(w.seq_id))
+            for w, choice in zip(work, choices, strict=True)
+        ]
         if followers:
             outputs = [
                 _within(out, followers[out.seq_id], masks) if out.seq_id in followers else out
                 for out in outputs
             ]
             self._matchers.go_on(followers)
-        outputs = [out for w, out in zip(work, outputs, strict=True) if w.samples or out.finish]
-        return outputs + vectors
+        told = [
+            out
+            for w, out in zip(work, outputs, strict=True)
+            if w.samples or out.finish or out.prompt_logprobs
+        ]
+        return told + vectors
 
     def hold_for(self, between: Callable[[], None], every: float) -> None:
         """See `core.engine.HoldingEngine`; only where the spec says `holds_steps`."""
@@ -168,16 +178,21 @@ class LocalEngine:
         found = [part for part in states if part is not None]
         return Computed(torch.cat(logits), torch.cat(found) if found else None)
 
-    def _output(self, work: Work, choices: Sequence[Choice]) -> SequenceOutput:
+    def _output(
+        self, work: Work, choices: Sequence[Choice], scores: Scores | None
+    ) -> SequenceOutput:
         picked = [choice.token_id for choice in choices if choice.token_id is not None]
-        if len(picked) < len(choices):
+        if len(picked) < len(choices) or (scores is not None and not scores.are_finite):
             assert self._ready is not None
             self._ready.cache.scrub(work.page_table)
             error = "the model's logits were not finite"
             return SequenceOutput(work.seq_id, finish=Finish.ERROR, error=error)
+        told = scores.logprobs if scores is not None else ()
+        if not work.samples:
+            return SequenceOutput(work.seq_id, prompt_logprobs=told)
         tokens = tuple(picked[: work.kept(picked)])
         logprobs = [c.logprob for c in choices[: len(tokens)] if c.logprob is not None]
-        return SequenceOutput(work.seq_id, tokens, tuple(logprobs))
+        return SequenceOutput(work.seq_id, tokens, tuple(logprobs), prompt_logprobs=told)
 
 
 def _is_sound(choices: Sequence[Choice], computed: Computed) -> bool:

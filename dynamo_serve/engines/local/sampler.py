@@ -147,7 +147,7 @@ def _report(
     chosen = torch.tensor([[tokens[i]] for i in wants], device=logprobs.device)
     own: list[float] = logprobs.gather(1, chosen)[:, 0].tolist()
     tops = [
-        _likeliest(row, rows[i].sampling.logprobs or 0)
+        likeliest(row, rows[i].sampling.logprobs or 0)
         for i, row in zip(wants, logprobs, strict=True)
     ]
     return [
@@ -156,7 +156,7 @@ def _report(
     ]
 
 
-def _likeliest(logprobs: torch.Tensor, count: int) -> tuple[tuple[int, float], ...]:
+def likeliest(logprobs: torch.Tensor, count: int) -> tuple[tuple[int, float], ...]:
     """The `count` largest of `logprobs` [vocab], the lower id first among equals.
 
     Half precision has many equals. topk alone would choose among them by its own k, and so by

@@ -23,6 +23,7 @@ REFUSED = {
     "return_token_ids": TEXT_ONLY,
     "logprobs": NOT_ASKED,
     "top_logprobs": NOT_ASKED,
+    "prompt_logprobs": NOT_ASKED,
     "logit_bias": "the Triton server counts tokens of its own",
 }
 FINISHES = {b"stop": Finish.STOP, b"length": Finish.LENGTH}
@@ -195,7 +196,8 @@ class Dserve:
     infers: tuple[str, ...] = ()
 
     def __init__(self, declared: Declared) -> None:
-        self.refused: Mapping[str, str] = dict.fromkeys(("logprobs", "top_logprobs"), NOT_ASKED)
+        names = ("logprobs", "top_logprobs", "prompt_logprobs")
+        self.refused: Mapping[str, str] = dict.fromkeys(names, NOT_ASKED)
 
     def values(self, ask: Ask) -> dict[str, Value]:
         num_output = len(ask.ids) - ask.num_prompt

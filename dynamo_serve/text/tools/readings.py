@@ -55,15 +55,17 @@ def fenced(desk: Desk) -> Reading:
 
 
 def mistral(desk: Desk) -> Reading:
-    """A list of objects; or, newer, a name and its arguments, with marks between them."""
+    """An object or a list of them; or, newer, a name and its arguments, with marks between them."""
     char = yield from _solid()
-    if char == "[":
+    if char in "[{":
         yield from _objects(desk, char)
         return
     name = ""
     while char in NAME_CHARACTERS and len(name) < MAX_NAME:
         name += char
         char = yield
+    if not name:
+        raise NotACall
     if char == "[":
         char = yield
         if char == "C":
