@@ -53,8 +53,8 @@ def build_forwarding(config: Config, model_path: str) -> Engine:
         raise EngineStartError(f"engine.kind triton: {error}; install it: {remedy}") from None
     return TritonEngine(
         config.triton,
+        config.model,
         model_path,
-        max_model_len=config.model.max_model_len,
         num_slots=config.scheduler.max_decode_sequences,
     )
 

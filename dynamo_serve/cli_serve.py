@@ -25,6 +25,7 @@ from dynamo_serve.api.auth import Access
 from dynamo_serve.api.gate import ACCEPTED_AT_ONCE
 from dynamo_serve.api.heads import declared_heads
 from dynamo_serve.api.protocol import limited
+from dynamo_serve.cli_metrics import metrics_of
 from dynamo_serve.cli_model import (
     dialect,
     first_request,
@@ -38,7 +39,6 @@ from dynamo_serve.directory import told
 from dynamo_serve.errors import ConfigError
 from dynamo_serve.fits import check_disk
 from dynamo_serve.handover import Door, take_over
-from dynamo_serve.metrics import Metrics
 from dynamo_serve.observer import Vitals
 from dynamo_serve.open_files import make_room
 from dynamo_serve.recording import Recorder
@@ -65,7 +65,7 @@ def serve(config: Config) -> int:
         def vitals() -> Vitals:
             return service.vitals()._replace(**recording.counts(recorder))
 
-        metrics = Metrics(model=names[0], version=__version__, vitals=vitals)
+        metrics = metrics_of(config, names[0], vitals)
         tokenizer = load_tokenizer(path)
         recorder = recording.recorder_of(config, metrics, tokenizer.decode, names[0])
         observer, progress = recorder or metrics, Progress(sys.stderr)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import (
@@ -18,20 +20,27 @@ from dynamo_serve.core.batch import Phase
 from dynamo_serve.core.eviction import Cause
 from dynamo_serve.core.request import Finish, Request, TokenEvent
 from dynamo_serve.core.stats import Stats
+from dynamo_serve.errors import Unavailable
 from dynamo_serve.metrics_declared import (
     ALIASES,
     COUNTED,
     DECLARED,
+    FORWARDED,
     RATIOS,
-    SECONDS,
+    SCRAPED,
     TOKENS,
     Declared,
 )
-from dynamo_serve.metrics_histogram import Histogram
+from dynamo_serve.metrics_endpoints import EndpointCounts
+from dynamo_serve.metrics_histogram import SECONDS, Histogram
 from dynamo_serve.metrics_ladder import LadderCounts
+from dynamo_serve.metrics_scraped import Page, mean_batches, written
 from dynamo_serve.metrics_tenants import LEFT_OUT, Nameless, TenantCosts
 from dynamo_serve.metrics_tiers import TierCounts
 from dynamo_serve.observer import STREAMS, Vitals
+
+if TYPE_CHECKING:
+    from dynamo_serve.scrape import Scraper
 
 _KINDS: dict[str, Any] = {
     "counter": CounterMetricFamily,
@@ -40,9 +49,18 @@ _KINDS: dict[str, Any] = {
 }
 
 
+ASK_SECONDS = 1.0  # a scraper gives up after ten, and a step may take long
 _NAMED = {declared.name for declared in DECLARED.values() if "tenant" in declared.labels}
 
+# What a page of ours may call something.
+_OURS = {
+    declared.name + suffix
+    for declared in (*DECLARED.values(), *ALIASES.values(), *FORWARDED.values(), *SCRAPED.values())
+    for suffix in ("", "_total", "_bucket", "_sum", "_count", "_created")
+}
+
 Samples = Mapping[tuple[str, ...], Any]  # label values → Histogram or number
+Ask = Callable[[str, float], Awaitable[Any]]  # the engine, something, for so many seconds
 
 
 class Metrics:
@@ -51,7 +69,17 @@ class Metrics:
     All calls come from one event loop, so nothing is locked.
     """
 
-    def __init__(self, *, model: str, version: str, vitals: Callable[[], Vitals] = Vitals) -> None:
+    def __init__(
+        self,
+        *,
+        model: str,
+        version: str,
+        vitals: Callable[[], Vitals] = Vitals,
+        endpoints: Sequence[str] = (),
+        scraper: Scraper | None = None,
+    ) -> None:
+        self._endpoints = EndpointCounts(endpoints) if endpoints else None
+        self._scraper = scraper
         self._model, self._version = model, version
         self._stats = Stats()
         self._before_restart: dict[str, float] = dict.fromkeys(COUNTED, 0)
@@ -129,11 +157,29 @@ class Metrics:
         """Take the scheduler's answer about costs (`core.views`)."""
         self._costs.take(costs)
 
+    async def refresh(self, ask: Ask, *, tenants: bool = True) -> None:
+        """Ask for what is not known here. Of an engine that does not answer, what was known last is
+        shown."""
+
+        async def take(what: str, took: Callable[[Any], None]) -> None:
+            with contextlib.suppress(Unavailable):
+                took(await ask(what, ASK_SECONDS))
+
+        questions: list[Awaitable[None]] = []
+        if tenants:
+            questions.append(take("costs", self.on_costs))
+        if self._endpoints is not None:
+            questions.append(take("endpoints", self._endpoints.take))
+        if self._scraper is not None:
+            questions.append(self._scraper.look())
+        await asyncio.gather(*questions)
+
     def render(self, *, tenants: bool = True) -> tuple[bytes, str]:
         """The exposition for a scrape, and its content type; without `tenants` it names none."""
+        theirs = written(self._pages(), _OURS)
         if tenants:
-            return generate_latest(self._registry), CONTENT_TYPE_LATEST
-        return generate_latest(Nameless(self, _NAMED)) + LEFT_OUT, CONTENT_TYPE_LATEST
+            return generate_latest(self._registry) + theirs, CONTENT_TYPE_LATEST
+        return generate_latest(Nameless(self, _NAMED)) + theirs + LEFT_OUT, CONTENT_TYPE_LATEST
 
     def collect(self) -> Iterator[Metric]:
         """Called by the registry on every scrape."""
@@ -141,6 +187,10 @@ class Metrics:
         for key, declared in DECLARED.items():
             samples: Samples = self._histograms[key] if key in self._histograms else numbers[key]
             yield _family(declared, samples)
+        for key, declared in (FORWARDED if self._endpoints else {}).items():
+            yield _family(declared, numbers[key])
+        for key, declared in (SCRAPED if self._scraper else {}).items():
+            yield _family(declared, numbers[key])
         for key, alias in ALIASES.items():
             yield _family(alias, {(self._model,): numbers[key][()]})
 
@@ -165,7 +215,25 @@ class Metrics:
             "streams": {(what,): count for what, count in self._streams.items()},
             **self._ladder.numbers(),
             **self._tiers.numbers(),
+            **(self._endpoints.numbers() if self._endpoints else {}),
+            **self._scraped(),
             "build": {(self._version, self._model): 1},
+        }
+
+    def _pages(self) -> dict[str, Page]:
+        last = self._scraper.last if self._scraper else {}
+        return {endpoint: scrape.page for endpoint, scrape in last.items()}
+
+    def _scraped(self) -> dict[str, Samples]:
+        last = self._scraper.last if self._scraper else {}
+        return {
+            "scrape_ok": {(endpoint,): int(not each.error) for endpoint, each in last.items()},
+            "scrape_seconds": {(endpoint,): each.seconds for endpoint, each in last.items()},
+            "mean_batch": {
+                (endpoint, *model): mean
+                for endpoint, page in self._pages().items()
+                for model, mean in mean_batches(page).items()
+            },
         }
 
     def _refusals_by_reason(self) -> Counter[tuple[str, ...]]:

@@ -6,13 +6,6 @@ from typing import NamedTuple
 
 from dynamo_serve.core.stats import Stats
 
-# A small model on a fast device decodes in 2 to 5 ms and an overloaded one queues for minutes:
-# one scale has to resolve both.
-SECONDS = (
-    *(0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075),
-    *(0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 7.5),
-    *(10.0, 15.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0),
-)
 TOKENS = tuple(float(2**power) for power in range(15))
 RATIOS = (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0)
 
@@ -212,3 +205,54 @@ ALIASES = {
     "output_tokens_total": _alias("output_tokens_total", "vllm:generation_tokens"),
 }
 COUNTED = tuple(field for field in Stats._fields if field.endswith("_total"))
+
+# Only with engine.kind triton.
+FORWARDED = {
+    "endpoint_requests": Declared(
+        "counter",
+        "dserve_triton_requests",
+        "Tries by server and by how they ended: done, cancelled, no room in its queue (full), "
+        "nothing in time (late), server lost, request refused, model failed.",
+        ("endpoint", "outcome"),
+    ),
+    "endpoint_retries": Declared(
+        "counter",
+        "dserve_triton_retries",
+        "Of these, tries that were followed by another one, on this server or another.",
+        ("endpoint",),
+    ),
+    "endpoint_ejections": Declared(
+        "counter", "dserve_triton_ejections", "Times a server lost its requests.", ("endpoint",)
+    ),
+    "endpoint_open": Declared(
+        "gauge", "dserve_triton_open", "1 while a server gets requests.", ("endpoint",)
+    ),
+    "endpoint_in_flight": Declared(
+        "gauge", "dserve_triton_in_flight", "Requests that a server has of ours.", ("endpoint",)
+    ),
+    "endpoint_ttft": Declared(
+        "histogram",
+        "dserve_triton_ttft_seconds",
+        "From asking a server to its first token.",
+        ("endpoint",),
+    ),
+}
+# … and triton.metrics_endpoints.
+SCRAPED = {
+    "scrape_ok": Declared(
+        "gauge",
+        "dserve_triton_scrape_ok",
+        "1 if a server's own metrics were to be had just now; else there are none of it here.",
+        ("endpoint",),
+    ),
+    "scrape_seconds": Declared(
+        "gauge", "dserve_triton_scrape_seconds", "What it took to get them.", ("endpoint",)
+    ),
+    "mean_batch": Declared(
+        "gauge",
+        "dserve_triton_mean_batch",
+        "Requests in a batch of a server's model, since it was loaded: nv_inference_count divided "
+        "by nv_inference_exec_count.",
+        ("endpoint", "model", "version"),
+    ),
+}

@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from bisect import bisect_left
 
+# A small model on a fast device decodes in 2 to 5 ms and an overloaded one queues for minutes:
+# one scale has to resolve both.
+SECONDS = (
+    *(0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075),
+    *(0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 7.5),
+    *(10.0, 15.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0),
+)
+
 
 class Histogram:
     """Observing is one bisection: it happens for every token."""

@@ -15,7 +15,9 @@ NOT_OURS = (
     *("cache.host_gib", "cache.disk_gib", "cache.kv_events"),
     *("scheduler.hold_steps", "scheduler.max_draft_tokens"),
 )
+TLS = tuple(f"triton.tls_{part}" for part in ("ca_file", "cert_file", "key_file", "server_name"))
 MAX_PORT = 65_535
+ADDRESSES = ("triton.endpoints", "triton.metrics_endpoints")
 
 
 def triton_contradictions(
@@ -30,16 +32,31 @@ def triton_contradictions(
     for key in ("triton.endpoints", "triton.model"):
         if not values[key]:
             yield "engine.kind", f"engine.kind = 'triton': set {key}, too"
-    yield from _endpoint_faults(values["triton.endpoints"])
+    for key in ADDRESSES:
+        yield from _address_faults(key, values[key])
+    num_servers, num_pages = (len(values[key]) for key in ADDRESSES)
+    if num_pages not in (0, num_servers):
+        key = "triton.metrics_endpoints"
+        yield key, f"{key}: {num_pages} for {num_servers} triton.endpoints: one for each, or none"
+    yield from _tls_faults(values)
     for key in NOT_OURS:
         if is_set(key):
             yield key, f"{key}: the Triton server decides that; leave it out with kind triton"
 
 
-def _endpoint_faults(endpoints: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    key = "triton.endpoints"
-    for each in endpoints:
+def _tls_faults(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for key in TLS:
+        if values[key] and not values["triton.tls"]:
+            yield key, f"{key}: nothing is encrypted; set triton.tls to true"
+    pair = "triton.tls_cert_file", "triton.tls_key_file"
+    for key, other in (pair, pair[::-1]):
+        if values[key] and not values[other]:
+            yield key, f"{key}: a certificate and its key go together; set {other}, too"
+
+
+def _address_faults(key: str, addresses: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    for each in addresses:
         if not 1 <= int(each.rpartition(":")[2]) <= MAX_PORT:
             yield key, f"{key}: {each!r}: allowed: ports from 1 to {MAX_PORT}"
-    if len(set(endpoints)) < len(endpoints):
+    if len(set(addresses)) < len(addresses):
         yield key, f"{key}: one of them is there twice; name each once"

@@ -102,7 +102,10 @@ def settings_of(message: list[Any]) -> Given:
     _, sections, model_path, tenancy, standing = message
     assert isinstance(sections, dict) and isinstance(model_path, str)
     model = {**sections["model"], "served_names": tuple(sections["model"]["served_names"])}
-    triton = {**sections["triton"], "endpoints": tuple(sections["triton"]["endpoints"])}
+    triton: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list | tuple) else value
+        for name, value in sections["triton"].items()
+    }
     config = Config(
         model=ModelSection(**model),
         engine=EngineSection(**sections["engine"]),

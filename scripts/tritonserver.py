@@ -173,13 +173,18 @@ def environment() -> dict[str, str]:
 
 
 def launch(
-    load: Iterable[str], log: Path, *, models: Path = MODELS, ports: Ports | None = None
+    load: Iterable[str],
+    log: Path,
+    *,
+    models: Path = MODELS,
+    ports: Ports | None = None,
+    flags: Iterable[str] = (),
 ) -> Running:
     """Start a server in a session of its own; `wait` says when it is ready."""
     ports = ports or free_ports()
     with log.open("ab") as file:
         process = subprocess.Popen(
-            [sys.executable, "-c", GUARD, *command(models, load, ports)],
+            [sys.executable, "-c", GUARD, *command(models, load, ports), *flags],
             env=environment(),
             stdin=subprocess.PIPE,
             stdout=file,
@@ -213,9 +218,14 @@ def _answers(url: str) -> bool:
 
 @contextlib.contextmanager
 def running(
-    load: Iterable[str], log: Path, *, models: Path = MODELS, ports: Ports | None = None
+    load: Iterable[str],
+    log: Path,
+    *,
+    models: Path = MODELS,
+    ports: Ports | None = None,
+    flags: Iterable[str] = (),
 ) -> Generator[Running]:
-    server = launch(load, log, models=models, ports=ports)
+    server = launch(load, log, models=models, ports=ports, flags=flags)
     try:
         wait(server, load)
         yield server

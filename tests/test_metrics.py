@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,9 +13,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from dynamo_serve.core.request import Finish, Refusal, Request, Summary, TokenEvent
 from dynamo_serve.core.stats import Stats, StepStats
+from dynamo_serve.endpoint_counts import Counts
 from dynamo_serve.metrics import Metrics
-from dynamo_serve.metrics_declared import ALIASES, COUNTED, DECLARED, SECONDS
+from dynamo_serve.metrics_declared import ALIASES, COUNTED, DECLARED, FORWARDED, SCRAPED
+from dynamo_serve.metrics_histogram import SECONDS
+from dynamo_serve.metrics_scraped import read
 from dynamo_serve.observer import Vitals
+from dynamo_serve.scrape import Scrape, Scraper
 
 REQUEST = Request(id="r", prompt_ids=(1, 2), max_tokens=9, arrival=100.0)
 REFUSAL = Refusal("queue_length", "too many", is_own=True, retry_after=2.0)
@@ -43,21 +48,27 @@ def report(counter: str, count: int) -> Stats:
 
 
 def test_every_declared_metric_is_exposed_before_any_traffic() -> None:
-    source = metrics()  # what has a tenant's label appears with the first tenant
+    scraper = Scraper({"a:1": "a:2"}, 1.0)
+    counted = 'nv_inference_count{model="m"} 1\nnv_inference_exec_count{model="m"} 1'
+    scraper.last["a:1"] = Scrape(read(counted), 0.1)
+    source = Metrics(model="tiny", version="1", endpoints=["a:1"], scraper=scraper)
+    # What has a tenant's label appears with the first tenant.
     source.on_costs({"tenants": {"acme": {}}})
     source.on_event(REQUEST, TokenEvent("r", refusal=REFUSAL), 101.0, None)
     names = {name for name, _ in scrape(source)}
     suffix = {"counter": "_total", "gauge": "", "histogram": "_bucket"}
-    for declared in (*DECLARED.values(), *ALIASES.values()):
+    every = [*DECLARED.values(), *ALIASES.values(), *FORWARDED.values(), *SCRAPED.values()]
+    for declared in every:
         assert declared.name + suffix[declared.kind] in names
-    expected = {declared.name for declared in (*DECLARED.values(), *ALIASES.values())}
+    expected = {declared.name for declared in every}
+    expected |= {"nv_inference", "nv_inference_exec"}  # less the suffix
     stems = {name.removesuffix("_bucket").removesuffix("_count") for name in names}
     stems = {name.removesuffix("_sum").removesuffix("_total") for name in stems}
     assert stems == expected, "something is exposed that is not declared"
 
 
 def test_names_carry_their_unit_and_prefix() -> None:
-    for declared in DECLARED.values():
+    for declared in (*DECLARED.values(), *FORWARDED.values(), *SCRAPED.values()):
         assert declared.name.startswith("dserve_")
         if declared.kind == "histogram":
             assert declared.name.endswith(("_seconds", "_tokens", "_ratio"))
@@ -273,3 +284,34 @@ def test_changes_of_the_ladder_go_on_where_another_engine_begins() -> None:
         changes = ((0, 0), (0, 0), told, *[(0, 0)] * 4)
         source.on_stats(Stats(rungs=(0, 0, 2, 0, 0, 0, 0), rung_changes=changes))
         assert (value(source, name, up), value(source, name, down)) == total
+
+
+def told(began: str, done: int, ejections: int = 0) -> dict[str, Any]:
+    counts = Counts()
+    counts.outcomes["done"], counts.ejections = done, ejections
+    counts.ttft.observe(0.25)
+    return {
+        "began": began,
+        "endpoints": {"a:1": {**counts.told(), "in_flight": 3, "is_open": True}},
+    }
+
+
+def test_what_servers_have_done_goes_on_with_another_engine() -> None:
+    answers = [told("one", 5, 1), told("one", 7, 1), told("two", 9), told("two", 2)]
+
+    async def ask(what: str, seconds: float) -> Any:
+        return answers.pop(0) if what == "endpoints" else {}
+
+    async def refresh() -> list[float]:
+        shown = []
+        while answers:
+            await source.refresh(ask)
+            labels = {"endpoint": "a:1", "outcome": "done"}
+            shown.append(value(source, "dserve_triton_requests_total", labels))
+        return shown
+
+    source = Metrics(model="tiny", version="1", endpoints=["a:1"])
+    assert asyncio.run(refresh()) == [5, 7, 16, 9]
+    assert value(source, "dserve_triton_ejections_total", {"endpoint": "a:1"}) == 1
+    assert value(source, "dserve_triton_ttft_seconds_count", {"endpoint": "a:1"}) == 2
+    assert value(source, "dserve_triton_in_flight", {"endpoint": "a:1"}) == 3

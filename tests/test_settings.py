@@ -17,6 +17,7 @@ from dynamo_serve.settings import Given, all_keys, from_set, load, render, varia
 from dynamo_serve.settings_key import BadValue, Key
 
 KEYS = list(all_keys().values())
+TLS = ["triton.tls=true"]
 FORWARD = ["engine.kind=triton", "triton.endpoints=a:1,[::1]:2", "triton.model=m"]
 
 
@@ -276,6 +277,11 @@ def test_every_kind_of_field_is_one_the_loader_knows() -> None:
         ([*FORWARD, "triton.endpoints=a:1,a:1"], "one of them is there twice"),
         ([*FORWARD, "cache.page_size=32"], "cache.page_size: the Triton server decides that"),
         ([*FORWARD, "triton.dialect=odd"], "allowed: auto"),
+        ([*FORWARD, "triton.metrics_endpoints=a:3"], "1 for 2 triton.endpoints: one for each"),
+        ([*FORWARD, "triton.metrics_endpoints=a:3,a:3"], "one of them is there twice"),
+        ([*FORWARD, "triton.tls_ca_file=ca.pem"], "nothing is encrypted; set triton.tls to true"),
+        ([*FORWARD, *TLS, "triton.tls_cert_file=c"], "go together; set triton.tls_key_file, too"),
+        ([*FORWARD, *TLS, "triton.tls_key_file=k"], "go together; set triton.tls_cert_file, too"),
     ],
 )
 def test_settings_of_triton_that_contradict_are_named(given: list[str], told: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -25,8 +25,10 @@ T = TypeVar("T", bound=BaseModel)
 
 
 class Metrics(Protocol):
-    def on_costs(self, costs: Mapping[str, Any]) -> None:
-        """Take the scheduler's answer about costs."""
+    async def refresh(
+        self, ask: Callable[[str, float], Awaitable[Any]], *, tenants: bool = True
+    ) -> None:
+        """Get what is not known here; `ask` asks the engine, for so many seconds."""
         ...
 
     def render(self, *, tenants: bool = True) -> tuple[bytes, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,11 +16,10 @@ from dynamo_serve.api.render import to_json
 from dynamo_serve.api.schema import DetokenizeRequest, TokenizeRequest
 from dynamo_serve.api.tools import check_tools, for_template
 from dynamo_serve.config import Config
-from dynamo_serve.errors import InvalidRequest, Unavailable
+from dynamo_serve.errors import InvalidRequest
 from dynamo_serve.text.tokenizer import Tokenizer
 
 INLINE_TOKENS = 8_192  # more would hold up the event loop for a millisecond and more
-SCRAPE_SECONDS = 1.0  # a scraper gives up after ten, and a step may take long
 
 
 def open_routes(edge: Edge, metrics: Metrics) -> APIRouter:
@@ -42,14 +40,15 @@ def open_routes(edge: Edge, metrics: Metrics) -> APIRouter:
         edge.service.check_ready()
         return {"status": "ready"}
 
+    async def ask(what: str, seconds: float) -> Any:
+        return await edge.service.inspect(what, timeout=seconds)
+
     @routes.get("/metrics", response_class=Response)
     async def scrape(http: Request) -> Response:
         """Prometheus metrics. With a tenants file what tells of single tenants
         (`dserve_tenant_*`) is there for an admin key only; without one the rest is."""
         tenants = edge.access.shows_tenants(http.headers.get("authorization"))
-        if tenants:
-            with contextlib.suppress(Unavailable):  # then what was known last is shown
-                metrics.on_costs(await edge.service.inspect("costs", timeout=SCRAPE_SECONDS))
+        await metrics.refresh(ask, tenants=tenants)
         page, content_type = metrics.render(tenants=tenants)
         return Response(page, media_type=content_type)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from dynamo_serve.core.batch import Batch, SequenceOutput
 from dynamo_serve.core.tiers import Copied, Copy, Found, TierSpec
@@ -83,6 +83,14 @@ class HoldingEngine(Engine, Protocol):
         """From now on call `between` while a step runs, at most once in `every` seconds. It raises
         nothing, and may call `step` once with a batch of other sequences; during that it is not
         called."""
+        ...
+
+
+class ForwardingEngine(Engine, Protocol):
+    """An engine that sends requests on to other servers."""
+
+    def endpoints(self) -> Any:
+        """What has become of them, by server, as plain data: the answer to an `Inspect`."""
         ...
 
 

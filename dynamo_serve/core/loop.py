@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, cast
 
 from dynamo_serve.core import views
 from dynamo_serve.core.batch import Batch
-from dynamo_serve.core.engine import CopyingEngine, Engine, HoldingEngine
+from dynamo_serve.core.engine import CopyingEngine, Engine, ForwardingEngine, HoldingEngine
 from dynamo_serve.core.flight import Doing, FlightRecorder, num_bytes
 from dynamo_serve.core.ladder import Mode
 from dynamo_serve.core.request import Request, Resumed, TokenEvent
@@ -64,7 +64,7 @@ class Steer(NamedTuple):
 
 class Inspect(NamedTuple):
     """A question to the scheduler: `what` is one of those that `core.views` answers, some
-    of them `about` something."""
+    of them `about` something; "endpoints" are a question to a `ForwardingEngine`."""
 
     ticket: int
     what: str
@@ -87,11 +87,6 @@ the like."""
 
 Reply = Callable[[int, Any], None]
 """Called with the ticket of an `Inspect` and its answer: plain lists, dicts, texts and numbers."""
-
-
-def is_question(command: Command) -> bool:
-    """Answers can wait until everything else is done."""
-    return isinstance(command, Inspect)
 
 
 class Loop:
@@ -207,7 +202,7 @@ class Loop:
             self.flight.waits(self.clock())
         self._hear(patience)
         self.flight.turns(self.clock())
-        self._postponed.sort(key=is_question)
+        self._postponed.sort(key=lambda command: isinstance(command, Inspect))  # answers can wait
         commands = self._postponed[:MAX_COMMANDS]
         del self._postponed[:MAX_COMMANDS]
         return commands
@@ -255,12 +250,16 @@ class Loop:
             case Steer(modes):
                 wanted = {name: Mode(mode) for name, mode in modes.items()}
                 self.scheduler.controller.steer(wanted, self.clock())
-            case Inspect(ticket, what, id, about):
-                now = self.clock()
-                self.reply(ticket, views.answer(self.scheduler, what, id, now, about))
+            case Inspect():
+                self.reply(command.ticket, self._answer(command))
             case Stop():
                 self._is_stopped = True
         return []
+
+    def _answer(self, asked: Inspect) -> Any:
+        if asked.what == "endpoints":
+            return cast(ForwardingEngine, self.engine).endpoints()
+        return views.answer(self.scheduler, asked.what, asked.id, self.clock(), asked.about)
 
     def _forget(self) -> None:
         if dropped := self.scheduler.take_dropped():

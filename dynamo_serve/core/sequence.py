@@ -210,7 +210,8 @@ class Sequence:
             if token in request.stop_ids and num_outputs > request.min_tokens:
                 return picked[:i], Finish.STOP, token
             if num_outputs >= self.max_tokens:
-                return picked[:i], Finish.LENGTH, None
+                is_told = finish is not None and i == len(picked)
+                return picked[:i], finish if is_told else Finish.LENGTH, None
         return picked, finish, None
 
     def first(self, event: TokenEvent) -> TokenEvent:

@@ -7,7 +7,7 @@ import contextlib
 import json
 import socket
 import threading
-from collections.abc import Generator, Mapping
+from collections.abc import Awaitable, Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,9 @@ MAX_MODEL_LEN = 256
 
 
 class NoMetrics:
-    def on_costs(self, costs: Mapping[str, Any]) -> None:
+    async def refresh(
+        self, ask: Callable[[str, float], Awaitable[Any]], *, tenants: bool = True
+    ) -> None:
         pass
 
     def render(self, *, tenants: bool = True) -> tuple[bytes, str]:

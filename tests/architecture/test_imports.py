@@ -36,8 +36,8 @@ LAW: dict[str, tuple[str, ...]] = {
     "dynamo_serve.bundled.": (),
     "dynamo_serve.core.": ("dynamo_serve.core.",),
     "dynamo_serve.engines.triton_server.": (
-        *("config", "core.", "engines.triton_server.", "errors", "text.", "grpc."),
-        "tritonclient.",
+        *("config", "core.", "endpoint_counts", "engines.triton_server.", "errors", "text."),
+        *("grpc.", "tritonclient."),
     ),
     "dynamo_serve.engines.": (
         *("config", "core.", "engines.", "errors", "fair_queue", "grammars", "native."),
@@ -97,9 +97,14 @@ LAW: dict[str, tuple[str, ...]] = {
     ),
     "dynamo_serve.prefixes": ("core.", "errors", "supervisor", "timers"),
     "dynamo_serve.metrics": (
-        *("core.", "metrics_declared", "metrics_histogram", "metrics_ladder", "metrics_tenants"),
-        *("metrics_tiers", "observer", "prometheus_client."),
+        *("core.", "errors", "metrics_declared", "metrics_endpoints", "metrics_histogram"),
+        *("metrics_ladder", "metrics_scraped", "metrics_tenants", "metrics_tiers", "observer"),
+        *("scrape", "prometheus_client."),
     ),
+    "dynamo_serve.metrics_endpoints": ("endpoint_counts",),
+    "dynamo_serve.endpoint_counts": ("metrics_histogram",),
+    "dynamo_serve.metrics_scraped": (),
+    "dynamo_serve.scrape": ("metrics_scraped", "httpx."),
     "dynamo_serve.metrics_declared": ("core.",),
     "dynamo_serve.metrics_histogram": (),
     "dynamo_serve.metrics_ladder": ("core.",),
@@ -151,12 +156,22 @@ LAW: dict[str, tuple[str, ...]] = {
     "dynamo_serve.cli_report": ("bench.", "errors"),
     "dynamo_serve.cli_bench_flags": ("cli_bench",),
     "dynamo_serve.cli_bench": ("bench.", "cli_bench_flags", "cli_progress", "errors", "yaml."),
+    "dynamo_serve.cli_metrics": ("", "config", "metrics", "observer", "scrape"),
     "dynamo_serve.cli_serve": (
-        *("", "api.", "cli_model", "cli_progress", "config", "directory", "errors", "fits"),
+        *(
+            "",
+            "api.",
+            "cli_metrics",
+            "cli_model",
+            "cli_progress",
+            "config",
+            "directory",
+            "errors",
+            "fits",
+        ),
         *(
             "garbage",
             "handover",
-            "metrics",
             "observer",
             "open_files",
             "recording",
@@ -167,8 +182,8 @@ LAW: dict[str, tuple[str, ...]] = {
         ),
     ),
     "dynamo_serve.reference": (
-        *("", "api.", "cli", "config", "errors", "metrics_declared", "settings"),
-        "settings_key",
+        *("", "api.", "cli", "config", "errors", "metrics_declared", "metrics_histogram"),
+        *("settings", "settings_key"),
     ),
 }
 

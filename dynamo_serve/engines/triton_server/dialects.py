@@ -48,7 +48,8 @@ class Ask(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """What one response says, of so many tokens; `prompt_count` are the prompt's, if told."""
+    """What one response says, of so many tokens; `prompt_count` are the prompt's, if told. With
+    `is_whole` its text is all that has been said so far."""
 
     text: bytes
     num_tokens: int
@@ -56,6 +57,7 @@ class Piece(NamedTuple):
     prompt_count: int | None = None
     error: str = ""
     token_ids: tuple[int, ...] = ()
+    is_whole: bool = False
 
 
 class Dialect(Protocol):
@@ -123,12 +125,10 @@ class Vllm:
     def piece(self, outputs: Mapping[str, Sequence[Any]]) -> Piece | None:
         if "text_output" not in outputs:
             return None
-        text, reason = _first(outputs, "text_output", b""), _first(outputs, "finish_reason", b"")
-        finish, error = FINISHES.get(reason), ""
-        if finish is None and reason not in UNFINISHED:
-            error = f"the Triton server ended the answer: {reason.decode(errors='replace')}"
+        finish, error = _finish(outputs)
         count = _first(outputs, "num_output_tokens", 1)
-        return Piece(text, count, finish, _first(outputs, "num_input_tokens", None), error)
+        prompt_count = _first(outputs, "num_input_tokens", None)
+        return Piece(_first(outputs, "text_output", b""), count, finish, prompt_count, error)
 
 
 class Tensors:
@@ -138,8 +138,10 @@ class Tensors:
     name = "tensors"
     takes_ids = False
     infers: tuple[str, ...] = ("usage", "finish_reason")
+    MAX_TOKENS = "max_tokens"
+    YES: tuple[str, ...] = ("stream", "exclude_input_in_output")
     # The field of a client's request, and what the input is called, newer name first.
-    INPUTS = (
+    INPUTS: tuple[tuple[str, tuple[str, ...]], ...] = (
         ("temperature", ("temperature",)),
         ("top_p", ("top_p", "runtime_top_p")),
         ("top_k", ("top_k", "runtime_top_k")),
@@ -166,13 +168,8 @@ class Tensors:
         }
 
     def values(self, ask: Ask) -> dict[str, Value]:
-        values: dict[str, Value] = {
-            "text_input": ask.prompt,
-            "max_tokens": ask.max_tokens,
-            "stream": True,
-            "exclude_input_in_output": True,
-        }
-        values = {name: value for name, value in values.items() if name in self._inputs}
+        values: dict[str, Value] = {"text_input": ask.prompt, self.MAX_TOKENS: ask.max_tokens}
+        values.update({name: True for name in self.YES if name in self._inputs})
         for field, name in self._names.items():
             value = ask.min_tokens if field == "min_tokens" else getattr(ask.sampling, field)
             if value or field in ("temperature", "seed"):
@@ -186,6 +183,28 @@ class Tensors:
     def piece(self, outputs: Mapping[str, Sequence[Any]]) -> Piece | None:
         text = _first(outputs, "text_output", None)
         return None if text is None else Piece(text, 1)
+
+
+class LlmApi(Tensors):
+    """TensorRT-LLM's LLM API as a python model: other names, no counts, a finish reason where the
+    model declares the input that asks for it, and every response has all of the text so far."""
+
+    name = "llmapi"
+    MAX_TOKENS = "sampling_param_max_tokens"
+    YES = ("streaming", "sampling_param_exclude_input_from_output", "return_finish_reason")
+    INPUTS = tuple((field, (f"sampling_param_{field}",)) for field, _ in Tensors.INPUTS)
+
+    def __init__(self, declared: Declared) -> None:
+        super().__init__(declared)
+        told = "return_finish_reason" in declared.inputs
+        self.infers = ("usage",) if told else Tensors.infers
+
+    def piece(self, outputs: Mapping[str, Sequence[Any]]) -> Piece | None:
+        if "text_output" not in outputs:
+            return None
+        finish, error = _finish(outputs)
+        text = _first(outputs, "text_output", b"")
+        return Piece(text, 1, finish, error=error, is_whole=True)
 
 
 class Dserve:
@@ -217,6 +236,15 @@ class Dserve:
         return Piece(b"", len(ids), FINISHES.get(reason), token_ids=ids)
 
 
+def _finish(outputs: Mapping[str, Sequence[Any]]) -> tuple[Finish | None, str]:
+    """Why the answer has ended, and the error if that is none of a model's reasons."""
+    reason = _first(outputs, "finish_reason", b"")
+    finish = FINISHES.get(reason)
+    if finish is None and reason not in UNFINISHED:
+        return None, f"the Triton server ended the answer: {reason.decode(errors='replace')}"
+    return finish, ""
+
+
 def _first(outputs: Mapping[str, Sequence[Any]], name: str, default: Any) -> Any:
     values = outputs.get(name)
     return values[0] if values else default
@@ -224,6 +252,7 @@ def _first(outputs: Mapping[str, Sequence[Any]], name: str, default: Any) -> Any
 
 KNOWN_BY: dict[type[Vllm] | type[Tensors] | type[Dserve], tuple[str, ...]] = {
     Vllm: ("text_input", "sampling_parameters"),
+    LlmApi: ("text_input", "sampling_param_max_tokens"),
     Tensors: ("text_input", "max_tokens"),
     Dserve: ("input_ids", "request"),
 }
@@ -234,7 +263,8 @@ def dialect_of(declared: Declared, wanted: str, model: str) -> Dialect:
     if not declared.is_decoupled:
         raise EngineStartError(
             f"triton.model = {model!r}: it answers once for each request; to stream it needs "
-            "model_transaction_policy { decoupled: true } in its config.pbtxt"
+            "model_transaction_policy { decoupled: true } in its config.pbtxt or, of the LLM API, "
+            "decoupled: true in its model.yaml"
         )
     if declared.repeats:
         raise EngineStartError(

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
+
+from dynamo_serve.endpoint_counts import Counts
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds
 MOST_LATE = 3
@@ -25,6 +28,11 @@ class Endpoint:
     in_flight: int = 0
     num_ejections: int = 0  # since it last answered a request
     num_late: int = 0  # requests in a row that it left without an answer
+    counts: Counts = field(default_factory=Counts)
+
+    def told(self) -> dict[str, Any]:
+        """As plain data."""
+        return {**self.counts.told(), "in_flight": self.in_flight, "is_open": self.is_open}
 
     def eject(self) -> float:
         """No more requests. Seconds until it is looked at again."""

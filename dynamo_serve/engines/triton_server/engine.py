@@ -13,12 +13,14 @@ import logging
 import threading
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from dynamo_serve.config import TritonSection
+from dynamo_serve.config import ModelSection, TritonSection
 from dynamo_serve.core.batch import Batch, SequenceOutput, Work
 from dynamo_serve.core.engine import EngineSpec
 from dynamo_serve.engines.triton_server.dialects import Ask
 from dynamo_serve.engines.triton_server.faults import Fault
+from dynamo_serve.engines.triton_server.marks import refused_for
 from dynamo_serve.engines.triton_server.prompts import text_of
 from dynamo_serve.engines.triton_server.remote import Remote
 from dynamo_serve.engines.triton_server.server import CANARY
@@ -32,15 +34,14 @@ WAIT_SECONDS = 0.005  # in a step, while nothing has arrived
 
 
 class TritonEngine:
-    """`path` is the model's folder: its tokenizer, and how long a text may be. `max_model_len` 0
-    takes the latter."""
+    """`path` is the model's folder: its tokenizer, and how long a text may be."""
 
     def __init__(
-        self, settings: TritonSection, path: str, *, max_model_len: int, num_slots: int
+        self, settings: TritonSection, model: ModelSection, path: str, *, num_slots: int
     ) -> None:
         self._settings = settings
+        self._model = model
         self._num_slots = num_slots
-        self._wished_len = max_model_len
         self._path = path
         self._remote = Remote(settings)
         self._streams: dict[str, Stream] = {}
@@ -49,10 +50,13 @@ class TritonEngine:
 
     def start(self) -> EngineSpec:
         self._tokenizer = Tokenizer.load(self._path)
-        max_model_len = self._wished_len or _context_of(self._path)
+        max_model_len = self._model.max_model_len or _context_of(self._path)
         self._remote.start()
         self._compare()
         spoken = self._remote.spoken
+        refused = dict(spoken.dialect.refused)
+        if not spoken.dialect.takes_ids:
+            refused.update(refused_for(self._tokenizer, self._model))
         return EngineSpec(
             max_model_len=max_model_len,
             page_size=max_model_len,
@@ -65,7 +69,7 @@ class TritonEngine:
                 "triton_model": self._settings.model,
                 "triton_endpoints": ", ".join(self._settings.endpoints),
             },
-            refused=spoken.dialect.refused,
+            refused=refused,
             infers=spoken.dialect.infers,
         )
 
@@ -98,6 +102,10 @@ class TritonEngine:
 
     def close(self) -> None:
         self._remote.close()
+
+    def endpoints(self) -> dict[str, Any]:
+        """See `core.engine.ForwardingEngine`; `began` tells this engine from the next."""
+        return self._remote.told()
 
     def _collect(self, batch: Batch) -> list[SequenceOutput]:
         streams = (self._streams.get(work.seq_id) for work in batch.work if work.samples)

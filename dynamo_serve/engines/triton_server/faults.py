@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 
+from dynamo_serve.config import TritonSection
+
 # Errors come as text alone. A server that is at fault gets no more requests for a while; where one
 # is just full, another may have room.
-BROKEN = ("is not healthy", "unknown model", "no available versions", "is not ready")
+BROKEN = (
+    *("is not healthy", "unknown model", "no available versions", "is not ready"),
+    *("unexpected inference input", "inputs but got"),  # it has another model now
+)
+UNFINISHED = "the Triton server broke off without a word"
 FULL = ("maximum queue size", "timeout expired")
+OF_KIND = {"timeout": "late", "refused": "refused"}
 REFUSED = ("unexpected shape", "unexpected datatype", "expects", "must be")
 
 
 class Fault(Exception):
     """`kind` is one of `core.request.FAULTS`, or empty: the model failed. `ejects`: the server is
-    at fault. `elsewhere`: another one may do better. `detail` is for the log alone: it may have
-    addresses in it that clients need not know."""
+    at fault. `elsewhere`: another one may do better. `is_silence`: it has said nothing for too
+    long, which may be a long queue. `detail` is for the log alone: it may have addresses in it that
+    clients need not know."""
 
     def __init__(
         self,
@@ -25,6 +33,7 @@ class Fault(Exception):
         *,
         ejects: bool = False,
         elsewhere: bool = False,
+        is_silence: bool = False,
         detail: str = "",
     ) -> None:
         super().__init__(f"{message}: {detail}" if detail else message)
@@ -32,6 +41,16 @@ class Fault(Exception):
         self.kind = kind
         self.ejects = ejects
         self.elsewhere = elsewhere
+        self.is_silence = is_silence
+
+    @property
+    def outcome(self) -> str:
+        """One of `endpoint_counts.OUTCOMES`."""
+        if self.kind in OF_KIND:
+            return OF_KIND[self.kind]
+        if self.ejects:
+            return "lost"
+        return "full" if self.elsewhere else "failed"
 
 
 def told(message: str) -> Fault:
@@ -53,6 +72,17 @@ def broken(error: Any) -> Fault:
     return Fault(said, "unavailable", ejects=True, elsewhere=True, detail=detail)
 
 
-def late(what: str, seconds: float, key: str) -> Fault:
-    said = f"the Triton server has sent {what} within {seconds:g} s ({key})"
-    return Fault(said, "timeout")
+class Limit(NamedTuple):
+    setting: str
+    missing: str
+
+
+FIRST_TOKEN = Limit("first_token_timeout_s", "no token")
+IDLE = Limit("idle_timeout_s", "nothing more")
+TOTAL = Limit("total_timeout_s", "no end of the answer")
+
+
+def late(limit: Limit, settings: TritonSection) -> Fault:
+    seconds = getattr(settings, limit.setting)
+    said = f"has sent {limit.missing} within {seconds:g} s (triton.{limit.setting})"
+    return Fault(f"the Triton server {said}", "timeout", is_silence=limit is not TOTAL)

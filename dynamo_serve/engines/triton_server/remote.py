@@ -7,6 +7,7 @@ import logging
 import random
 import threading
 import time
+import uuid
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
 from typing import Any
@@ -43,6 +44,7 @@ class Remote:
         self._servers: dict[Endpoint, Server] = {}
         self._budget = Budget()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._began = uuid.uuid4().hex
 
     # ── the engine's thread ──────────────────────────────────────────────────
 
@@ -57,10 +59,19 @@ class Remote:
     def cancel(self, stream: Stream) -> None:
         self._loop.call_soon_threadsafe(self._cancel, stream)
 
+    def told(self) -> dict[str, Any]:
+        """What has become of requests, by server, as plain data; from any thread."""
+        endpoints = {endpoint.address: endpoint.told() for endpoint in self._endpoints}
+        return {"began": self._began, "endpoints": endpoints}
+
     def close(self) -> None:
         """May be called twice."""
         if self._thread.is_alive():
-            asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(CLOSE_SECONDS)
+            closing = asyncio.run_coroutine_threadsafe(self._close(), self._loop)
+            try:
+                closing.result(CLOSE_SECONDS)
+            except TimeoutError:
+                log.warning("what goes on with the Triton servers does not end, and is left behind")
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(CLOSE_SECONDS)
         if not self._loop.is_running():
@@ -123,11 +134,7 @@ class Remote:
 
     async def _run(self, stream: Stream) -> None:
         try:
-            async with asyncio.timeout(self._settings.total_timeout_s):
-                await self._try(stream)
-        except TimeoutError:
-            seconds = self._settings.total_timeout_s
-            stream.fail(faults.late("no end of the answer", seconds, "triton.total_timeout_s"))
+            await self._try(stream)
         except Fault as fault:
             log.warning("request %s failed after %d tokens: %s", *stream.told, fault)
             stream.fail(fault)
@@ -139,26 +146,29 @@ class Remote:
         """On one server after another, as long as nothing has been said. Raises `Fault`."""
         tried: list[Endpoint] = []
         before = Fault(NOBODY, "unavailable")
-        first_by = self._loop.time() + self._settings.first_token_timeout_s
+        now = self._loop.time()
+        stream.first_by = now + self._settings.first_token_timeout_s
+        stream.end_by = now + self._settings.total_timeout_s
         while True:
             endpoint = await self._open_one(tried)
             if endpoint is None:
                 raise before
             tried.append(endpoint)
             try:
-                await self._follow(endpoint, stream, first_by)
+                await self._follow(endpoint, stream)
                 self._budget.earn()
                 return
             except Fault as fault:
                 if stream.is_over:
                     return
-                if fault.ejects or (fault.kind == "timeout" and endpoint.is_silent()):
+                if fault.ejects or (fault.is_silence and endpoint.is_silent()):
                     self._eject(endpoint, str(fault))
                 is_last = len(tried) > self._settings.retries
                 if not fault.elsewhere or is_last or not self._budget.spend():
                     raise
                 if not stream.begin_again():
                     raise
+                endpoint.counts.retries += 1
                 log.info("request %s is tried again: %s", stream.seq_id, fault)
                 before = fault
             await asyncio.sleep(RETRY_SECONDS * 2 ** len(tried) * self._rng.random())
@@ -174,35 +184,52 @@ class Remote:
         except TimeoutError:
             return None
 
-    async def _follow(self, endpoint: Endpoint, stream: Stream, first_by: float) -> None:
+    async def _follow(self, endpoint: Endpoint, stream: Stream) -> None:
         """Hand on what a server says until its answer is over. Raises `Fault`."""
-        server = self._servers[endpoint]
+        counts, outcome = endpoint.counts, "failed"
         endpoint.in_flight += 1
         try:
-            pieces = server.stream(stream.seq_id, stream.ask, self.spoken, stream.priority)
-            async with aclosing(pieces):
-                # To the end of the stream, also behind that of the answer: leaving is cancelling.
-                while (piece := await self._next(pieces, stream, first_by)) is not None:
-                    endpoint.answered()
-                    if not stream.is_over:
-                        stream.push(piece)
-            if not stream.is_over:
-                stream.end()
+            await self._hand_on(endpoint, stream)
+            outcome = "done"
+        except Fault as fault:
+            outcome = "done" if stream.is_over else fault.outcome
+            raise
+        except asyncio.CancelledError:
+            outcome = "cancelled"
+            raise
         finally:
             endpoint.in_flight -= 1
+            counts.outcomes[outcome] += 1
 
-    async def _next(self, pieces: Pieces, stream: Stream, first_by: float) -> Piece | None:
-        settings = self._settings
-        until = self._loop.time() + settings.idle_timeout_s if stream.num_tokens else first_by
+    async def _hand_on(self, endpoint: Endpoint, stream: Stream) -> None:
+        began, has_begun = self._loop.time(), False
+        server = self._servers[endpoint]
+        pieces = server.stream(stream.seq_id, stream.ask, self.spoken, stream.priority)
+        async with aclosing(pieces):
+            # To the end of the stream, also behind that of the answer: leaving is cancelling.
+            while (piece := await self._next(pieces, stream)) is not None:
+                endpoint.answered()
+                if not has_begun:
+                    endpoint.counts.ttft.observe(self._loop.time() - began)
+                    has_begun = True
+                if not stream.is_over:
+                    stream.push(piece)
+        if not stream.is_over:
+            if "finish_reason" not in self.spoken.dialect.infers:
+                raise Fault(faults.UNFINISHED, "unavailable", elsewhere=True)
+            stream.end()
+
+    async def _next(self, pieces: Pieces, stream: Stream) -> Piece | None:
+        until, limit = stream.first_by, faults.FIRST_TOKEN
+        if stream.num_tokens:
+            until, limit = self._loop.time() + self._settings.idle_timeout_s, faults.IDLE
+        if stream.end_by < until:
+            until, limit = stream.end_by, faults.TOTAL
         try:
             async with asyncio.timeout_at(until):
                 return await anext(pieces, None)
         except TimeoutError:
-            if stream.num_tokens:
-                idle = settings.idle_timeout_s
-                raise faults.late("nothing more", idle, "triton.idle_timeout_s") from None
-            first = settings.first_token_timeout_s
-            raise faults.late("no token", first, "triton.first_token_timeout_s") from None
+            raise faults.late(limit, self._settings) from None
 
     # ── servers that come and go ─────────────────────────────────────────────
 
@@ -210,6 +237,7 @@ class Remote:
         """No more requests until a canary comes back; of many failures at once one counts."""
         if endpoint.is_open or not endpoint.num_ejections:
             pause = endpoint.eject()
+            endpoint.counts.ejections += 1
             log.warning("%s gets no requests for %g s: %s", endpoint.address, pause, why)
             self._spawn(self._look_again(endpoint, pause))
 

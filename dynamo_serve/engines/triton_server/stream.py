@@ -14,6 +14,8 @@ from dynamo_serve.engines.triton_server.dialects import Ask, Piece
 from dynamo_serve.engines.triton_server.faults import Fault
 
 MOST_WAITING = 4096  # pieces; the engine takes them with every step
+MOST_BYTES = 1 << 24
+MOST_IDS = 1 << 31  # of any vocabulary; a model's may be larger than its tokenizer's
 
 
 class Stream:
@@ -24,9 +26,11 @@ class Stream:
         self.ask = ask
         self.priority = priority
         self.task: asyncio.Task[None] | None = None  # of the loop
+        self.first_by = self.end_by = 0.0  # by the loop's clock
         self._wake = wake
         self._lock = threading.Lock()
         self._waiting: deque[SequenceOutput] = deque()
+        self._num_bytes = 0  # about, of what waits
         self._is_taken = False  # some of it
         self._begin()
 
@@ -34,6 +38,7 @@ class Stream:
         self.num_tokens = 0
         self.is_over = False
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._whole = b""  # all text, where each response repeats it
         self._held = ""  # text of a response that counts no token
 
     @property
@@ -54,19 +59,32 @@ class Stream:
         """Raises `Fault`."""
         if piece.error:
             raise Fault(piece.error)
-        if len(self._waiting) >= MOST_WAITING:
+        self._num_bytes += len(piece.text)
+        if len(self._waiting) >= MOST_WAITING or self._num_bytes > MOST_BYTES:
             raise Fault("more has come from the Triton server than is taken")
+        if not 0 <= piece.num_tokens <= self.ask.max_tokens:
+            counted = f"{piece.num_tokens} tokens in one response"
+            raise Fault(f"the Triton server tells of {counted}, asked for {self.ask.max_tokens}")
         if piece.token_ids:
             self._put_ids(piece)
             return
-        self._held += self._decoder.decode(piece.text)
+        self._held += self._decoder.decode(self._new(piece))
         if piece.num_tokens:
             self._put(piece.num_tokens, piece.finish)
         elif piece.finish:
             self.end(piece.finish)
 
+    def _new(self, piece: Piece) -> bytes:
+        """Of its text, what was not said before."""
+        if not piece.is_whole:
+            return piece.text
+        if not piece.text.startswith(self._whole):
+            raise Fault("the Triton server has taken back what it had said")
+        new, self._whole = piece.text[len(self._whole) :], piece.text
+        return new
+
     def end(self, finish: Finish | None = None) -> None:
-        """The answer is over; without `finish` the server has not said why."""
+        """The answer is over; without `finish` the server never says why."""
         self._held += self._decoder.decode(b"", final=True)
         is_full = self.num_tokens >= self.ask.max_tokens
         finish = finish or (Finish.LENGTH if is_full else Finish.STOP)
@@ -91,6 +109,8 @@ class Stream:
         self._wake()
 
     def _put_ids(self, piece: Piece) -> None:
+        if not all(0 <= i < MOST_IDS for i in piece.token_ids):
+            raise Fault("the Triton server has sent token ids that are none")
         self.is_over = piece.finish is not None
         self.num_tokens += piece.num_tokens
         self._waiting.append(SequenceOutput(self.seq_id, piece.token_ids, finish=piece.finish))
@@ -106,6 +126,7 @@ class Stream:
                     break
                 more = self._waiting.popleft()
                 output = more if output is None else _together(output, more)
+            self._num_bytes = 0
             self._is_taken = self._is_taken or output is not None
         return output
 

@@ -63,6 +63,8 @@ def request_of(
     request = service_pb2.ModelInferRequest(model_name=model, id=id)
     for name, value in values.items():
         datatype = declared.inputs[name]
+        if datatype != "BYTES" and datatype not in FORMATS:
+            raise ValueError(f"its input {name} has the type {datatype}")
         row = [len(value) if isinstance(value, tuple) else 1]
         shape = [1, *row] if declared.is_batched else row
         request.inputs.add(name=name, datatype=datatype, shape=shape)
@@ -103,6 +105,8 @@ def _texts(raw: bytes) -> list[bytes]:
     while start < len(raw):
         (length,) = LENGTH.unpack_from(raw, start)
         start += LENGTH.size
+        if start + length > len(raw):
+            raise ValueError("a text that ends before its end")
         texts.append(raw[start : start + length])
         start += length
     return texts

@@ -12,7 +12,7 @@ pytest.importorskip("tritonclient.grpc", reason="the extra 'triton' is not insta
 from scripts import tritonserver
 from scripts.tritonserver import Running
 
-LOADED = ("echo", "echo_tensors")
+LOADED = ("echo", "echo_tensors", "echo_llmapi")
 
 
 @pytest.fixture(scope="session")

@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 
+from dynamo_serve.config import ModelSection
 from dynamo_serve.core.request import NO_ID, Finish, Sampling
 from dynamo_serve.engines.triton_server.dialects import Ask, Piece, dialect_of
 from dynamo_serve.engines.triton_server.faults import Fault, told
+from dynamo_serve.engines.triton_server.marks import refused_for
 from dynamo_serve.engines.triton_server.stream import Stream
 from dynamo_serve.engines.triton_server.tensors import Declared, decode, encode, request_of
 from dynamo_serve.errors import EngineStartError
+from tests.api.talking import HERMES, MISTRAL
 
 VLLM = {
     **{"text_input": "BYTES", "stream": "BOOL", "sampling_parameters": "BYTES"},
@@ -69,6 +72,41 @@ def test_tensors_are_sent_under_the_names_that_the_model_has_and_no_others() -> 
     assert not {"temperature", "top_p", "seed"} & dialect.refused.keys()
     greedy = dialect.values(Ask("Hi", 5, 0, Sampling(temperature=0.0)))
     assert (greedy["temperature"], greedy["top_k"]) == (1.0, 1)
+
+
+LLMAPI = {
+    **{"text_input": "BYTES", "streaming": "BOOL", "sampling_param_max_tokens": "INT32"},
+    **{"sampling_param_temperature": "FP32", "sampling_param_top_k": "INT32"},
+    **{"sampling_param_seed": "UINT64", "sampling_param_exclude_input_from_output": "BOOL"},
+    "return_finish_reason": "BOOL",
+}
+
+
+def test_the_llm_api_has_names_of_its_own_and_repeats_what_it_has_said() -> None:
+    dialect = dialect_of(declared(LLMAPI), "auto", "m")
+    assert (dialect.name, dialect.infers) == ("llmapi", ("usage",))
+    assert dialect.values(Ask("Hi", 5, 0, SAMPLING)) == {
+        **{"text_input": "Hi", "streaming": True, "sampling_param_max_tokens": 5},
+        **{"sampling_param_temperature": 0.5, "sampling_param_top_k": 7},
+        **{"sampling_param_seed": 2**63 - 1, "return_finish_reason": True},
+        "sampling_param_exclude_input_from_output": True,
+    }
+    assert {"top_p", "min_tokens", "repetition_penalty", "logprobs"} <= dialect.refused.keys()
+    one = stream()
+    for text, finish in ((b"", "None"), (b"na\xc3", "None"), ("naïve".encode(), "stop")):
+        outputs = {"text_output": [text], "finish_reason": [finish.encode()]}
+        piece = dialect.piece(outputs)
+        assert piece is not None
+        one.push(piece)
+    assert taken(one) == ("naïve", 3, Finish.STOP)
+    assert dialect_of(declared({**LLMAPI, "max_tokens": "INT32"}), "auto", "m").name == "llmapi"
+
+
+def test_a_server_that_takes_back_what_it_has_said_has_failed() -> None:
+    one = stream()
+    one.push(Piece(b"hello", 1, is_whole=True))
+    with pytest.raises(Fault, match="taken back"):
+        one.push(Piece(b"help", 1, is_whole=True))
 
 
 def test_a_request_has_the_shape_that_the_model_declares() -> None:
@@ -159,6 +197,21 @@ def test_what_a_server_says_tells_who_is_at_fault(
     assert message in fault.message
 
 
+@pytest.mark.parametrize(
+    ("piece", "told"),
+    [
+        (Piece(b"x", 10**9), "1000000000 tokens in one response"),
+        (Piece(b"x", -1), "-1 tokens in one response"),
+        (Piece(b"", 1, token_ids=(2**40,)), "token ids that are none"),
+        (Piece(b"", 1, token_ids=(-1,)), "token ids that are none"),
+        (Piece(bytes(1 << 25), 1), "than is taken"),
+    ],
+)
+def test_what_no_sane_server_says_ends_the_request(piece: Piece, told: str) -> None:
+    with pytest.raises(Fault, match=told):
+        stream().push(piece)
+
+
 def test_what_nobody_has_taken_can_begin_again_and_a_failure_loses_no_text() -> None:
     one = stream()
     one.push(Piece(b"half \xf0", 1))
@@ -169,3 +222,40 @@ def test_what_nobody_has_taken_can_begin_again_and_a_failure_loses_no_text() -> 
     assert not one.begin_again()
     last = one.take()
     assert last is not None and (last.finish, last.fault) == (Finish.ERROR, "unavailable")
+
+
+class Specials:
+    """Of a tokenizer, what is asked here: its template, and which texts are special tokens."""
+
+    def __init__(self, template: str, *specials: str) -> None:
+        self.template = template
+        self.special_ids = frozenset(range(len(specials)))
+        self.added_id = {text: i for i, text in enumerate(specials)}.get
+
+
+@pytest.mark.parametrize(
+    ("template", "specials", "is_lost"),
+    [
+        (MISTRAL, ["[TOOL_CALLS]"], True),
+        (MISTRAL, [], False),
+        (HERMES, ["[TOOL_CALLS]"], False),
+        (HERMES, ["<tool_call>", "</tool_call>"], True),
+        (HERMES + "<|python_tag|>", ["<|python_tag|>"], False),  # calls begin with a brace, too
+    ],
+)
+def test_tools_are_refused_where_a_server_leaves_out_what_marks_a_call(
+    template: str, specials: list[str], is_lost: bool
+) -> None:
+    tokenizer: Any = Specials(template, *specials)
+    refused = refused_for(tokenizer, ModelSection())
+    assert set(refused) == ({"tools"} if is_lost else set())
+    assert refused_for(tokenizer, ModelSection(tool_parser="none")) == {}
+
+
+def test_thoughts_that_cannot_be_told_apart_stop_the_start_and_say_how_to_go_on() -> None:
+    tokenizer: Any = Specials(HERMES + "[THINK][/THINK]", "[THINK]", "[/THINK]")
+    with pytest.raises(EngineStartError, match=r"\[THINK\] and .* set it to none"):
+        refused_for(tokenizer, ModelSection())
+    assert refused_for(tokenizer, ModelSection(reasoning_parser="none")) == {}
+    unmarked: Any = Specials(HERMES + "<think></think>")
+    assert refused_for(unmarked, ModelSection()) == {}

@@ -77,8 +77,18 @@ class Actor(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc
         yield from self.script(request, context)
 
 
-def stop(server: Any) -> None:
-    server.stop(0).wait()
+@contextlib.contextmanager
+def serving_grpc(actor: Actor) -> Generator[str]:
+    """Where it can be reached."""
+    with ThreadPoolExecutor(8) as pool:
+        server = grpc.server(pool)
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(actor, server)
+        endpoint = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+        server.start()
+        try:
+            yield endpoint
+        finally:
+            server.stop(0).wait()
 
 
 @contextlib.contextmanager
@@ -90,12 +100,7 @@ def playing(*scripts: Script, **settings: Any) -> Generator[tuple[Remote, list[A
         endpoints = []
         for actor in actors:
             actor.levels = levels
-            pool = stack.enter_context(ThreadPoolExecutor(8))
-            server = grpc.server(pool)
-            service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(actor, server)
-            endpoints.append(f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}")
-            server.start()
-            stack.callback(stop, server)
+            endpoints.append(stack.enter_context(serving_grpc(actor)))
         section = TritonSection(endpoints=tuple(endpoints), model="m", **settings)
         remote = Remote(section, random.Random(1))
         stack.callback(remote.close)
@@ -127,6 +132,33 @@ def breaks_off_later(request: Any, context: Any) -> Iterator[Any]:
     yield said("all ")
 
 
+def never_says_why(request: Any, context: Any) -> Iterator[Any]:
+    yield said("all ", is_final=True)
+
+
+def is_garbage(request: Any, context: Any) -> Iterator[Any]:
+    answer = said("all ")
+    answer.infer_response.raw_output_contents[0] = b"\xff\xff\xff\x7fall"
+    yield answer
+
+
+def is_odd(request: Any, context: Any) -> Iterator[Any]:
+    answer = service_pb2.ModelStreamInferResponse()
+    answer.infer_response.outputs.add(name="text_output", datatype="FP32", shape=[1])
+    answer.infer_response.raw_output_contents.append(b"1234")
+    yield answer
+
+
+def lacks_tensors(request: Any, context: Any) -> Iterator[Any]:
+    answer = said("all ")
+    del answer.infer_response.raw_output_contents[:]
+    yield answer
+
+
+def is_huge(request: Any, context: Any) -> Iterator[Any]:
+    yield said("x" * (1 << 27))
+
+
 def is_full(request: Any, context: Any) -> Iterator[Any]:
     yield failed("Exceeds maximum queue size")
 
@@ -152,6 +184,11 @@ def test_what_goes_wrong_before_the_first_token_is_tried_elsewhere(script: Scrip
     ("script", "fault", "message"),
     [
         (breaks_off_later, "unavailable", "broke off"),
+        (never_says_why, "unavailable", "broke off"),
+        (is_garbage, "", "is no answer"),
+        (is_odd, "", "is no answer"),
+        (lacks_tensors, "", "is no answer"),
+        (is_huge, "unavailable", "RESOURCE_EXHAUSTED"),
         (is_full, "unavailable", "maximum queue size"),
         (gives_up, "unavailable", "was lost (CANCELLED)"),
         (has_a_dead_model, "unavailable", "is not healthy"),
@@ -162,7 +199,7 @@ def test_where_there_is_no_elsewhere_the_client_is_told(
 ) -> None:
     with playing(script, connect_timeout_s=0.2) as (remote, _):
         _, last = outcome(remote)
-        assert (last.finish, last.fault) == (Finish.ERROR, fault)
+        assert (last.finish, last.fault or "") == (Finish.ERROR, fault)
         assert last.error is not None and message in last.error
 
 

@@ -17,6 +17,7 @@ import pytest
 from dynamo_serve import cli
 from dynamo_serve.config import Config, EngineSection, ModelSection, ServerSection, TritonSection
 from dynamo_serve.errors import EngineStartError
+from dynamo_serve.metrics import Metrics
 from dynamo_serve.service import Service
 from dynamo_serve.text.tokenizer import Tokenizer
 from scripts.tritonserver import Running
@@ -37,11 +38,13 @@ def settings(server: Running, **triton: Any) -> Config:
 
 
 @contextlib.contextmanager
-def forwarding(folder: Path, config: Config) -> Generator[httpx.Client]:
+def forwarding(
+    folder: Path, config: Config, metrics: Metrics | None = None
+) -> Generator[httpx.Client]:
     path = save_model(folder)
     service = Service(config, model_path=path)
     with (
-        serving(service, Tokenizer.load(path), config) as url,
+        serving(service, Tokenizer.load(path), config, metrics) as url,
         httpx.Client(base_url=url, timeout=30) as client,
     ):
         yield client

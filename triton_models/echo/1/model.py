@@ -34,10 +34,12 @@ class Answer:
         self.sender = request.get_response_sender()
         given = {name: value_of(request, name) for name in inputs}
         self.prompt = given["text_input"].decode()
-        self.is_bytes = "sampling_parameters" not in inputs
+        self.repeats = "streaming" in inputs
+        self.is_bytes = not self.repeats and "sampling_parameters" not in inputs
         self.asked = {name for name in ASKED if given.get(name)}
         wishes = json.loads(given.get("sampling_parameters") or b"{}")
-        self.max_tokens = int(given.get("max_tokens") or wishes.get("max_tokens", 16))
+        asked = given.get("max_tokens") or given.get("sampling_param_max_tokens")
+        self.max_tokens = int(asked or wishes.get("max_tokens", 16))
         self.words = WORD.findall(self.prompt)
         self.stops = not wishes.get("ignore_eos")
         self.orders = {name: int(value) for name, value in ORDER.findall(self.prompt)}
@@ -45,6 +47,7 @@ class Answer:
         self.due = time.monotonic() + self.pause
         self.count = 0
         self.rest = b""  # of a character that has been cut
+        self.said = b""
 
     def is_due(self):
         return "mute" not in self.orders and self.due <= time.monotonic()
@@ -67,7 +70,8 @@ class Answer:
             word, self.rest = self.rest + word[:-1], word[-1:]
         else:
             word, self.rest = self.rest + word, b""
-        self._send(word, finish)
+        self.said += word
+        self._send(self.said if self.repeats else word, finish)
         self.due = time.monotonic() + self.pause
         return finish != "None"
 

@@ -1,0 +1,168 @@
+"""Servers that are none, that stand still or lie, and many clients that hang up: nothing hangs."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import socket
+import threading
+from collections.abc import Generator, Iterator
+from typing import Any
+
+import pytest
+from tritonclient.grpc import model_config_pb2, service_pb2
+
+from dynamo_serve.config import TritonSection
+from dynamo_serve.core.request import Finish
+from dynamo_serve.engines.triton_server.dialects import Ask
+from dynamo_serve.engines.triton_server.remote import Remote
+from dynamo_serve.engines.triton_server.stream import Stream
+from dynamo_serve.errors import EngineStartError
+from tests.engines.triton_server.test_faults import (
+    PATIENCE,
+    Actor,
+    outcome,
+    playing,
+    said,
+    serving_grpc,
+    well,
+)
+
+
+@contextlib.contextmanager
+def listening(says: bytes | None) -> Generator[str]:
+    """A server of TCP: accepts and says this, or nothing; not even that it accepts, without."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        held = []
+
+        def accept() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    held.append(listener.accept()[0])
+                    held[-1].sendall(says or b"")
+
+        thread = threading.Thread(target=accept)
+        thread.start()
+        try:
+            yield f"127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join(PATIENCE)
+            for each in held:
+                each.close()
+
+
+def start_of(*endpoints: str) -> str:
+    """What is said of a start that fails."""
+    settings = TritonSection(endpoints=endpoints, model="m", connect_timeout_s=0.3)
+    remote = Remote(settings)
+    try:
+        with pytest.raises(EngineStartError) as caught:
+            remote.start()
+    finally:
+        remote.close()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("says", [b"", b"HTTP/1.1 400 No\r\n\r\n", b"\xff" * 100_000])
+def test_a_port_where_something_else_listens_is_no_server(says: bytes) -> None:
+    with listening(says) as endpoint:
+        assert "could be reached within 0.3 s" in start_of(endpoint)
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["no-such-host.invalid:8001", "127.0.0.1:9", "256.1.1.1:80", "[::1]:9"]
+)
+def test_addresses_where_nobody_is_are_named(endpoint: str) -> None:
+    assert f"{endpoint}: no Triton server could be reached" in start_of(endpoint)
+
+
+class Sleeper(Actor):
+    """Takes calls and never answers them."""
+
+    def ModelReady(self, request: Any, context: Any) -> Any:
+        self.cancelled.wait(PATIENCE)
+
+
+class Liar(Actor):
+    """Declares inputs of types that nobody has."""
+
+    def ModelConfig(self, request: Any, context: Any) -> Any:
+        answer = super().ModelConfig(request, context)
+        answer.config.input.add(name="stream", data_type=model_config_pb2.TYPE_FP16)
+        return answer
+
+
+def test_a_server_that_takes_calls_and_answers_none_is_not_waited_for() -> None:
+    sleeper = Sleeper(well)
+    with serving_grpc(sleeper) as endpoint:
+        assert "DEADLINE_EXCEEDED" in start_of(endpoint)
+        sleeper.cancelled.set()
+
+
+def test_a_type_that_nobody_knows_is_said_at_the_start() -> None:
+    with serving_grpc(Liar(well)) as endpoint:
+        assert "its input stream has the type FP16" in start_of(endpoint)
+
+
+def dawdles(request: Any, context: Any) -> Iterator[Any]:
+    for _ in range(200):
+        if not context.is_active():
+            return
+        yield said("on ")
+        threading.Event().wait(0.005)
+    yield said("", "stop", is_final=True)
+
+
+def begun(remote: Remote, count: int) -> list[Stream]:
+    streams = [Stream(f"r{i}", Ask("Hi", 4000), 0, lambda: None) for i in range(count)]
+    for each in streams:
+        remote.begin(each)
+    return streams
+
+
+def test_two_hundred_of_whom_half_hang_up_leave_nothing_behind() -> None:
+    rng = random.Random(3)
+    with playing(well, well, first_token_timeout_s=PATIENCE) as (remote, _):
+        for _ in range(4):
+            streams = begun(remote, 50)
+            for each in rng.sample(streams, 25):
+                remote.cancel(each)
+        text, last = outcome(remote)
+        assert (text, last.finish) == ("all well", Finish.STOP)
+        until = threading.Event()
+        for _ in range(1000):
+            if not any(each["in_flight"] for each in remote.told()["endpoints"].values()):
+                break
+            until.wait(0.01)
+        told = remote.told()["endpoints"].values()
+        assert not any(each["in_flight"] for each in told)
+        ended = sum(sum(each["outcomes"].values()) for each in told)
+        assert ended <= 201, "some were cancelled before they were asked"
+        assert sum(each["outcomes"]["done"] for each in told) >= 101
+
+
+def test_a_stop_under_load_ends_all_of_it_there_too() -> None:
+    with playing(dawdles) as (remote, (actor,)):
+        streams = begun(remote, 6)
+        assert any(wait_for(each) for each in streams)
+        remote.close()
+        assert actor.cancelled.wait(PATIENCE)
+
+
+def wait_for(stream: Stream) -> bool:
+    """Whether something comes of it."""
+    pause = threading.Event()
+    return any(stream.take() or pause.wait(0.01) for _ in range(int(PATIENCE * 100)))
+
+
+def test_another_model_under_the_same_name_is_noticed_and_gets_nothing() -> None:
+    def has_changed(request: Any, context: Any) -> Iterator[Any]:
+        message = "unexpected inference input 'text_input' for model 'm'"
+        yield service_pb2.ModelStreamInferResponse(error_message=message)
+
+    with playing(has_changed, well) as (remote, actors):
+        actors[0].levels = 5  # and so its config differs
+        assert {outcome(remote)[0] for _ in range(8)} == {"all well"}
+        told = remote.told()["endpoints"].values()
+        assert sorted(each["is_open"] for each in told) == [False, True]
