@@ -11,6 +11,7 @@ from typing import Literal
 
 from dynamo_serve.config_cache import CacheSection
 from dynamo_serve.config_field import setting
+from dynamo_serve.config_responses import ResponsesSection
 from dynamo_serve.config_structured import StructuredSection
 from dynamo_serve.config_triton import TritonSection
 
@@ -20,6 +21,7 @@ __all__ = [
     "EngineSection",
     "LogSection",
     "ModelSection",
+    "ResponsesSection",
     "SchedulerSection",
     "ServerSection",
     "StructuredSection",
@@ -257,4 +259,5 @@ class Config:
     log: LogSection = field(default_factory=LogSection)
     record: RecordSection = field(default_factory=RecordSection)
     structured: StructuredSection = field(default_factory=StructuredSection)
+    responses: ResponsesSection = field(default_factory=ResponsesSection)
     triton: TritonSection = field(default_factory=TritonSection)

@@ -7,12 +7,14 @@ DynamoServeError
       ├── InvalidRequest          400  a value is wrong
       │    ├── ContextTooLong     400  prompt + max_tokens exceed what the engine can hold
       │    ├── UnsupportedField   400  known to OpenAI clients, would change the answer, not built
-      │    └── UnknownField       400  known to nobody
+      │    ├── UnknownField       400  known to nobody
+      │    └── PreviousNotFound   400  the response to go on from is not kept here
       ├── Unauthorized            401
       ├── Forbidden               403  this key may not do that
       ├── ModelNotFound           404
       ├── RequestNotFound         404
       ├── PrefixNotFound          404
+      ├── ResponseNotFound        404
       ├── RequestTimeout          408  headers or body were too slow
       ├── PayloadTooLarge         413
       ├── AddressTooLong          414
@@ -89,6 +91,10 @@ class UnknownField(InvalidRequest):
     code = "unknown_parameter"
 
 
+class PreviousNotFound(InvalidRequest):
+    code = "previous_response_not_found"
+
+
 class Unauthorized(RequestError):
     status, code, type = 401, "invalid_api_key", "authentication_error"
 
@@ -107,6 +113,10 @@ class RequestNotFound(RequestError):
 
 class PrefixNotFound(RequestError):
     status, code, type = 404, "prefix_not_found", "invalid_request_error"
+
+
+class ResponseNotFound(RequestError):
+    status, code, type = 404, "response_not_found", "invalid_request_error"
 
 
 class PayloadTooLarge(RequestError):

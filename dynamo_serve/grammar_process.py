@@ -1,12 +1,14 @@
 """The process that looks whether grammars can be followed: whatever a client sends, it harms no
 other one.
 
-A line of JSON for each question, and one in answer. First comes the vocabulary.
+A line of JSON for each question, and one in answer. First comes the vocabulary; the answer to that
+is why it cannot be read, empty if it can.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import random
 import resource
 import signal
@@ -22,6 +24,7 @@ from dynamo_serve.grammars import OPTIONS, BadGrammar, compiled, schema_grammar,
 
 MEMORY_BYTES = 4 << 30  # of address space; threads and the vocabulary take some of it
 TRIED_TOKENS = 24
+SLOW_NICE = 10
 NO_TEXT = "no text that the model could write fits it"
 STACK_BYTES = 8 << 20  # less than an engine compiles with, so that what is sound here is there, too
 
@@ -73,8 +76,12 @@ def answer(questions: BinaryIO, answers: BinaryIO) -> None:
         answers.write(json.dumps(value).encode() + b"\n")
         answers.flush()
 
-    words = vocabulary(*json.loads(questions.readline()))
-    say("ready")
+    try:
+        words = vocabulary(*json.loads(questions.readline()))
+    except ValueError as error:
+        say(told(str(error)))
+        return
+    say("")
     for line in questions:
         kind, text, max_depth = json.loads(line)
         try:
@@ -86,6 +93,8 @@ def answer(questions: BinaryIO, answers: BinaryIO) -> None:
 def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the API process closes our end of the pipe
+    if "--give-way" in sys.argv[1:]:
+        os.nice(SLOW_NICE)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     threading.stack_size(STACK_BYTES)

@@ -190,6 +190,7 @@ def http_page() -> str:
         ("response_format", fields.field_rows(ResponseFormat, fields.RESPONSE_FORMAT)),
         ("response_format.json_schema", fields.field_rows(JsonSchema, {})),
         ("structured_outputs", fields.field_rows(StructuredOutputs, fields.STRUCTURED_OUTPUTS)),
+        *_responses(),
     )
     parts = [
         GENERATED + "# HTTP\n\nThe server describes itself in full at `/openapi.json`. "
@@ -206,6 +207,16 @@ def http_page() -> str:
         parts.append(f"\n## {title}\n\n" + _table(("Field", "Status", "Remark"), lines))
     parts.append("\n## Errors\n\n" + _table(("Status", "Code", "Type"), _errors()))
     return "".join(parts)
+
+
+def _responses() -> list[tuple[str, list[tuple[str, str, str]]]]:
+    """The tables of /v1/responses: of the request, and of what is in it."""
+    from dynamo_serve.api import fields_responses
+    from dynamo_serve.api.fields import field_rows
+
+    names = ("/v1/responses", *(f"Responses: {name}" for name in fields_responses.TITLES[1:]))
+    models = fields_responses.KNOWN.items()
+    return [(name, field_rows(*model)) for name, model in zip(names, models, strict=True)]
 
 
 def _endpoints() -> list[tuple[str, str]]:

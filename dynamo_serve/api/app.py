@@ -16,7 +16,7 @@ from dynamo_serve.api.auth import Access
 from dynamo_serve.api.cache import cache_admin_routes, cache_routes
 from dynamo_serve.api.edge import Edge, Metrics
 from dynamo_serve.api.faults import add_fault_handlers
-from dynamo_serve.api.grammar import Grammars
+from dynamo_serve.api.grammar import Compilers
 from dynamo_serve.api.lookup import Lookup
 from dynamo_serve.api.marks import Streams
 from dynamo_serve.api.middleware import HEADER, RequestId
@@ -25,6 +25,8 @@ from dynamo_serve.api.openapi import document
 from dynamo_serve.api.ops import open_routes, server_routes, token_routes
 from dynamo_serve.api.prefixes import prefix_routes
 from dynamo_serve.api.requests import request_routes
+from dynamo_serve.api.responses import responses_routes
+from dynamo_serve.api.responses_store import ResponseStore
 from dynamo_serve.api.streams import stream_routes
 from dynamo_serve.config import Config
 from dynamo_serve.service import Service
@@ -62,8 +64,8 @@ def create_app(
     names, started = tuple(model_names), int(time.time())
     delay = config.scheduler.max_queue_delay_ms / 1000
     lookup, streams = Lookup(service), Streams(service)
-    grammars = Grammars(config.structured, service, tokenizer)
-    parts = (service, tokenizer, config.server, access, lookup, streams, grammars)
+    compilers = Compilers(config.structured, service, tokenizer)
+    parts = (service, tokenizer, config.server, access, lookup, streams, compilers)
     edge = Edge(*parts, names, started, delay, recording, dialect)
     _add_routes(app, edge, config, metrics)
     add_fault_handlers(app)
@@ -94,6 +96,8 @@ def _add_routes(app: FastAPI, edge: Edge, config: Config, metrics: Metrics) -> N
     for routes in (openai_routes, stream_routes, token_routes, cache_routes, request_routes):
         app.include_router(routes(edge), dependencies=[Depends(authorize)])
     app.include_router(prefix_routes(edge, config.cache), dependencies=[Depends(authorize)])
+    kept = ResponseStore(config.responses)
+    app.include_router(responses_routes(edge, kept), dependencies=[Depends(authorize)])
     app.include_router(server_routes(edge, config), dependencies=[Depends(authorize)])
     for routes in (admin_routes, cache_admin_routes):
         app.include_router(routes(edge), dependencies=[Depends(authorize_admin)])

@@ -11,10 +11,11 @@ from pydantic import BaseModel
 
 from dynamo_serve.api import parse
 from dynamo_serve.api.auth import Access
-from dynamo_serve.api.grammar import Grammars
+from dynamo_serve.api.grammar import Compilers, Grammars
 from dynamo_serve.api.lookup import Lookup
 from dynamo_serve.api.marks import Streams
 from dynamo_serve.config import ServerSection
+from dynamo_serve.directory import Caller
 from dynamo_serve.errors import ModelNotFound
 from dynamo_serve.service import Service
 from dynamo_serve.text.dialect import Dialect
@@ -44,7 +45,7 @@ class Edge:
     access: Access
     lookup: Lookup
     streams: Streams
-    grammars: Grammars
+    compilers: Compilers
     model_names: tuple[str, ...]
     started: int
     max_queue_delay: float
@@ -55,6 +56,10 @@ class Edge:
         """The checked body of a request. Raises `InvalidRequest` (and its kind)."""
         raw = await parse.read_object(http, self.server.max_body_bytes)
         return parse.to_model(model, raw, self.server.unknown_fields)
+
+    def grammars_of(self, caller: Caller) -> Grammars:
+        """What makes grammars of the caller's requests."""
+        return Grammars(self.compilers, caller.tenant)
 
     def model_name(self, asked: str | None) -> str:
         """The name to report in the answer. Raises `ModelNotFound`."""

@@ -48,9 +48,7 @@ async def chat_grammar(
     answer = None if wish is None else _rule(*wish, has_tools=bool(tools))
     offers = await _offers(body, tools, grammars, holds_all=is_required)
     rules = calls_grammar(parsing, offers, marks, is_required=is_required, answer=answer)
-    grammar = Grammar("grammar", rules)
-    await grammars.check(grammar, path)
-    return grammar
+    return await grammars.check(Grammar("grammar", rules), path)
 
 
 def _unheld(number: int) -> UnsupportedField:

@@ -10,7 +10,8 @@ from dynamo_serve.api.schema_structured import ResponseFormat, StructuredOutputs
 from dynamo_serve.config import StructuredSection
 from dynamo_serve.core.request import Grammar
 from dynamo_serve.errors import InvalidRequest, UnsupportedField
-from dynamo_serve.grammar_checker import Checker, Vocabulary
+from dynamo_serve.grammar_checker import Checker
+from dynamo_serve.grammar_helper import Unreadable, Vocabulary
 from dynamo_serve.grammars import BadGrammar, schema_grammar
 from dynamo_serve.service import Service
 from dynamo_serve.text.tokenizer import Tokenizer
@@ -20,41 +21,67 @@ KINDS = ("json", "regex", "choice", "grammar", "json_object")
 
 
 class Grammars:
-    """Makes grammars of requests, and has them checked before anything is queued."""
+    """Makes grammars of a tenant's request, and has them checked before anything is queued."""
+
+    def __init__(self, compilers: Compilers, tenant: str) -> None:
+        self._compilers = compilers
+        self._tenant = tenant
+
+    async def of(self, body: ChatRequest | CompletionRequest) -> Grammar | None:
+        """Raises `InvalidRequest` with the path of what is wrong."""
+        wished = wished_grammar(body)
+        return None if wished is None else await self.check(*wished)
+
+    async def check(self, grammar: Grammar, path: str) -> Grammar:
+        """For the engine, which can follow it, a grammar that was made from the field `path`.
+
+        Raises `InvalidRequest`, and `TryLater` if too many are being looked at.
+        """
+        self.check_engine(path)
+        try:
+            return await self._compilers.check(grammar, self._tenant)
+        except BadGrammar as error:
+            raise _fault(path, error) from error
+        except Unreadable as error:
+            raise self._unsupported(path) from error
+
+    def check_engine(self, path: str) -> None:
+        """Raise `UnsupportedField` where no grammar is followed, whatever `path` says."""
+        if self._compilers.why_not():
+            raise self._unsupported(path)
+
+    def _unsupported(self, path: str) -> UnsupportedField:
+        why_not = self._compilers.why_not()
+        return UnsupportedField(f"'{path}' is not supported here: {why_not}.", param=path)
+
+
+class Compilers:
+    """What grammars are compiled with, for the model that is served."""
 
     def __init__(self, section: StructuredSection, service: Service, tokenizer: Tokenizer) -> None:
         self._service = service
         self._tokenizer = tokenizer
         self._checker = Checker(section, self._vocabulary)
+        self._unreadable = ""
 
-    async def of(self, body: ChatRequest | CompletionRequest) -> Grammar | None:
-        """Raises `InvalidRequest` with the path of what is wrong."""
-        wished = wished_grammar(body)
-        if wished is None:
-            return None
-        await self.check(*wished)
-        return wished[0]
-
-    async def check(self, grammar: Grammar, path: str) -> None:
-        """Whether the engine can follow a grammar that was made from the field `path`."""
-        self.check_engine(path)
+    async def check(self, grammar: Grammar, tenant: str) -> Grammar:
+        """As `Checker.check`. After `Unreadable`, `why_not` says why."""
         try:
-            await self._checker.check(grammar)
-        except BadGrammar as error:
-            raise _fault(path, error) from error
+            return await self._checker.check(grammar, tenant)
+        except Unreadable as error:
+            self._unreadable = f"the model's tokenizer cannot be read for it ({error})"
+            raise
 
-    def check_engine(self, path: str) -> None:
-        """Raise `UnsupportedField` where no grammar is followed, whatever `path` says."""
-        if why_not := self._why_not():
-            raise UnsupportedField(f"'{path}' is not supported here: {why_not}.", param=path)
-
-    def _why_not(self) -> str:
+    def why_not(self) -> str:
+        """Why the engine follows no grammar; empty if it does."""
         if not self._service.spec.follows_grammars:
             kind = self._service.spec.facts.get("architecture", "this")
             return f"the {kind} engine follows no grammar"
         if self._tokenizer.as_json is None:
             return "the model's tokenizer is not a fast one"
-        return "" if self._tokenizer.eos_ids else "the model has no end-of-text token"
+        if not self._tokenizer.eos_ids:
+            return "the model has no end-of-text token"
+        return self._unreadable
 
     def _vocabulary(self) -> Vocabulary:
         assert self._tokenizer.as_json is not None

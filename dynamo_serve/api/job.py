@@ -96,8 +96,7 @@ def to_job(
 ) -> Job:
     """Raises `InvalidRequest` (or one of its kind) naming the field and the bound."""
     _check(body, len(prompts), bounds)
-    is_chat = isinstance(body, ChatRequest)
-    job_id = ("chatcmpl-" if is_chat else "cmpl-") + secrets.token_hex(12)
+    job_id = body.id_prefix + secrets.token_hex(12)
     first = replace(_request(body, job_id, bounds, caller, terms), grammar=grammar)
     requests = _choices(first, prompts, body, bounds)
     return Job(
@@ -108,13 +107,13 @@ def to_job(
         n=body.n,
         requests=tuple(requests),
         stops=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
-        continues_text=not is_chat,
+        continues_text=not isinstance(body, ChatRequest),
         stream=body.stream,
         include_usage=bool(body.stream_options and body.stream_options.include_usage),
         return_token_ids=body.return_token_ids,
         logprobs=_logprobs(body),
         explain=body.explain,
-        keep_seconds=bounds.resume_grace if body.stream else 0.0,
+        keep_seconds=bounds.resume_grace if body.stream and body.is_resumable else 0.0,
         parsing=parsing,
         infers=tuple(bounds.spec.infers),
     )

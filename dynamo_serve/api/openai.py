@@ -35,10 +35,11 @@ def openai_routes(edge: Edge) -> APIRouter:
             return await go_on(edge, http, last)
         body = await edge.body(http, ChatRequest)
         model = edge.model_name(body.model)
-        _check_open(edge, http, body)
+        check_open(edge, http, body)
         ids, parsing = await chat_prompt(body, edge.tokenizer, edge.dialect)
-        grammar = await chat_grammar(body, parsing, edge.grammars, edge.tokenizer)
-        return await _answer(edge, http, _job(edge, http, body, [ids], model, grammar, parsing))
+        grammars = edge.grammars_of(http.state.caller)
+        grammar = await chat_grammar(body, parsing, grammars, edge.tokenizer)
+        return await _answer(edge, http, job_of(edge, http, body, [ids], model, grammar, parsing))
 
     @routes.post("/completions", openapi_extra=takes(CompletionRequest))
     async def complete(http: Request) -> Response:
@@ -47,12 +48,12 @@ def openai_routes(edge: Edge) -> APIRouter:
             return await go_on(edge, http, last)
         body = await edge.body(http, CompletionRequest)
         model = edge.model_name(body.model)
-        _check_open(edge, http, body)
-        grammar = await edge.grammars.of(body)
+        check_open(edge, http, body)
+        grammar = await edge.grammars_of(http.state.caller).of(body)
         prompts = await completion_prompts(
             body, edge.tokenizer, edge.service.spec.vocab_size, edge.server.max_choices
         )
-        return await _answer(edge, http, _job(edge, http, body, prompts, model, grammar))
+        return await _answer(edge, http, job_of(edge, http, body, prompts, model, grammar))
 
     @routes.get("/models")
     async def models() -> dict[str, Any]:
@@ -73,7 +74,7 @@ async def _answer(edge: Edge, http: Request, job: Job) -> Response:
     return await respond(http, job, updates, renderer, edge.server.ping_interval_s)
 
 
-def _check_open(edge: Edge, http: Request, body: Body) -> None:
+def check_open(edge: Edge, http: Request, body: Body) -> None:
     """Raise `Unavailable` unless new requests are accepted, before anything is done for this."""
     try:
         edge.service.check_open()
@@ -81,7 +82,7 @@ def _check_open(edge: Edge, http: Request, body: Body) -> None:
         edge.service.turn_away(unread(body, http.state.caller), error)
 
 
-def _job(
+def job_of(
     edge: Edge,
     http: Request,
     body: Body,
@@ -90,6 +91,7 @@ def _job(
     grammar: Grammar | None,
     parsing: Parsing | None = None,
 ) -> Job:
+    """The job of a checked request, known from now on to those who look for it."""
     server = edge.server
     bounds = Bounds(
         edge.service.spec, server.max_choices, server.resume_grace_s, edge.tokenizer.eos_ids

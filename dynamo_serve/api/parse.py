@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
-from dynamo_serve.api import fields, schema, schema_tools, size
+from dynamo_serve.api import fields, fields_responses, schema, schema_responses, schema_tools, size
 from dynamo_serve.api.schema_message import Message
 from dynamo_serve.api.schema_structured import ResponseFormat, StructuredOutputs
 from dynamo_serve.errors import InvalidRequest, PayloadTooLarge
@@ -22,6 +22,8 @@ PAIR = re.compile(rb"\\u[dD][89abAB]..\\u[dD][c-fC-F]")
 HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 
 T = TypeVar("T", bound=BaseModel)
+# A model, or what picks one by what an object says of itself (and its path, with a dot behind it).
+Inner = type[BaseModel] | Callable[[dict[str, Any], str], type[BaseModel]]
 
 KNOWN: dict[type[BaseModel], Mapping[str, fields.Known]] = {
     schema.ChatRequest: fields.CHAT,
@@ -40,14 +42,15 @@ KNOWN: dict[type[BaseModel], Mapping[str, fields.Known]] = {
     schema_tools.CalledFunction: fields.CALLED_FUNCTION,
     ResponseFormat: fields.RESPONSE_FORMAT,
     StructuredOutputs: fields.STRUCTURED_OUTPUTS,
+    **fields_responses.KNOWN,
 }
-GENERATION: dict[str, type[BaseModel]] = {
+GENERATION: dict[str, Inner] = {
     "stream_options": schema.StreamOptions,
     "response_format": ResponseFormat,
     "structured_outputs": StructuredOutputs,
 }
 # Of each model the fields that are objects of ours, or lists of them.
-INNER: dict[type[BaseModel], Mapping[str, type[BaseModel]]] = {
+INNER: dict[type[BaseModel], Mapping[str, Inner]] = {
     schema.ChatRequest: {
         **GENERATION,
         "messages": Message,
@@ -61,6 +64,18 @@ INNER: dict[type[BaseModel], Mapping[str, type[BaseModel]]] = {
     schema_tools.Tool: {"function": schema_tools.Function},
     schema_tools.NamedTool: {"function": schema_tools.NamedFunction},
     schema_tools.ToolCall: {"function": schema_tools.CalledFunction},
+    schema_responses.ResponsesRequest: {
+        "structured_outputs": StructuredOutputs,
+        "input": fields_responses.item_model,
+        "tools": fields_responses.tool_model,
+        "tool_choice": fields_responses.choice_model,
+        "text": schema_responses.TextConfig,
+        "reasoning": schema_responses.ReasoningConfig,
+    },
+    schema_responses.MessageItem: {"content": fields_responses.part_model},
+    schema_responses.FunctionCallOutputItem: {"output": fields_responses.part_model},
+    schema_responses.ReasoningItem: {"content": schema_responses.ReasoningPart},
+    schema_responses.TextConfig: {"format": schema_responses.TextFormat},
 }
 
 
@@ -180,26 +195,28 @@ def to_model(model: type[T], body: Mapping[str, Any], on_unknown: str) -> T:
     try:
         return model.model_validate(kept)
     except ValidationError as error:
-        raise _first_fault(error) from error
+        raise first_fault(error) from error
 
 
-def _sift(value: Any, part: type[BaseModel], path: str, on_unknown: str) -> Any:
+def _sift(value: Any, inner: Inner, path: str, on_unknown: str) -> Any:
     """`value` without what has no effect, and so for all that is in it."""
     if not isinstance(value, dict):
         return value  # its type is wrong, which the model will say
+    part = inner if isinstance(inner, type) else inner(value, path)
     kept = fields.sift(value, part, KNOWN[part], path, on_unknown)
-    for name, inner in INNER.get(part, {}).items():
+    for name, below in INNER.get(part, {}).items():
         item = kept.get(name)
         if isinstance(item, list):
             kept[name] = [
-                _sift(each, inner, f"{path}{name}[{i}].", on_unknown) for i, each in enumerate(item)
+                _sift(each, below, f"{path}{name}[{i}].", on_unknown) for i, each in enumerate(item)
             ]
         elif item is not None:
-            kept[name] = _sift(item, inner, f"{path}{name}.", on_unknown)
+            kept[name] = _sift(item, below, f"{path}{name}.", on_unknown)
     return kept
 
 
-def _first_fault(error: ValidationError) -> InvalidRequest:
+def first_fault(error: ValidationError) -> InvalidRequest:
+    """The first of what a model says is wrong, with its path."""
     fault = error.errors(include_url=False, include_context=False)[0]
     path = _path(fault["loc"])
     if fault["type"] == "missing":

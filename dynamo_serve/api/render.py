@@ -125,21 +125,7 @@ class ChatRenderer:
     def _logprobs(self, tokens: Sequence[ScoredToken]) -> Json | None:
         if self._job.logprobs is None:
             return None
-        content = [
-            {
-                **self._scored(token.logprob.token_id, token.logprob.logprob),
-                "top_logprobs": [self._scored(*top) for top in token.logprob.top],
-            }
-            for token in tokens
-        ]
-        return {"content": content, "refusal": None}
-
-    def _scored(self, token_id: int, logprob: float) -> Json:
-        return {
-            "token": self._tokenizer.token_text(token_id),
-            "logprob": finite(logprob),
-            "bytes": list(self._tokenizer.token_bytes(token_id)),
-        }
+        return {"content": scored(tokens, self._tokenizer), "refusal": None}
 
 
 class CompletionRenderer:
@@ -188,6 +174,25 @@ class CompletionRenderer:
         """The likeliest tokens and the chosen one, as OpenAI has it."""
         pairs = [*token.top, (token.token_id, token.logprob)]
         return {self._tokenizer.token_text(i): finite(logprob) for i, logprob in pairs}
+
+
+def scored(tokens: Sequence[ScoredToken], tokenizer: Tokenizer) -> list[Json]:
+    """The log probability of each token, with those of the likeliest beside it."""
+
+    def told(token_id: int, logprob: float) -> Json:
+        return {
+            "token": tokenizer.token_text(token_id),
+            "logprob": finite(logprob),
+            "bytes": list(tokenizer.token_bytes(token_id)),
+        }
+
+    return [
+        {
+            **told(token.logprob.token_id, token.logprob.logprob),
+            "top_logprobs": [told(*top) for top in token.logprob.top],
+        }
+        for token in tokens
+    ]
 
 
 def ending(job: Job, delta: Delta) -> Json:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
@@ -68,14 +68,11 @@ class StreamOptions(Model):
     include_usage: bool = Field(False, description="End the stream with a chunk of token counts.")
 
 
-class Generation(Model):
-    """What chat and plain completions have in common."""
+class Sampled(Model):
+    """What every request has that generates: how tokens are picked, and when it runs."""
 
     model: str | None = Field(None, description="One of /v1/models; without it, the first.")
     stream: bool = Field(False, description="Answer with server-sent events.")
-    stream_options: StreamOptions | None = Field(None, description="Only with stream: true.")
-    n: Count = Field(1, description="Choices per prompt.")
-    max_tokens: Count | None = Field(None, description="Most tokens to generate.")
     min_tokens: int = Field(
         0,
         ge=0,
@@ -115,16 +112,10 @@ class Generation(Model):
     seed: int | None = Field(
         None, ge=-INT64, lt=INT64, description="Same seed, same answer. Drawn if not given."
     )
-    response_format: ResponseFormat | None = Field(
-        None, description="What the answer has to be: any text, or JSON.", examples=FORMATS
-    )
     structured_outputs: StructuredOutputs | None = Field(
         None,
         description="The same as vLLM has it: JSON, a regular expression, a choice, a grammar.",
         examples=STRUCTURES,
-    )
-    return_token_ids: bool = Field(
-        False, description="Choices carry token_ids; prompt_token_ids come with the answer."
     )
     deadline_ms: int | None = Field(
         None,
@@ -158,7 +149,26 @@ class Generation(Model):
     )
 
 
+class Generation(Sampled):
+    """What chat and plain completions have in common."""
+
+    id_prefix: ClassVar[str]  # of the answer's id
+    is_resumable: ClassVar[bool] = True  # whether its stream can be gone on with
+
+    stream_options: StreamOptions | None = Field(None, description="Only with stream: true.")
+    n: Count = Field(1, description="Choices per prompt.")
+    max_tokens: Count | None = Field(None, description="Most tokens to generate.")
+    response_format: ResponseFormat | None = Field(
+        None, description="What the answer has to be: any text, or JSON.", examples=FORMATS
+    )
+    return_token_ids: bool = Field(
+        False, description="Choices carry token_ids; prompt_token_ids come with the answer."
+    )
+
+
 class ChatRequest(Generation):
+    id_prefix: ClassVar[str] = "chatcmpl-"
+
     messages: list[Message] = Field(
         min_length=1,
         max_length=MAX_MESSAGES,
@@ -200,6 +210,8 @@ class ChatRequest(Generation):
 
 
 class CompletionRequest(Generation):
+    id_prefix: ClassVar[str] = "cmpl-"
+
     prompt: PromptField = Field(
         description="A string, a list of strings, token ids, or a list of lists of token ids."
     )

@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from dynamo_serve.api.choices import Updates, fold
-from dynamo_serve.api.frames import frames
+from dynamo_serve.api.frames import EventWriter, Writer, frames
 from dynamo_serve.api.job import Job
 from dynamo_serve.api.marks import HEADER, Mark, resume, written
 from dynamo_serve.api.render import Envelope, Renderer, to_json
@@ -47,13 +47,27 @@ async def respond(
     What goes wrong before the first token is raised, and so becomes a proper HTTP status.
     """
     if job.stream:
-        first = await until_hang_up(_beginning(updates, job, heads), hang_up(http.receive))
-        events = frames(first, updates, job, renderer, heads, shows_ids=knows_ids(http))
-        return EventStream(events, updates, ping)
+        writer = Writer(job, renderer, shows_ids=knows_ids(http))
+        for index, (mark, head) in enumerate(heads):
+            writer.skip(index, mark, head)
+        return await streamed(http, job, updates, writer, ping, heads)
     answers, tally = await until_hang_up(fold(updates, job), hang_up(http.receive))
     choices = [renderer.choice(i, answer, streamed=False) for i, answer in enumerate(answers)]
     body = Envelope(job, renderer).whole(choices, tally.usage())
     return Response(to_json(body), media_type="application/json")
+
+
+async def streamed(
+    http: Request,
+    job: Job,
+    updates: Updates,
+    writer: EventWriter,
+    ping: float,
+    heads: Sequence[tuple[Mark, Delta]] = (),
+) -> Response:
+    """What `updates` brings as the events that `writer` makes of it, otherwise as `respond`."""
+    first = await until_hang_up(_beginning(updates, job, heads), hang_up(http.receive))
+    return EventStream(frames(first, updates, writer, job.id), updates, ping)
 
 
 def knows_ids(http: Request) -> bool:

@@ -53,10 +53,12 @@ class Sampling:
 
 class Grammar(NamedTuple):
     """What an answer has to be. `kind` is "json_schema" (`text`: a schema in JSON), "regex",
-    "choice" (a list of texts in JSON) or "grammar" (Lark, as llguidance reads it)."""
+    "choice" (a list of texts in JSON) or "grammar" (Lark, as llguidance reads it).
+    Other grammars are not to wait for one that `is_slow` to compile."""
 
     kind: str
     text: str
+    is_slow: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from llguidance import LLMatcher, LLTokenizer
 from dynamo_serve.core.batch import Work
 from dynamo_serve.core.request import Grammar
 from dynamo_serve.engines.local.follower import MOST_CHEAP, Follower, Masks
+from dynamo_serve.fair_queue import FairQueue
 from dynamo_serve.grammars import compiled
 
 KEPT = 64  # compiled grammars
@@ -40,6 +41,9 @@ class Matchers:
         """`vocabulary` is called once, on a thread, when there is a grammar."""
         self._vocabulary = vocabulary
         self._words: LLTokenizer | None = None
+        self._reading = threading.Lock()
+        self._slow_grammars = FairQueue[tuple[Grammar, Future[LLMatcher]]]()
+        self._lock = threading.Lock()  # of that queue
         self._compiled: OrderedDict[Grammar, Future[LLMatcher]] = OrderedDict()
         self._of: dict[str, Follower] = {}
         self._pools: dict[str, ThreadPoolExecutor] = {}
@@ -57,7 +61,8 @@ class Matchers:
                 continue
             follower = self._of.get(w.seq_id)
             if follower is None:
-                follower = self._of[w.seq_id] = Follower(self._start(w.grammar))
+                tenant = w.request.tenant if w.request else ""
+                follower = self._of[w.seq_id] = Follower(self._start(w.grammar, tenant))
             follower.see(w)
             if w.samples:
                 followers[w.seq_id] = follower
@@ -108,7 +113,7 @@ class Matchers:
         self._of.clear()
         self._compiled.clear()
 
-    def _start(self, grammar: Grammar) -> Future[LLMatcher]:
+    def _start(self, grammar: Grammar, tenant: str) -> Future[LLMatcher]:
         """Where texts of a grammar begin; nearly always at once, else it is being compiled."""
         future = self._compiled.get(grammar)
         if future is not None:
@@ -116,7 +121,13 @@ class Matchers:
             return future
         before = threading.stack_size(STACK_BYTES)
         try:
-            future = self._pool("grammars", 1).submit(self._compile, grammar)
+            if grammar.is_slow:
+                future = Future()
+                with self._lock:
+                    self._slow_grammars.push(tenant, (grammar, future))
+                self._pool("slow-grammars", 1).submit(self._compile_slow)
+            else:
+                future = self._pool("grammars", 1).submit(self._compile, grammar)
         finally:
             threading.stack_size(before)
         self._compiled[grammar] = future
@@ -125,9 +136,24 @@ class Matchers:
         return future
 
     def _compile(self, grammar: Grammar) -> LLMatcher:
-        if self._words is None:
-            self._words = self._vocabulary()
+        with self._reading:
+            if self._words is None:
+                self._words = self._vocabulary()
         return compiled(grammar, self._words)
+
+    def _compile_slow(self) -> None:
+        """The one whose turn it is."""
+        with self._lock:
+            turn = self._slow_grammars.pop()
+        assert turn is not None
+        grammar, future = turn
+        began = time.perf_counter()
+        try:
+            future.set_result(self._compile(grammar))
+        except Exception as error:
+            future.set_exception(error)
+        with self._lock:
+            self._slow_grammars.charge(time.perf_counter() - began)
 
     def _ask(self, followers: Iterable[Follower]) -> None:
         quick, slow = list[Follower](), list[Follower]()
@@ -149,7 +175,7 @@ class Matchers:
 
     def _pool(self, name: str, number: int) -> ThreadPoolExecutor:
         if name not in self._pools:
-            begin = _give_way if name == "slow-masks" else None
+            begin = _give_way if name.startswith("slow-") else None
             self._pools[name] = ThreadPoolExecutor(number, name, initializer=begin)
         return self._pools[name]
 
