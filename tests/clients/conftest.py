@@ -18,12 +18,12 @@ from scripts.clients import Kit
 
 SCRIPTS = Path(__file__).parent / "scripts"
 PATIENCE_S = 180.0  # importing some of these takes long on a busy machine
+KEEPING = ("--set", "responses.store=default")  # as OpenAI does, on which some clients rely
 OFFLINE = {
     "DO_NOT_TRACK": "1",
     "LANGSMITH_TRACING": "false",
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # else it fetches one
     "NO_PROXY": "127.0.0.1",
-    "PYTHONDONTWRITEBYTECODE": "",
 }
 
 
@@ -31,7 +31,7 @@ OFFLINE = {
 def url(tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
     """Where a server with the bundled model listens, without /v1."""
     log = tmp_path_factory.mktemp("server") / "log"
-    with own_server.running((), log, PATIENCE_S, lambda waited: None) as url:
+    with own_server.running(KEEPING, log, PATIENCE_S, lambda waited: None) as url:
         yield url
 
 

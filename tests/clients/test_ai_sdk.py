@@ -1,4 +1,4 @@
-"""Vercel's AI SDK, with its package for servers that are like OpenAI's."""
+"""Vercel's AI SDK, with its packages for OpenAI, for servers like it, and for Anthropic."""
 
 from __future__ import annotations
 
@@ -26,6 +26,10 @@ def choice(told: Any) -> None:
     assert told in ("sunny", "rainy")
 
 
+def about_a_fox(told: Any) -> None:
+    assert "fox" in told
+
+
 JUDGES: dict[str, Judge] = {
     "chat": judging.chat,
     "stream": judging.stream,
@@ -42,3 +46,21 @@ JUDGES: dict[str, Judge] = {
 @pytest.mark.parametrize("feature", JUDGES)
 def test_compatible_provider(programs: Programs, url: str, feature: str) -> None:
     JUDGES[feature](programs.ask(NODE, "ai_sdk.mjs", feature, url))
+
+
+PROVIDERS: dict[str, Judge] = {
+    f"{kind}_{feature}": judge
+    for kind in ("responses", "chat")
+    for feature, judge in {
+        "text": judging.chat,
+        "stream": judging.stream,
+        "tool_loop": judging.own_loop,
+        "output": judging.is_mia,
+    }.items()
+}
+PROVIDERS |= {"two_turns": about_a_fox, "two_turns_unkept": about_a_fox}
+
+
+@pytest.mark.parametrize("feature", PROVIDERS)
+def test_other_providers(programs: Programs, url: str, feature: str) -> None:
+    PROVIDERS[feature](programs.ask(NODE, "ai_sdk_providers.mjs", feature, url))

@@ -1,4 +1,4 @@
-"""LiteLLM's proxy in front of the server, and the official client in front of that."""
+"""LiteLLM's proxy in front of the server, and the official client and LangChain before that."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from dynamo_serve.bench.own_server import free_port
-from scripts.clients import PYTHON_OPENAI_2 as KIT
+from scripts.clients import PYTHON, PYTHON_OPENAI_2
+from tests.clients import test_openai, test_responses
 from tests.clients.conftest import PATIENCE_S, Programs, environment, python, skip_without
-from tests.clients.test_openai import PYTHON as JUDGES
 
 LOOK_EVERY_S = 0.2
 
@@ -25,13 +25,13 @@ LOOK_EVERY_S = 0.2
 @pytest.fixture(scope="module")
 def proxy(url: str, tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
     """Where the proxy listens, without /v1."""
-    skip_without(KIT)
+    skip_without(PYTHON_OPENAI_2)
     folder, port = tmp_path_factory.mktemp("litellm"), free_port()
     (folder / "config.yaml").write_text(json.dumps(settings(url)))  # YAML, too
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [
-                *(python(KIT), "-m", "litellm.proxy.proxy_cli"),
+                *(python(PYTHON_OPENAI_2), "-m", "litellm.proxy.proxy_cli"),
                 *("--config", str(folder / "config.yaml")),
                 *("--host", "127.0.0.1", "--port", str(port), "--telemetry", "False"),
             ],
@@ -51,7 +51,10 @@ def proxy(url: str, tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
 def settings(url: str) -> dict[str, Any]:
     """One model, as LiteLLM's documents say for a server of OpenAI's kind."""
     params = {"model": "openai/dserve-tiny", "api_base": f"{url}/v1", "api_key": "none"}
-    return {"model_list": [{"model_name": "dserve-tiny", "litellm_params": params}]}
+    return {
+        "model_list": [{"model_name": "dserve-tiny", "litellm_params": params}],
+        "general_settings": {"dangerously_permit_weak_or_unset_master_key": True},
+    }
 
 
 def wait_until_alive(process: subprocess.Popen[bytes], base: str, log: Path) -> None:
@@ -65,6 +68,20 @@ def wait_until_alive(process: subprocess.Popen[bytes], base: str, log: Path) -> 
     pytest.fail("LiteLLM does not answer:\n" + log.read_text(errors="replace")[-3000:])
 
 
+def told_by_status(told: Any) -> None:
+    """It puts the status where the server had said what kind of fault it was."""
+    assert told == {"param": "modalities", "code": "400"}
+
+
+JUDGES = {**test_openai.PYTHON, "refusal": told_by_status}
+
+
 @pytest.mark.parametrize("feature", JUDGES)
-def test_proxy(programs: Programs, proxy: str, feature: str) -> None:
-    JUDGES[feature](programs.ask(KIT, "openai_client.py", feature, proxy))
+def test_chat(programs: Programs, proxy: str, feature: str) -> None:
+    JUDGES[feature](programs.ask(PYTHON_OPENAI_2, "openai_client.py", feature, proxy))
+
+
+@pytest.mark.parametrize("feature", test_responses.JUDGES)
+def test_responses_through_it(programs: Programs, proxy: str, feature: str) -> None:
+    judge = test_responses.JUDGES[feature]
+    judge(programs.ask(PYTHON, "responses_client.py", feature, proxy))

@@ -16,9 +16,8 @@ def test_the_tour_prints_what_it_says(url: str) -> None:
     found = PROGRAM.findall((ROOT / "README.md").read_text())
     assert sum(bool(expected) for _, expected in found) == 2  # extraction, and the tool loop
     for program, expected in found:
-        program = program.replace("http://127.0.0.1:8000", url)
         done = subprocess.run(
-            [sys.executable, "-c", program],
+            [sys.executable, "-c", program.replace("http://127.0.0.1:8000", url)],
             capture_output=True,
             text=True,
             timeout=PATIENCE_S,

@@ -58,6 +58,18 @@ for (const [kind, model] of Object.entries(MODELS)) {
   };
 }
 
+// A second turn refers to the first one's answer by its id, unless nothing is to be kept.
+async function twoTurns(providerOptions) {
+  const asked = { model: MODELS.responses, temperature: 0, maxRetries: 0, providerOptions };
+  const messages = [{ role: "user", content: SUM }];
+  const first = await generateText({ ...asked, messages });
+  messages.push(...first.response.messages, { role: "user", content: FOX });
+  return (await generateText({ ...asked, messages })).text;
+}
+
+features.two_turns = () => twoTurns(undefined);
+features.two_turns_unkept = () => twoTurns({ openai: { store: false } });
+
 features.embeddings = async () => {
   const values = ["A cat sleeps.", "A page is a run of KV slots."];
   const { embeddings } = await embedMany({ model: openai.embedding(MODEL), values, maxRetries: 0 });

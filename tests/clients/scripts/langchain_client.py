@@ -14,9 +14,7 @@ from langchain_openai import ChatOpenAI
 from pydantic import BaseModel, Field
 from telling import BASE, FOX, MIA, MODEL, SUM, SUNNY, WEATHER, feature, tell
 
-model = ChatOpenAI(
-    model=MODEL, base_url=f"{BASE}/v1", api_key="none", temperature=0, max_retries=0
-)
+model = ChatOpenAI(model=MODEL, base_url=f"{BASE}/v1", api_key="none", temperature=0, max_retries=0)
 
 
 class Person(BaseModel):

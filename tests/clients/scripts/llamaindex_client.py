@@ -92,14 +92,18 @@ def agent() -> Any:
 
 @feature
 def structured_predict() -> Any:
-    asked = PromptTemplate("Give me a JSON object for a person called {name} who is {age} years old.")
+    asked = PromptTemplate(
+        "Give me a JSON object for a person called {name} who is {age} years old."
+    )
     return llm.structured_predict(Person, asked, name="Mia", age="31").model_dump()
 
 
 @feature
 def structured_output() -> Any:
     """A schema instead of a tool."""
-    schema = OpenAILike(**{**llm.to_dict(), "api_key": "none", "should_use_structured_outputs": True})
+    schema = OpenAILike(
+        **{**llm.to_dict(), "api_key": "none", "should_use_structured_outputs": True}
+    )
     answer = schema.as_structured_llm(Person).chat([ChatMessage(role="user", content=MIA)])
     return answer.raw.model_dump()
 

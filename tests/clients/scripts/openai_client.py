@@ -56,7 +56,9 @@ def stream() -> Any:
         stream_options={"include_usage": True},
     )
     chunks = list(asked)
-    pieces = [c.choices[0].delta.content for c in chunks if c.choices and c.choices[0].delta.content]
+    pieces = [
+        c.choices[0].delta.content for c in chunks if c.choices and c.choices[0].delta.content
+    ]
     whole = client.chat.completions.create(model=MODEL, messages=say(FOX), temperature=0)
     return {
         "text": "".join(pieces),

@@ -79,7 +79,6 @@ def tool_loop() -> Any:
     )
     second = client.responses.create(input=items, **asked)
     return {
-        "finish": ["tool_calls", "stop"],
         "call": [call.name, json.loads(call.arguments)],
         "text": second.output_text,
     }
@@ -129,7 +128,6 @@ def langchain_tool_loop() -> Any:
     messages += [first, ToolMessage(get_weather.invoke(call["args"]), tool_call_id=call["id"])]
     second = bound.invoke(messages)
     return {
-        "finish": ["tool_calls", "stop"],
         "call": [call["name"], call["args"]],
         "text": second.text,
     }

@@ -27,6 +27,19 @@ GET_WEATHER = {
         },
     },
 }
+DOCUMENTS = {
+    "prefill.txt": "Prefill reads the tokens of the prompt and fills the KV cache.",
+    "weather.txt": "It rains in Paris today, and the wind comes from the west.",
+    "fox.txt": "A fox lived in a cave behind a waterfall and looked for a key.",
+    "sums.txt": "17 plus 25 is 42, and 42 minus 25 is 17.",
+}
+# The document of each of these that has the answer.
+QUESTIONS = {
+    "What is prefill?": "prefill.txt",
+    "What is the weather in Paris?": "weather.txt",
+    "Who lived in a cave?": "fox.txt",
+    "What is 17 plus 25?": "sums.txt",
+}
 FEATURES: dict[str, Callable[[], Any]] = {}
 
 
