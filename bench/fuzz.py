@@ -29,6 +29,15 @@ LONGEST_S = 40.0  # longer than every limit of the server
 HEALTH_EVERY = 250
 SHOWN = 20
 ERROR_KEYS = {"message", "type", "param", "code"}
+ANTHROPIC_KEYS = {"message", "type"}
+MESSAGES = "/v1/messages"
+LAST_EVENTS = {  # what the last event of a whole stream is called, where it is not [DONE]
+    MESSAGES: ("message_stop", "error"),
+    "/v1/responses": (
+        *("response.completed", "response.incomplete", "response.failed"),
+        "error",
+    ),
+}
 
 
 @dataclass
@@ -84,16 +93,17 @@ def fault_of(case: Case, answer: Answer) -> str | None:
     if case.method == "HEAD":
         return None
     if status >= 400:
-        return _error_fault(answer)
+        keys = ANTHROPIC_KEYS if MESSAGES in case.endpoint else ERROR_KEYS
+        return _error_fault(answer, keys)
     if headers.get("content-type", "").startswith("text/event-stream"):
-        return _stream_fault(answer.body)
+        return _stream_fault(case, answer.body)
     return None
 
 
-def _error_fault(answer: Answer) -> str | None:
+def _error_fault(answer: Answer, keys: set[str]) -> str | None:
     try:
         body = json.loads(answer.body)
-        is_error = body["error"].keys() >= ERROR_KEYS
+        is_error = body["error"].keys() >= keys
     except (ValueError, KeyError, TypeError, AttributeError):
         is_error = False
     is_json = answer.headers.get("content-type") == "application/json"
@@ -102,10 +112,16 @@ def _error_fault(answer: Answer) -> str | None:
     return f"a {answer.status} that is no JSON error object: {answer.body[:80]!r}"
 
 
-def _stream_fault(body: bytes) -> str | None:
+def _stream_fault(case: Case, body: bytes) -> str | None:
     if b'"internal_error"' in body:
         return "an internal error within a stream"
-    return None if body.endswith(b"data: [DONE]\n\n") else "a stream without an end"
+    names = LAST_EVENTS.get(case.endpoint.rpartition(" ")[2])
+    if names is None:
+        is_whole = body.endswith(b"data: [DONE]\n\n")
+    else:
+        last = body.rstrip().rpartition(b"\n\n")[2]
+        is_whole = last.startswith(tuple(f"event: {name}\n".encode() for name in names))
+    return None if is_whole and body.endswith(b"\n\n") else "a stream without an end"
 
 
 class Fuzz:

@@ -188,12 +188,15 @@ class Maker:
         wanted: dict[str, Json] = {
             "max_tokens": 4,
             "max_completion_tokens": 4,
+            "max_output_tokens": 4,
             "min_tokens": 0,
             "n": 2,
         }
         wanted |= dict.fromkeys(("model", "class", "top_logprobs", "stream_options"))
+        wanted |= dict.fromkeys(("tools", "tool_choice", "response_format", "structured_outputs"))
         wanted |= {"logit_bias": {"5": 1}, "prompt": self._rng.choice(["hello", [5, 6], [[7]]])}
         wanted |= {"messages": [{"role": "user", "content": self._rng.choice(TEXTS)}]}
+        wanted |= {"input": self._rng.choice(TEXTS), "previous_response_id": None}
         return {key: tame for key, tame in wanted.items() if key in value and self._chance(0.9)}
 
     def value(self, schema: Json, depth: int = 0) -> Json:

@@ -36,17 +36,12 @@ def build_engine(config: Config, model_path: str, progress: Progress) -> Engine:
     if config.engine.kind == "triton":
         return build_forwarding(config, model_path)
     # torch is imported only where it is needed: this line costs seconds
-    from dynamo_serve.engines.local import LocalEngine  # noqa: PLC0415
+    from dynamo_serve.engines import local  # noqa: PLC0415
 
-    engine: Engine = LocalEngine(
-        config.model,
-        config.engine,
-        config.cache,
-        max_decode_sequences=config.scheduler.max_decode_sequences,
-        max_prefill_tokens=config.scheduler.max_prefill_tokens,
-        path=model_path,
-        progress=progress,
-    )
+    section = config.scheduler
+    limits = local.Limits(section.max_decode_sequences, section.max_prefill_tokens)
+    wishes = local.Wishes(config.model, config.engine, config.cache, limits, model_path)
+    engine: Engine = local.build(wishes, progress)
     return engine
 
 

@@ -7,10 +7,12 @@ from pathlib import Path
 
 from dynamo_serve import bundled
 from dynamo_serve.config import ModelSection
+from dynamo_serve.core.engine import EngineSpec
 from dynamo_serve.errors import ConfigError
 from dynamo_serve.text.dialect import Dialect, dialect_of
 from dynamo_serve.text.tokenizer import Tokenizer
 
+QUESTION, ANSWER = "What is a page?", "A fixed run of KV slots."
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
@@ -58,3 +60,14 @@ def load_tokenizer(path: str) -> Tokenizer:
 def dialect(tokenizer: Tokenizer, model: ModelSection) -> Dialect:
     """How the model marks calls and thoughts: as the settings say, else as its template does."""
     return dialect_of(tokenizer.template, model.tool_parser, model.reasoning_parser)
+
+
+def first_request(spec: EngineSpec, model: str) -> tuple[str, dict[str, object]]:
+    """An endpoint that this model answers, and a body for it."""
+    if spec.generates:
+        messages = [{"role": "user", "content": QUESTION}]
+        body = {"model": model, "stream": True, "temperature": 0, "messages": messages}
+        return "/v1/chat/completions", body
+    if spec.pooling == "score":
+        return "/v1/rerank", {"model": model, "query": QUESTION, "documents": [ANSWER, QUESTION]}
+    return "/v1/embeddings", {"model": model, "input": QUESTION}

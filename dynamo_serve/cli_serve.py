@@ -25,7 +25,13 @@ from dynamo_serve.api.auth import Access
 from dynamo_serve.api.gate import ACCEPTED_AT_ONCE
 from dynamo_serve.api.heads import declared_heads
 from dynamo_serve.api.protocol import limited
-from dynamo_serve.cli_model import dialect, load_tokenizer, model_path, served_names
+from dynamo_serve.cli_model import (
+    dialect,
+    first_request,
+    load_tokenizer,
+    model_path,
+    served_names,
+)
 from dynamo_serve.cli_progress import Progress
 from dynamo_serve.config import Config, LogSection, ServerSection
 from dynamo_serve.directory import told
@@ -44,7 +50,6 @@ log = logging.getLogger(__name__)
 BACKLOG = 2048  # connections that may wait in the system
 FLUSH_S = 5.0  # after the last request ended, for its bytes to leave
 FACTS = ("device", "dtype", "attention_backend")  # of the engine, worth a look at once
-QUESTION = "What is a page?"
 
 
 def serve(config: Config) -> int:
@@ -275,16 +280,15 @@ def what_next(url: str, names: tuple[str, ...], service: Service, asks_key: bool
     """The first lines after the start: what runs, and what to try."""
     spec = service.spec
     facts = ", ".join(f"{key} {spec.facts[key]}" for key in FACTS if key in spec.facts)
-    messages = [{"role": "user", "content": QUESTION}]
-    body = {"model": names[0], "stream": True, "temperature": 0, "messages": messages}
+    path, body = first_request(spec, names[0])
     key = ' -H "Authorization: Bearer $KEY"' if asks_key else ""
     chat_key = ' --api-key "$KEY"' if asks_key else ""
     return (
         f"dynamo-serve {__version__} serves {names[0]} on {url} ({facts}; "
         f"up to {spec.max_model_len} tokens, {spec.num_pages} pages of {spec.page_size})\n"
         "Try:\n"
-        f"  curl -N {url}/v1/chat/completions{key} -H 'Content-Type: application/json' "
+        f"  curl -N {url}{path}{key} -H 'Content-Type: application/json' "
         f"-d '{json.dumps(body)}'\n"
-        f"  dynamo-serve chat --url {url}{chat_key}\n"
-        f"  {url}/openapi.json describes every endpoint\n"
+        + (f"  dynamo-serve chat --url {url}{chat_key}\n" if spec.generates else "")
+        + f"  {url}/openapi.json describes every endpoint\n"
     )

@@ -85,6 +85,9 @@ class ServerSection:
         30.0, "Seconds that a parked request waits for its reader to read on.", low=0.1
     )
     max_choices: int = setting(16, "Largest n (and list of prompts) in one request.", low=1)
+    max_inputs: int = setting(
+        2048, "Largest list of inputs to embed, or of documents to rerank, in one request.", low=1
+    )
     max_connections: int = setting(
         4096, "Open connections; who comes then gets a 503, but for probes.", low=1
     )
@@ -135,6 +138,12 @@ class ModelSection:
     reasoning_parser: Literal["auto", "none", "think", "mistral", "seed", "cohere"] = setting(
         "auto",
         "Tags that the model thinks in; auto asks its chat template; none leaves them in the text.",
+    )
+    pooling: Literal["auto", "mean", "last", "cls"] = setting(
+        "auto",
+        "What an embedding is made of: the mean of all tokens, the last or the first one; auto does"
+        " as the model's sentence-transformers files say, without these mean for encoders, else"
+        " last.",
     )
     max_model_len: int = setting(
         0, "Longest prompt + output in tokens; 0 takes the model's own limit.", low=0

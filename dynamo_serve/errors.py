@@ -21,6 +21,7 @@ DynamoServeError
       ├── HeadersTooLarge         431
       ├── EngineFailure           500  the engine failed this request alone
       ├── EngineTimeout           504  whom the engine forwards to took too long
+      ├── DeadlinePassed          504  the client's own deadline, before there was an answer
       └── TryLater                     with Retry-After
            ├── Unavailable        503  starting, draining, full, engine lost
            │    ├── ServerShutdown 503  the drain is over: send it again
@@ -141,6 +142,10 @@ class EngineFailure(RequestError):
 
 class EngineTimeout(RequestError):
     status, code, type = 504, "engine_timeout", "server_error"
+
+
+class DeadlinePassed(RequestError):
+    status, code, type = 504, "deadline_passed", "server_error"
 
 
 class TryLater(RequestError):

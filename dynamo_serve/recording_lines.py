@@ -74,6 +74,7 @@ class Lines:
             is_open_ended=request.is_open_ended,
             deadline=seconds(request.deadline - request.arrival) if has_deadline else None,
             has_class_deadline=has_deadline and request.has_class_deadline,
+            pooling=request.pooling.kind if request.pooling else "",
             text=self._decode(request.prompt_ids) if self._decode else None,
             **ended,
         )

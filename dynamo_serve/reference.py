@@ -174,11 +174,12 @@ def _cell(text: str) -> str:
 
 def http_page() -> str:
     """Endpoints, request fields and errors. Imports the API, which takes a second."""
-    from dynamo_serve.api import fields
+    from dynamo_serve.api import fields, fields_vectors
     from dynamo_serve.api.schema import ChatRequest, CompletionRequest, StreamOptions
     from dynamo_serve.api.schema_message import Message
     from dynamo_serve.api.schema_structured import JsonSchema, ResponseFormat, StructuredOutputs
     from dynamo_serve.api.schema_tools import Function, ToolCall
+    from dynamo_serve.api.schema_vectors import EmbeddingRequest, RerankRequest
 
     tables = (
         ("/v1/chat/completions", fields.field_rows(ChatRequest, fields.CHAT)),
@@ -186,6 +187,8 @@ def http_page() -> str:
         ("A call in a message", fields.field_rows(ToolCall, {})),
         ("The function of a tool", fields.field_rows(Function, {})),
         ("/v1/completions", fields.field_rows(CompletionRequest, fields.COMPLETION)),
+        ("/v1/embeddings", fields.field_rows(EmbeddingRequest, fields_vectors.EMBEDDING)),
+        ("/v1/rerank", fields.field_rows(RerankRequest, fields_vectors.RERANK)),
         ("stream_options", fields.field_rows(StreamOptions, fields.STREAM_OPTIONS)),
         ("response_format", fields.field_rows(ResponseFormat, fields.RESPONSE_FORMAT)),
         ("response_format.json_schema", fields.field_rows(JsonSchema, {})),

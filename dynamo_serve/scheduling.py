@@ -43,6 +43,7 @@ def limits_of(config: Config, spec: EngineSpec) -> Limits:
         ladder_max_tokens=config.scheduler.ladder_max_tokens,
         lighter=bool(config.model.lighter),
         copy_seconds=spec.copy_seconds if config.cache.partial_pages else None,
+        whole_prompts=spec.whole_prompts,
     )
 
 

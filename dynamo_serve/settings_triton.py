@@ -7,7 +7,7 @@ from typing import Any
 
 # What there is nothing of here: the servers have the weights, the device and the pages.
 NOT_OURS = (
-    *("model.dtype", "model.quantization", "model.lighter"),
+    *("model.dtype", "model.quantization", "model.lighter", "model.pooling"),
     *("engine.device", "engine.attention", "engine.kernels", "engine.cuda_graphs"),
     *("engine.threads", "engine.fake_step_ms"),
     *("cache.page_size", "cache.num_pages", "cache.memory_fraction", "cache.shared_prefixes"),

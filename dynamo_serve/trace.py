@@ -82,6 +82,7 @@ class Arrival:
     gone_at: float | None = None
     reading: float | None = None
     preemptions: int = 0
+    pooling: str = ""  # the kind of vector that it asked for instead of tokens
     text: str | None = None  # the prompt, only where the operator asked for it
     kind: str = "arrival"
 

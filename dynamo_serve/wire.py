@@ -33,6 +33,7 @@ from dynamo_serve.core.loop import (
 from dynamo_serve.core.request import (
     Finish,
     Grammar,
+    Pooling,
     Refusal,
     Request,
     Resumed,
@@ -48,7 +49,7 @@ from dynamo_serve.core.tiers import TierSpec
 HEADER = struct.Struct("<I")
 PLAIN_FIELDS = 2  # an event that is only a request id and tokens: nearly all of them
 OPEN_FIELDS = 4  # … with log-probabilities or the number of cached tokens
-GRAMMAR_AT = 13  # of a request's fields behind `stop_ids`
+GRAMMAR_AT = 13  # of a request's fields behind `stop_ids`; the one behind it is its pooling
 NOTHING_ELSE = TokenEvent("")[OPEN_FIELDS:]
 
 
@@ -169,6 +170,8 @@ def request_fields(request: Request) -> tuple[Any, ...]:
 
 def _rare(request: Request) -> tuple[Any, ...]:
     values = request.pinned_until, request.is_stream, request.group, request.grammar
+    if request.pooling is not None:
+        return (*values, request.pooling)
     if request.grammar is not None:
         return values
     if request.group:
@@ -187,7 +190,9 @@ def request_of(
     prompt_ids = array("q")
     prompt_ids.frombytes(prompt)
     if len(rest) > GRAMMAR_AT:
-        rest = (*rest[:GRAMMAR_AT], Grammar(*rest[GRAMMAR_AT]))
+        grammar, *pooling = rest[GRAMMAR_AT:]
+        made = None if grammar is None else Grammar(*grammar)
+        rest = (*rest[:GRAMMAR_AT], made, *(Pooling(*each) for each in pooling))
     return Request(
         id, tuple(prompt_ids), max_tokens, Sampling(*sampling), frozenset(stop_ids), *rest
     )

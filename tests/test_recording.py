@@ -21,7 +21,7 @@ from dynamo_serve import recording, recording_files, settings, trace
 from dynamo_serve.config import Config, RecordSection, ServerSection
 from dynamo_serve.core.engine import EngineSpec
 from dynamo_serve.core.prefix_index import shared_keys
-from dynamo_serve.core.request import Finish, Request, TokenEvent
+from dynamo_serve.core.request import Finish, Pooling, Request, TokenEvent
 from dynamo_serve.core.stats import Stats, StepStats
 from dynamo_serve.core.step_cost import StepShape
 from dynamo_serve.core.tenant import Quota, Tenancy, Tenant
@@ -117,6 +117,20 @@ def test_one_line_for_each_request_also_when_engines_are_killed(
             assert arrival.waited is not None and arrival.first_token and arrival.end
             assert 0 <= arrival.waited <= arrival.first_token <= arrival.end
         assert steps and all(StepShape(*step.shape).tokens > 0 for step in steps)  # type: ignore[arg-type]
+
+    run(main)
+
+
+def test_who_asked_for_a_vector_is_recorded_so(folder: str, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with Recorded(config_of(True), folder, tmp_path / "t") as service:
+            request = Request("v-0", (1, 2, 3, 4, 5), 0, pooling=Pooling("mean"))
+            request = replace(request, arrival=time.monotonic())
+            async with aclosing(service.generate(request)) as events:
+                assert [event.finish async for event in events] == [Finish.STOP]
+        _, (arrival,), _ = lines_of(tmp_path / "t")
+        assert (arrival.pooling, arrival.ended, arrival.prompt_tokens) == ("mean", "stop", 5)
+        assert (arrival.output_tokens, arrival.max_tokens) == (0, 0)
 
     run(main)
 

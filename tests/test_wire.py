@@ -10,6 +10,7 @@ from dynamo_serve.core.loop import Cancel, Command, Steer, Stop, Submit, Unpin
 from dynamo_serve.core.request import (
     Finish,
     Grammar,
+    Pooling,
     Request,
     Sampling,
     Summary,
@@ -40,6 +41,8 @@ COMMANDS: list[Command] = [
     Submit(Request("p", (1, 2), 1, pinned_until=7.5)),
     Submit(Request("h", (1, 2), 1, grammar=Grammar("regex", "a|ü"))),
     Submit(Request("g", (1, 2), 1, is_stream=False, group="a key")),
+    Submit(Request("v", (1, 2), 0, pooling=Pooling("mean"))),
+    Submit(Request("w", (1, 2), 0, group="a key", pooling=Pooling("score", 1))),
     Steer({"cap_batch": "pin"}),
     Stop(),
 ]

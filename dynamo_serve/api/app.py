@@ -15,6 +15,7 @@ from dynamo_serve.api.admin import admin_routes
 from dynamo_serve.api.auth import Access
 from dynamo_serve.api.cache import cache_admin_routes, cache_routes
 from dynamo_serve.api.edge import Edge, Metrics
+from dynamo_serve.api.embeddings import embedding_routes
 from dynamo_serve.api.faults import add_fault_handlers
 from dynamo_serve.api.grammar import Compilers
 from dynamo_serve.api.lookup import Lookup
@@ -25,6 +26,7 @@ from dynamo_serve.api.openapi import document
 from dynamo_serve.api.ops import open_routes, server_routes, token_routes
 from dynamo_serve.api.prefixes import prefix_routes
 from dynamo_serve.api.requests import request_routes
+from dynamo_serve.api.rerank import rerank_routes
 from dynamo_serve.api.responses import responses_routes
 from dynamo_serve.api.responses_store import ResponseStore
 from dynamo_serve.api.streams import stream_routes
@@ -93,6 +95,8 @@ def _add_routes(app: FastAPI, edge: Edge, config: Config, metrics: Metrics) -> N
         edge.access.check_admin(http.headers.get("authorization"))
 
     app.include_router(open_routes(edge, metrics))
+    for routes in (embedding_routes, rerank_routes):
+        app.include_router(routes(edge), dependencies=[Depends(authorize)])
     for routes in (openai_routes, stream_routes, token_routes, cache_routes, request_routes):
         app.include_router(routes(edge), dependencies=[Depends(authorize)])
     app.include_router(prefix_routes(edge, config.cache), dependencies=[Depends(authorize)])

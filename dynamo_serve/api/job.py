@@ -68,7 +68,9 @@ class Job:
         hidden = tokenizer.hidden_ids(self.parsing.marks if self.parsing else ())
         detokenizer = Detokenizer(tokenizer.decode, hidden, context, tokenizer.alone)
         transcript = Transcript(detokenizer, self.stops, request.min_tokens)
-        return transcript if self.parsing is None else Message(transcript, Reader(self.parsing))
+        if self.parsing is None:
+            return transcript
+        return Message(transcript, Reader(self.parsing), is_apart=self.logprobs is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +184,7 @@ def _choices(first: Request, prompts: list[list[int]], body: Body, bounds: Bound
 
 def _check(body: Body, num_prompts: int, bounds: Bounds) -> None:
     vocab_size = bounds.spec.vocab_size
+    check_generates(bounds.spec)
     check_honoured(body, bounds.spec)
     if body.n * num_prompts > bounds.max_choices:
         raise InvalidRequest(
@@ -216,6 +219,16 @@ def check_honoured(body: Body, spec: EngineSpec) -> None:
     for name, why in spec.refused.items():
         if name in known and getattr(body, name) != known[name].default:
             raise UnsupportedField(f"'{name}' is not supported by this engine: {why}.", param=name)
+
+
+def check_generates(spec: EngineSpec) -> None:
+    """Raise `UnsupportedField` for a model that makes vectors only."""
+    if not spec.generates:
+        use = "/v1/rerank" if spec.pooling == "score" else "/v1/embeddings or /v1/rerank"
+        raise UnsupportedField(
+            f"The model served here ({spec.facts.get('architecture')}) makes no text: use {use}.",
+            param="model",
+        )
 
 
 def _max_tokens(body: Body, num_prompt: int, limit: int) -> int:

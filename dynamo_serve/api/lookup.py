@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-from dynamo_serve.api.job import Job
+from dynamo_serve.core.request import Request
 from dynamo_serve.service import Service
 
 KEPT = 1000  # finished ones; the live are kept besides
@@ -18,6 +18,16 @@ class Ids(NamedTuple):
     choices: Sequence[str]
 
 
+class Asked(Protocol):
+    """What is remembered: a response and the requests behind it."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def requests(self) -> Sequence[Request]: ...
+
+
 class Lookup:
     """X-Request-Id → response id, within a tenant."""
 
@@ -25,11 +35,11 @@ class Lookup:
         self._service = service
         self._ids: dict[tuple[str, str], Ids] = {}  # oldest first
 
-    def add(self, tenant: str, request_id: str, job: Job) -> None:
+    def add(self, tenant: str, request_id: str, asked: Asked) -> None:
         """Remember a request; a second one with the same id takes its place."""
         self._ids.pop((tenant, request_id), None)
-        # Not the job itself, which holds the prompts.
-        self._ids[tenant, request_id] = Ids(job.id, [request.id for request in job.requests])
+        # Not itself, for it holds the prompts.
+        self._ids[tenant, request_id] = Ids(asked.id, [request.id for request in asked.requests])
         # Two looks for each newcomer are enough to catch up after a wave of live ones.
         for _ in range(min(2, len(self._ids) - KEPT)):
             oldest = next(iter(self._ids))

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from dynamo_serve.api.choices import run
 from dynamo_serve.api.edge import Edge
 from dynamo_serve.api.enforce import chat_grammar
-from dynamo_serve.api.job import Body, Bounds, Job, to_job, unread
+from dynamo_serve.api.job import Body, Bounds, Job, check_generates, to_job, unread
 from dynamo_serve.api.marks import HEADER as LAST_EVENT_ID
 from dynamo_serve.api.openapi import takes
 from dynamo_serve.api.prompts import completion_prompts
@@ -21,6 +21,7 @@ from dynamo_serve.api.terms import HEADER, terms_of
 from dynamo_serve.api.tools import chat_prompt
 from dynamo_serve.core.request import Grammar
 from dynamo_serve.errors import Unavailable
+from dynamo_serve.service import State
 from dynamo_serve.text.dialect import Parsing
 
 
@@ -57,7 +58,7 @@ def openai_routes(edge: Edge) -> APIRouter:
 
     @routes.get("/models")
     async def models() -> dict[str, Any]:
-        """The names the model is served under."""
+        """The names the model is served under, and what it can do."""
         return {"object": "list", "data": [_model(edge, name) for name in edge.model_names]}
 
     @routes.get("/models/{name:path}")
@@ -75,11 +76,13 @@ async def _answer(edge: Edge, http: Request, job: Job) -> Response:
 
 
 def check_open(edge: Edge, http: Request, body: Body) -> None:
-    """Raise `Unavailable` unless new requests are accepted, before anything is done for this."""
+    """Raise `Unavailable` unless new requests are accepted, before anything is done for this, and
+    `UnsupportedField` if they could not be answered."""
     try:
         edge.service.check_open()
     except Unavailable as error:
         edge.service.turn_away(unread(body, http.state.caller), error)
+    check_generates(edge.service.spec)
 
 
 def job_of(
@@ -112,4 +115,14 @@ def job_of(
 
 
 def _model(edge: Edge, name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": edge.started, "owned_by": "dynamo_serve"}
+    told = {"id": name, "object": "model", "created": edge.started, "owned_by": "dynamo_serve"}
+    if edge.service.state is State.STARTING:  # what it can do is not known yet
+        return told
+    spec = edge.service.spec
+    capabilities = {
+        "completions": spec.generates,
+        "chat": spec.generates and edge.tokenizer.has_chat_template,
+        "embeddings": spec.pooling not in ("", "score"),
+        "rerank": bool(spec.pooling),
+    }
+    return {**told, "max_model_len": spec.max_model_len, "capabilities": capabilities}

@@ -31,14 +31,18 @@ ERROR_SCHEMA = {
 }
 
 
-def takes(*models: type[BaseModel]) -> dict[str, Any]:
-    """The part of a route's description that says which JSON body it takes: one of these."""
+def takes(*models: type[BaseModel], told: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The part of a route's description that says which JSON body it takes: one of these. `told`
+    is an example of what it answers."""
     kinds = [{"$ref": REFERENCE.format(model=model.__name__)} for model in models]
     schema: dict[str, Any] = kinds[0] if len(kinds) == 1 else {"anyOf": kinds}
     error = {"application/json": {"schema": {"$ref": REFERENCE.format(model="Error")}}}
+    answers: dict[str, Any] = {"4XX": {"description": "The request is at fault.", "content": error}}
+    if told is not None:
+        answers["200"] = {"content": {"application/json": {"example": told}}}
     return {
         "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
-        "responses": {"4XX": {"description": "The request is at fault.", "content": error}},
+        "responses": answers,
     }
 
 

@@ -154,6 +154,7 @@ def server_routes(edge: Edge, config: Config) -> APIRouter:
                 "max_decode_sequences": config.scheduler.max_decode_sequences,
                 "max_waiting": config.scheduler.max_waiting,
                 "max_choices": config.server.max_choices,
+                "max_inputs": config.server.max_inputs,
                 "max_body_bytes": config.server.max_body_bytes,
             },
             **edge.recording(),

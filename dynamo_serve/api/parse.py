@@ -10,7 +10,16 @@ from typing import Any, NoReturn, TypeVar
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
-from dynamo_serve.api import fields, fields_responses, schema, schema_responses, schema_tools, size
+from dynamo_serve.api import (
+    fields,
+    fields_responses,
+    fields_vectors,
+    schema,
+    schema_responses,
+    schema_tools,
+    schema_vectors,
+    size,
+)
 from dynamo_serve.api.schema_message import Message
 from dynamo_serve.api.schema_structured import ResponseFormat, StructuredOutputs
 from dynamo_serve.errors import InvalidRequest, PayloadTooLarge
@@ -43,6 +52,9 @@ KNOWN: dict[type[BaseModel], Mapping[str, fields.Known]] = {
     ResponseFormat: fields.RESPONSE_FORMAT,
     StructuredOutputs: fields.STRUCTURED_OUTPUTS,
     **fields_responses.KNOWN,
+    schema_vectors.EmbeddingRequest: fields_vectors.EMBEDDING,
+    schema_vectors.RerankRequest: fields_vectors.RERANK,
+    schema_vectors.Document: {},
 }
 GENERATION: dict[str, Inner] = {
     "stream_options": schema.StreamOptions,
@@ -76,6 +88,7 @@ INNER: dict[type[BaseModel], Mapping[str, Inner]] = {
     schema_responses.FunctionCallOutputItem: {"output": fields_responses.part_model},
     schema_responses.ReasoningItem: {"content": schema_responses.ReasoningPart},
     schema_responses.TextConfig: {"format": schema_responses.TextFormat},
+    schema_vectors.RerankRequest: {"documents": schema_vectors.Document},
 }
 
 

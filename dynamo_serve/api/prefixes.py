@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from dynamo_serve.api.edge import Edge
+from dynamo_serve.api.job import check_generates
 from dynamo_serve.api.openapi import takes
 from dynamo_serve.api.prompts import check_ids, render_messages
 from dynamo_serve.api.render import answer
@@ -35,6 +36,7 @@ def prefix_routes(edge: Edge, cache: CacheSection) -> APIRouter:
         body = await edge.body(http, PrefixRequest)
         edge.model_name(body.model)
         edge.service.check_open()
+        check_generates(edge.service.spec)
         _check_time(body.ttl_s, cache.pinned_ttl_max_s)
         request = _request(edge, http, await _token_ids(edge, body), body.ttl_s)
         pinning = edge.service.prefixes.pin(request, body.name, body.ttl_s)

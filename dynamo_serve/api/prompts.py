@@ -166,7 +166,7 @@ async def completion_prompts(
     body: CompletionRequest, tokenizer: Tokenizer, vocab_size: int, max_prompts: int
 ) -> list[list[int]]:
     """The ids of each prompt; text gets the special tokens the model wants, ids are taken as is."""
-    texts, id_lists = _prompt_kind(body.prompt)
+    texts, id_lists = prompt_kind(body.prompt)
     if len(texts) + len(id_lists) > max_prompts:
         raise InvalidRequest(
             f"'prompt': {len(texts) + len(id_lists)} prompts in one request, "
@@ -182,7 +182,7 @@ async def completion_prompts(
     return prompts + id_lists
 
 
-def _prompt_kind(
+def prompt_kind(
     prompt: str | list[str] | list[int] | list[list[int]],
 ) -> tuple[list[str], list[list[int]]]:
     """The texts and the id lists of a prompt field; one of the two is empty."""

@@ -20,7 +20,7 @@ from dynamo_serve.api.responses_chat import Chat
 from dynamo_serve.api.responses_items import Placed, conversation, told_back
 from dynamo_serve.api.responses_object import ResponseWriter, fold, head_of
 from dynamo_serve.api.responses_store import ResponseStore
-from dynamo_serve.api.schema_responses import ResponsesRequest
+from dynamo_serve.api.schema_responses import ANSWER, ResponsesRequest
 from dynamo_serve.api.sse import abort, hang_up, streamed, until_hang_up
 from dynamo_serve.api.tools import chat_prompt
 from dynamo_serve.errors import InvalidRequest, UnknownField, UnsupportedField
@@ -28,6 +28,7 @@ from dynamo_serve.errors import InvalidRequest, UnknownField, UnsupportedField
 Json = dict[str, Any]
 JSON = "application/json"
 NUMBER = re.compile(r"\d{1,9}", re.ASCII)
+COUNTED = {"object": "response.input_tokens", "input_tokens": 12}
 MAX_PAGE, PAGE = 100, 20
 
 
@@ -43,7 +44,7 @@ def responses_routes(edge: Edge, store: ResponseStore) -> APIRouter:
     """The routes under /v1/responses."""
     routes = APIRouter(prefix="/v1/responses", tags=["OpenAI"])
 
-    @routes.post("", openapi_extra=takes(ResponsesRequest))
+    @routes.post("", openapi_extra=takes(ResponsesRequest, told=ANSWER))
     async def respond(http: Request) -> Response:
         """Answer a conversation of items. With `stream` the answer comes as server-sent events."""
         if LAST_EVENT_ID in http.headers:
@@ -58,13 +59,13 @@ def responses_routes(edge: Edge, store: ResponseStore) -> APIRouter:
             job = await _job(edge, http, turn)
         return await _answer(edge, http, job, turn, store, is_kept=is_kept)
 
-    @routes.post("/input_tokens", openapi_extra=takes(ResponsesRequest))
+    @routes.post("/input_tokens", openapi_extra=takes(ResponsesRequest, told=COUNTED))
     async def count(http: Request) -> Response:
         """How many tokens the prompt of such a request has. Nothing is generated."""
         turn = await _turn(edge, http, store)
         with turn.chat.in_our_terms():
             ids, _ = await chat_prompt(turn.chat.request, edge.tokenizer, edge.dialect)
-        return answer({"object": "response.input_tokens", "input_tokens": len(ids)})
+        return answer({**COUNTED, "input_tokens": len(ids)})
 
     @routes.get("/{id}")
     async def retrieve(http: Request, id: str) -> Response:

@@ -41,10 +41,6 @@ def item_id(response_id: str, kind: str, place: str) -> str:
     return f"{PREFIXES[kind]}_{response_id.partition('_')[2]}_{place}"
 
 
-def _said(text: str) -> MessageItem:
-    return MessageItem(type="message", role="user", content=text, id=None)
-
-
 def conversation(body: ResponsesRequest, tenant: str, store: ResponseStore) -> list[Placed]:
     """All items up to the answer, with kept ones in place of what refers to them.
 
@@ -58,10 +54,13 @@ def conversation(body: ResponsesRequest, tenant: str, store: ResponseStore) -> l
         return [*placed, Placed(_said(body.input), "input")]
     for i, item in enumerate(body.input):
         path = f"input[{i}]"
-        if isinstance(item, ReferenceItem):
-            item = _referred(item.id, path, tenant, store)  # noqa: PLW2901
-        placed.append(Placed(item, path))
+        meant = _referred(item.id, path, tenant, store) if isinstance(item, ReferenceItem) else item
+        placed.append(Placed(meant, path))
     return placed
+
+
+def _said(text: str) -> MessageItem:
+    return MessageItem.model_validate({"role": "user", "content": text})
 
 
 def items_of(kept: list[Json]) -> list[Item]:

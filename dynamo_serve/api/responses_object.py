@@ -13,7 +13,7 @@ from dynamo_serve.api.render import explained, to_json
 from dynamo_serve.api.responses_output import Event, Json, Output
 from dynamo_serve.api.schema_responses import ResponsesRequest
 from dynamo_serve.core.request import Finish
-from dynamo_serve.errors import RequestError
+from dynamo_serve.errors import QuotaExceeded, RequestError
 from dynamo_serve.text.stream import Delta
 from dynamo_serve.text.tokenizer import Tokenizer
 
@@ -93,7 +93,7 @@ class ResponseWriter:
 
     def failure(self, error: RequestError) -> bytes:
         begun = self._beginning() if not self._number else b""
-        code = "rate_limit_exceeded" if error.status == 429 else "server_error"
+        code = "rate_limit_exceeded" if isinstance(error, QuotaExceeded) else "server_error"
         ends = [self._event(*event) for event in self._output.cut()]
         told = self._told("failed", {"code": code, "message": error.message})
         return begun + b"".join(ends) + self._event("response.failed", {"response": told})

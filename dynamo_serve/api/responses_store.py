@@ -16,12 +16,14 @@ OFF = "No answers are kept here (responses.store is none)"
 
 
 class Kept(NamedTuple):
-    """An answer as JSON text: the response, and the items of the conversation before it."""
+    """An answer as JSON text: the response, and the items of the conversation up to its end, of
+    which so many were there before."""
 
     tenant: str
     expires: float
     response: bytes
     items: bytes
+    num_before: int
 
     @property
     def num_bytes(self) -> int:
@@ -41,6 +43,7 @@ class ResponseStore:
         self._section = section
         self._clock = clock
         self._kept: dict[str, Kept] = {}  # oldest first, and so the first to expire
+        self._ids: dict[str, dict[str, None]] = {}  # of each tenant, oldest first
         self._held: dict[str, int] = {}  # bytes of each tenant that has any
 
     @property
@@ -64,7 +67,8 @@ class ResponseStore:
     def keep(self, tenant: str, id: str, items: list[Json], response: Json) -> bool:
         """Keep an answer, unless it is too large for this; older ones make room."""
         expires = self._clock() + self._section.ttl_s
-        kept = Kept(tenant, expires, _encoded(response), _encoded(items))
+        everything = [*items, *map(_without_scores, response["output"])]
+        kept = Kept(tenant, expires, _encoded(response), _encoded(everything), len(items))
         most = min(self._section.max_tenant_bytes, self._section.max_bytes)
         if kept.num_bytes > most:
             return False
@@ -74,6 +78,7 @@ class ResponseStore:
         while self.num_bytes + kept.num_bytes > self._section.max_bytes:
             self._drop_oldest(max(self._held, key=self._held.__getitem__))
         self._kept[id] = kept
+        self._ids.setdefault(tenant, {})[id] = None
         self._held[tenant] = self._held.get(tenant, 0) + kept.num_bytes
         return True
 
@@ -84,12 +89,12 @@ class ResponseStore:
     def items(self, tenant: str, id: str) -> list[Json]:
         """The conversation that an answer was given to, oldest item first. Raises
         `ResponseNotFound`."""
-        return _items(self._find(tenant, id).items)
+        kept = self._find(tenant, id)
+        return _items(kept)[: kept.num_before]
 
     def everything(self, tenant: str, id: str) -> list[Json]:
         """The conversation with the answer. Raises `ResponseNotFound`."""
-        kept = self._find(tenant, id)
-        return [*_items(kept.items), *json.loads(kept.response)["output"]]
+        return _items(self._find(tenant, id))
 
     def delete(self, tenant: str, id: str) -> None:
         """Forget an answer. Raises `ResponseNotFound`."""
@@ -123,13 +128,14 @@ class ResponseStore:
             self._drop(id)
 
     def _drop_oldest(self, tenant: str) -> None:
-        self._drop(next(id for id, kept in self._kept.items() if kept.tenant == tenant))
+        self._drop(next(iter(self._ids[tenant])))
 
     def _drop(self, id: str) -> None:
         kept = self._kept.pop(id)
         self._held[kept.tenant] -= kept.num_bytes
-        if not self._held[kept.tenant]:
-            del self._held[kept.tenant]
+        del self._ids[kept.tenant][id]
+        if not self._ids[kept.tenant]:
+            del self._ids[kept.tenant], self._held[kept.tenant]
 
 
 def _while(kept: dict[str, Kept], holds: Callable[[Kept], bool]) -> Iterator[str]:
@@ -143,6 +149,13 @@ def _encoded(value: Json | list[Json]) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def _items(raw: bytes) -> list[Json]:
-    items: list[Json] = json.loads(raw)
+def _items(kept: Kept) -> list[Json]:
+    items: list[Json] = json.loads(kept.items)
     return items
+
+
+def _without_scores(item: Json) -> Json:
+    """An item as one goes on from it: log probabilities can be a hundred times as long."""
+    if item["type"] != "message":
+        return item
+    return {**item, "content": [{**part, "logprobs": []} for part in item["content"]]}

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from dynamo_serve.api.schema_base import MAX_NAME, Model, one_or_several
+from dynamo_serve.api.schema_base import MAX_NAME, Model, Scheduled, one_or_several
 from dynamo_serve.api.schema_message import Message
 from dynamo_serve.api.schema_structured import (
     FORMATS,
@@ -24,8 +24,6 @@ MAX_TOP_LOGPROBS = 20
 MAX_MESSAGES = 10_000
 MAX_TEMPLATE_VARIABLES = 64
 INT64 = 2**63
-DAY_MS = 86_400_000
-MAX_PRIORITY = 100
 
 
 def _kind(value: Any) -> str:
@@ -68,7 +66,7 @@ class StreamOptions(Model):
     include_usage: bool = Field(False, description="End the stream with a chunk of token counts.")
 
 
-class Sampled(Model):
+class Sampled(Scheduled):
     """What every request has that generates: how tokens are picked, and when it runs."""
 
     model: str | None = Field(None, description="One of /v1/models; without it, the first.")
@@ -116,25 +114,6 @@ class Sampled(Model):
         None,
         description="The same as vLLM has it: JSON, a regular expression, a choice, a grammar.",
         examples=STRUCTURES,
-    )
-    deadline_ms: int | None = Field(
-        None,
-        ge=1,
-        le=DAY_MS,
-        description="Milliseconds after which the answer ends with finish_reason deadline; the "
-        "header X-Request-Deadline-Ms says the same, the smaller counts. Default: the class's.",
-    )
-    priority: int = Field(
-        0,
-        ge=0,
-        le=MAX_PRIORITY,
-        description="Over 0: behind the tenant's other requests. Nothing puts one before them.",
-    )
-    class_name: str | None = Field(
-        None,
-        alias="class",
-        max_length=64,
-        description="Another class than the tenant's, one that promises no more in any respect.",
     )
     prompt_cache_key: str | None = Field(
         None,

@@ -4,14 +4,40 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 MAX_NAME = 256
+DAY_MS = 86_400_000
+MAX_PRIORITY = 100
 
 
 class Model(BaseModel):
     model_config = ConfigDict(
         strict=True, extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+
+class Scheduled(Model):
+    """What any request may ask of the scheduler."""
+
+    deadline_ms: int | None = Field(
+        None,
+        ge=1,
+        le=DAY_MS,
+        description="Milliseconds after which the answer ends with finish_reason deadline; the "
+        "header X-Request-Deadline-Ms says the same, the smaller counts. Default: the class's.",
+    )
+    priority: int = Field(
+        0,
+        ge=0,
+        le=MAX_PRIORITY,
+        description="Over 0: behind the tenant's other requests. Nothing puts one before them.",
+    )
+    class_name: str | None = Field(
+        None,
+        alias="class",
+        max_length=64,
+        description="Another class than the tenant's, one that promises no more in any respect.",
     )
 
 

@@ -174,6 +174,32 @@ EXAMPLES: list[Any] = [
         "stream": True,
     },
 ]
+ANSWER: dict[str, Any] = {
+    "id": "resp_0123456789abcdef01234567",
+    "object": "response",
+    "created_at": 1764000000,
+    "completed_at": 1764000001,
+    "status": "completed",
+    "model": "dserve-tiny",
+    "output": [
+        {
+            "type": "message",
+            "id": "msg_0123456789abcdef01234567_0",
+            "status": "completed",
+            "role": "assistant",
+            "content": [
+                {"type": "output_text", "text": "Hello.", "annotations": [], "logprobs": []}
+            ],
+        }
+    ],
+    "usage": {
+        "input_tokens": 12,
+        "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+        "output_tokens": 3,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": 15,
+    },
+}
 
 
 class ResponsesRequest(Sampled):

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from dynamo_serve.api.schema import DAY_MS, Generation
+from dynamo_serve.api.schema_base import DAY_MS, Scheduled
 from dynamo_serve.core.tenant import Class, Tenancy
 from dynamo_serve.errors import Forbidden, InvalidRequest
 
@@ -25,7 +25,7 @@ class Terms(NamedTuple):
 
 
 def terms_of(
-    body: Generation, header: str | None, tenant: str, tenancy: Tenancy, max_queue_delay: float
+    body: Scheduled, header: str | None, tenant: str, tenancy: Tenancy, max_queue_delay: float
 ) -> Terms:
     """What a request asks for, within what its tenant may ask for.
 

@@ -175,6 +175,8 @@ def call_of(
 ) -> Call:
     first = choices[0]
     max_tokens = output_tokens(choices, notes, usual)
+    if first.pooling:
+        notes("asked for a vector, and are sent as completions of one token")
     if wishes.context is not None and first.prompt_tokens + max_tokens > wishes.context:
         notes(f"are longer than the {wishes.context} tokens of this server, and will be refused")
     extra: dict[str, Any] = {}

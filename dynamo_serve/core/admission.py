@@ -79,7 +79,7 @@ class Admission:
 
     def _by_quota(self, seq: Sequence, account: Account, now: float) -> Refusal | None:
         quota, count = account.tenant.quota, seq.request.num_choices
-        prompt = self.life.pool.pages_for(seq.prompt_len + 1)
+        prompt = self.life.pool.pages_for(seq.prompt_len + min(1, seq.max_tokens))
         if quota.pages_burst is not None and prompt > quota.pages_burst:
             text = f"this prompt needs {prompt} KV pages, the tenant may have {quota.pages_burst}"
             return _own(Reason.TOO_LARGE, text, quota.pages_burst, NEVER)

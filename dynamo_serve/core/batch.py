@@ -6,7 +6,14 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import NamedTuple
 
-from dynamo_serve.core.request import Finish, Grammar, Request, Sampling, TokenLogprob
+from dynamo_serve.core.request import (
+    Finish,
+    Grammar,
+    Pooling,
+    Request,
+    Sampling,
+    TokenLogprob,
+)
 
 
 class Phase(Enum):
@@ -51,6 +58,9 @@ class Work(NamedTuple):
 
     An engine that hands requests on as a whole finds this one in `request`, and in `said` the text
     of its output so far, if it came as text.
+
+    With `pooling` no token is wanted, but, of work that samples, a vector. Of what takes more than
+    the last token every token of the prompt arrives in `token_ids`, none from the prefix cache.
     """
 
     seq_id: str
@@ -74,6 +84,10 @@ class Work(NamedTuple):
             return None
         place, num_tokens = divmod(self.position, page_size)
         return PageCopy(self.copied_from, self.page_table[place], num_tokens)
+
+    @property
+    def pooling(self) -> Pooling | None:
+        return self.request.pooling if self.request is not None else None
 
     @property
     def is_decode(self) -> bool:
@@ -111,7 +125,8 @@ class SequenceOutput(NamedTuple):
     """What a step produced for one sequence: zero, one or several tokens.
 
     `finish` is set only when the engine itself ends the sequence, `error` says why it failed,
-    `artifact` is a finished product that is not tokens (an image). `fault` tells what kind of error
+    `artifact` is a finished product that is not tokens: the vector that a request with `pooling`
+    ends with, in float32, of little-endian machines. `fault` tells what kind of error
     it is (`request.FAULTS`).
 
     An engine that is given text and no ids by somebody else says so with `texts`, one for each

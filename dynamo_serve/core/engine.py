@@ -25,6 +25,10 @@ class EngineSpec:
     `refused` names the fields of a client's request that this engine cannot honour, each with the
     reason; `infers` says what of an answer ("usage", "finish_reason") is not told to it but found
     out here.
+
+    `pooling` is the kind of `Request.pooling` that it can do, "" if none, and `vector_size` how
+    many numbers that gives. What does not `generate` only does that. With `whole_prompts` a prompt
+    is never cut into chunks.
     """
 
     max_model_len: int
@@ -39,6 +43,10 @@ class EngineSpec:
     follows_grammars: bool = False
     refused: Mapping[str, str] = field(default_factory=dict)
     infers: tuple[str, ...] = ()
+    pooling: str = ""
+    vector_size: int = 0
+    generates: bool = True
+    whole_prompts: bool = False
 
 
 class EngineBroken(Exception):

@@ -40,7 +40,8 @@ class Intake:
         """Prompts for this step, or, if some `may_go_ahead`, for one that makes others wait."""
         budget = self.pace.budget(decoding, base, now)
         chosen = self.choose(budget.tokens, budget.limit, now)
-        parts = policy.split([seq.num_pending for seq in chosen], budget.tokens)
+        pending = [seq.num_pending for seq in chosen]
+        parts = pending if self.limits.whole_prompts else policy.split(pending, budget.tokens)
         chunks = [(seq, part) for seq, part in zip(chosen, parts, strict=True) if part]
         if budget.seconds < inf:
             chunks = self.pace.refit(chunks, base, budget.seconds)
@@ -89,7 +90,7 @@ class Intake:
             seq = queues[name].popleft()
             if not queues[name]:
                 del queues[name]
-            part = policy.part_of(seq.num_pending, left, partial)
+            part = self._part(seq, left, partial, chosen)
             if not part:  # long, and one long prompt is enough; a shorter one may still fit
                 self._defer_heads({name: deque([seq])}, limit, now)
                 continue
@@ -102,12 +103,18 @@ class Intake:
                     continue
                 if seq.restoring:
                     continue
-                part = policy.part_of(seq.num_pending, left, partial)
+                part = self._part(seq, left, partial, chosen)
             chosen.append(seq)
             left -= part
             partial = 0 if part < seq.num_pending else partial
         self._defer_heads(queues, limit, now)
         return [seq for seq in chosen if seq.id in self.life.running]  # some made room for others
+
+    def _part(self, seq: Sequence, left: int, partial: int, chosen: list[Sequence]) -> int:
+        """What of a prompt a step runs beside those that are `chosen`."""
+        if not self.limits.whole_prompts:
+            return policy.part_of(seq.num_pending, left, partial)
+        return seq.num_pending if seq.num_pending <= left or not chosen else 0
 
     def _queues(self) -> dict[str, deque[Sequence]]:
         """Per tenant: prompts in progress first, then those that wait."""

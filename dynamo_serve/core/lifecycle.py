@@ -87,6 +87,8 @@ class Lifecycle:
 
     def reusable_keys(self, seq: Sequence) -> list[bytes]:
         """Keys of the pages that it need not compute itself, if somebody has them."""
+        if seq.is_read_whole:
+            return []
         # The last token is always run: its logits pick the next one.
         end = seq.num_tokens - 1
         self.pool.extend_keys(seq.page_keys, seq.tokens, seq.request.salt, end)
@@ -169,7 +171,7 @@ class Lifecycle:
         if work.samples and (work.draft_len or len(tokens) != self.shares.tokens_per_step):
             self._count(seq, work.draft_len, len(tokens))
         is_first = seq.first_token_at is None
-        if tokens:
+        if tokens or out.artifact is not None:
             self._put_down(seq, len(tokens), now)
         # The newest token is always pending: its KV is written by the next step.
         if work.samples:
@@ -181,7 +183,8 @@ class Lifecycle:
             self._seal(seq, full, now)
         if finish:
             last = self.finish(seq, finish, now, out._replace(token_ids=tokens), stop_id)
-            return last._replace(cached_tokens=seq.cached_tokens if tokens and is_first else None)
+            is_told = is_first and seq.first_token_at is not None
+            return last._replace(cached_tokens=seq.cached_tokens if is_told else None)
         if not tokens:
             return None
         event = TokenEvent(seq.request.id, tokens, out.logprobs)

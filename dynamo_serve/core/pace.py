@@ -34,7 +34,7 @@ class Limits:
     `hold_steps` a step is held between two layers for prompts that cannot wait for its end. With
     `ladder` the server takes rungs by itself when promises are missed; `ladder_max_tokens` are left
     to answers whose length nobody stated while batch-class work is capped, and `lighter` says that
-    there are lighter weights.
+    there are lighter weights. With `whole_prompts` no prompt is cut into chunks, however long.
     """
 
     max_prefill_tokens: int = 512
@@ -51,6 +51,7 @@ class Limits:
     lighter: bool = False
     copy_seconds: float | None = None
     min_copied_tokens: int = 4
+    whole_prompts: bool = False
 
 
 class Budget(NamedTuple):

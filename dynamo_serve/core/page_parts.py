@@ -60,7 +60,7 @@ class PageParts:
 
     def take(self, seq: Sequence, running: Collection[Sequence]) -> None:
         """Let a sequence that is being admitted begin within a page, if it can."""
-        if seq.is_suspect:  # nothing that may go wrong again
+        if seq.is_suspect or seq.is_read_whole:  # nothing that may go wrong again
             return
         num_pages, pool = len(seq.page_table), self.pool
         # Holding one page more must not cost anybody a page: neither this one, nor who grows next.

@@ -33,7 +33,9 @@ class Quarantine:
                 continue
             if seq.id not in life.running and not self._admit(seq, now):
                 return None
-            count = min(seq.num_pending, self.intake.limits.max_prefill_tokens)
+            limits, count = self.intake.limits, seq.num_pending
+            if not limits.whole_prompts:
+                count = min(count, limits.max_prefill_tokens)
             self.intake.note_chunk(seq, count, Reason.ALONE, now)
             return seq, count
         return None

@@ -61,6 +61,20 @@ class Grammar(NamedTuple):
     is_slow: bool = False
 
 
+class Pooling(NamedTuple):
+    """What of a prompt's hidden states is wanted instead of tokens: their "mean", those of the
+    "last" token or of the first ("cls"), or what a classifier on top makes of them ("score").
+    The second text of a pair begins at `second_at`; 0 for a single text."""
+
+    kind: str
+    second_at: int = 0
+
+    @property
+    def reads_all(self) -> bool:
+        """Whether it takes more than the last token: what a cache has of a prompt is no use."""
+        return self.kind != "last"
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """What a client asked for. Validated once, at the edge; never changed.
@@ -86,6 +100,9 @@ class Request:
 
     Only tokens that `grammar` allows are picked; of the end-of-text tokens one where it may end.
     The engine ends the answer (`Finish.STOP`) when nothing can follow.
+
+    With `pooling` it has no `max_tokens`: it ends (`Finish.STOP`) when its prompt is computed, with
+    a vector instead of tokens.
     """
 
     id: str
@@ -107,6 +124,7 @@ class Request:
     is_stream: bool = True
     group: str = ""
     grammar: Grammar | None = None
+    pooling: Pooling | None = None
     has_class_deadline: bool = False
 
 
@@ -175,8 +193,8 @@ class TokenEvent(NamedTuple):
     `logprobs` is empty or as long as `token_ids`. `cached_tokens` comes with the first token: how
     much of the prompt was found in the prefix cache. `summary` and `error` come with `finish`.
     `refusal` comes alone, instead of everything else. `max_tokens` comes with the first token, if
-    a rung of the ladder has made it less than the request's. `texts` and `fault` are the engine's
-    (`SequenceOutput`).
+    a rung of the ladder has made it less than the request's. `artifact`, `texts` and `fault` are
+    the engine's (`SequenceOutput`).
     """
 
     request_id: str

@@ -89,7 +89,7 @@ class Scheduler:
         sure that it fits the pool."""
         assert request.id not in self.waiting and request.id not in self.running, request.id
         longest = len(request.prompt_ids) + request.max_tokens
-        assert request.prompt_ids and request.max_tokens > 0, request.id
+        assert request.prompt_ids and (request.max_tokens > 0 or request.pooling), request.id
         assert self.pool.pages_for(longest) <= self.pool.num_pages, f"{request.id} can never fit"
         seq = self._sequence(request)
         seq.transit_seconds = max(0.0, now - request.arrival)

@@ -126,6 +126,11 @@ class Sequence:
         return self.request.salt, self.request.tenant
 
     @property
+    def is_read_whole(self) -> bool:
+        """Whether all of its prompt has to be computed for it, whoever has it."""
+        return self.request.pooling is not None and self.request.pooling.reads_all
+
+    @property
     def prompt_len(self) -> int:
         return len(self.request.prompt_ids)
 
@@ -206,7 +211,7 @@ class Sequence:
 
     def tells_length(self, finish: Finish) -> bool:
         """Whether its end says how long answers are: not if somebody else has set that length."""
-        if self.request.pinned_until is not None:
+        if self.request.pinned_until is not None or self.request.pooling is not None:
             return False
         return finish is Finish.STOP or (finish is Finish.LENGTH and self.cut_to is None)
 

@@ -13,6 +13,7 @@ from dynamo_serve.core.batch import Batch, SequenceOutput, Work
 from dynamo_serve.core.engine import EngineSpec
 from dynamo_serve.core.request import TokenLogprob
 from dynamo_serve.core.tiers import DEVICE, Copied, Copy, Found, Place, TierSpec
+from dynamo_serve.engines.fake_pooling import SIZE, FakePools
 
 EMPTY = -1
 PAGE_SECONDS = 1e-6  # what a copy is said to take
@@ -76,7 +77,10 @@ class FakeEngine:
             holds_steps=True,
             copy_seconds=0.0,
             tiers=tuple(TierSpec(n, size, PAGE_SECONDS) for n, size in below.items() if size),
+            pooling="last",
+            vector_size=SIZE,
         )
+        self._pools = FakePools()
         self.slots = array("q")
         self.lower: dict[Place, array[int]] = {}  # pages in lower tiers
         self._copied: list[Copied | Found] = []
@@ -99,14 +103,16 @@ class FakeEngine:
                 self._between()
         for work in batch.work:
             self._write(work)
-        return [self._answer(work) for work in batch.work if work.samples]
+        pooled = [self._pools.see(w, self._read(w)) for w in batch.work if w.pooling]
+        answers = [self._answer(w) for w in batch.work if w.samples and not w.pooling]
+        return answers + [out for out in pooled if out]
 
     def hold_for(self, between: Callable[[], None], every: float) -> None:
         self._between = between
         self._parts = max(1, min(MAX_PARTS, int(self._step_seconds / max(every, 1e-6))))
 
     def drop(self, seq_ids: Iterable[str]) -> None:
-        pass  # pages are the pool's business
+        self._pools.drop(seq_ids)  # pages are the pool's business
 
     def copy(self, copies: Sequence[Copy]) -> None:
         for copy in copies:

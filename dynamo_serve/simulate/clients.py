@@ -10,7 +10,7 @@ from statistics import median
 from typing import NamedTuple
 
 from dynamo_serve.bench.record import Record
-from dynamo_serve.core.request import Finish, Refusal, Request, TokenEvent
+from dynamo_serve.core.request import Finish, Pooling, Refusal, Request, TokenEvent
 from dynamo_serve.core.tenant import Class, Tenancy
 from dynamo_serve.simulate.engine import Answer
 from dynamo_serve.simulate.texts import STOP, Text
@@ -81,6 +81,7 @@ class Client:
             call_tokens=self.call_tokens,
             is_open_ended=asked.is_open_ended,
             group=asked.group,
+            pooling=Pooling(asked.pooling) if asked.pooling else None,
         )
         return request, Answer(text, self.length.tokens, self.length.stops)
 
@@ -102,7 +103,7 @@ class Client:
         if event.refusal is not None:
             self.refusal, self.end = event.refusal, now
             return
-        if event.token_ids:
+        if event.token_ids or event.artifact is not None:
             if self.first is None:
                 self.first = now
                 self.cached_tokens = event.cached_tokens or 0
@@ -180,7 +181,8 @@ def clients_of(arrivals: Iterable[Arrival]) -> list[Client]:
 def was_scheduled(arrival: Arrival) -> bool:
     """Whether a scheduler has seen it: its prompt was read, and it was not found wrong."""
     is_wrong = TOO_LARGE <= arrival.status < 500 and arrival.status not in REFUSED
-    return arrival.prompt_tokens > 0 and arrival.max_tokens > 0 and not is_wrong
+    asks = arrival.max_tokens > 0 or arrival.pooling
+    return bool(arrival.prompt_tokens > 0 and asks and not is_wrong)
 
 
 def _call_tokens(arrivals: Iterable[Arrival]) -> Counter[int]:

@@ -10,6 +10,7 @@ from math import ceil, inf
 
 from dynamo_serve.core.batch import Batch, SequenceOutput, Work
 from dynamo_serve.core.engine import EngineSpec
+from dynamo_serve.core.request import Finish
 from dynamo_serve.core.step_cost import StepShape
 from dynamo_serve.core.tiers import Copied, Copy, Found
 from dynamo_serve.simulate.costs import Times
@@ -84,6 +85,8 @@ class VirtualEngine:
         return max(began + looks * self.every, self.clock.now + self.every)
 
     def _answer(self, work: Work) -> SequenceOutput:
+        if work.pooling is not None:
+            return SequenceOutput(work.seq_id, finish=Finish.STOP, artifact=b"")
         place = work.position + len(work.token_ids) - work.prompt_len
         return SequenceOutput(work.seq_id, (self.answers[work.seq_id].token(place),))
 

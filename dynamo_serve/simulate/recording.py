@@ -141,6 +141,7 @@ def _spec(header: Header, told: dict[str, Any], num_pages: int, page_size: int) 
         num_pages=num_pages,
         vocab_size=1 << 32,  # of token ids that stand for texts (`texts`)
         holds_steps=bool(told.get("holds_steps", False)),
+        whole_prompts=bool(told.get("whole_prompts", False)),
         tiers=tuple(TierSpec(*tier) for tier in tiers),
     )
 

@@ -16,10 +16,12 @@ class Message:
     It goes token by token, so that what has been told after so many tokens never depends on how
     they came: a stream that is gone on with begins where the other ended. A delta ends with the
     token with which a call begins, and the first of its arguments come with the next: clients
-    are used to a name that comes alone.
+    are used to a name that comes alone. With `is_apart` it ends with every token: so that each log
+    probability is known to be of text, or of a tag.
     """
 
-    def __init__(self, transcript: Transcript, reader: Reader) -> None:
+    def __init__(self, transcript: Transcript, reader: Reader, *, is_apart: bool = False) -> None:
+        self._is_apart = is_apart
         self._transcript = transcript
         self._reader = reader
         self._pending: tuple[CallPart, ...] = ()
@@ -33,7 +35,7 @@ class Message:
             if group[-1].finish is not None:
                 group[-1] = group[-1]._replace(summary=event.summary)
                 break
-            if _begins(group[-1].parts):
+            if self._is_apart or _begins(group[-1].parts):
                 deltas.append(_together(group))
                 group.clear()
         return [*deltas, _together(group)] if group else deltas

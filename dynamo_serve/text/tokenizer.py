@@ -91,6 +91,35 @@ class Tokenizer:
         with self._lock:
             return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
 
+    def encode_pairs(
+        self, texts: Sequence[str], before: str | None = None, most: int | None = None
+    ) -> list[tuple[list[int], list[int]]]:
+        """The ids and the type ids of each text, or of `before` and it as a pair, with the special
+        tokens that the model wants; of what is longer than `most` the end of the text is cut."""
+        if not self._fast:
+            with self._lock:
+                return [self._slow_pair(text, before, most) for text in texts]
+        head = None if before is None else self._backend.encode(before, add_special_tokens=False)
+        extra = self._backend.num_special_tokens_to_add(head is not None)
+        room = None if most is None else most - extra - (len(head.ids) if head else 0)
+        made = []
+        for each in self._backend.encode_batch(list(texts), add_special_tokens=False):
+            if room is not None:
+                each.truncate(max(0, room))
+            parts = (each,) if head is None else (head, each)
+            whole = self._backend.post_process(*parts, add_special_tokens=True)
+            made.append((whole.ids, whole.type_ids))
+        return made
+
+    def _slow_pair(
+        self, text: str, before: str | None, most: int | None
+    ) -> tuple[list[int], list[int]]:
+        parts = (text,) if before is None else (before, text)
+        cut = "longest_first" if before is None else "only_second"
+        truncation = {} if most is None else {"truncation": cut, "max_length": most}
+        found = self._tokenizer(*parts, **truncation)
+        return list(found["input_ids"]), list(found.get("token_type_ids", ()))
+
     async def encode_async(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         """`encode`, on a thread if the text is long."""
         if len(text) <= INLINE_CHARACTERS:

@@ -185,6 +185,19 @@ def test_every_field_of_the_official_client_is_in_the_table() -> None:
     assert theirs <= ours
 
 
+def test_the_document_has_examples_that_are_good(base: str, document: Json) -> None:
+    described = document["paths"][PATH]["post"]
+    assert "4XX" in described["responses"]
+    told = described["responses"]["200"]["content"]["application/json"]["example"]
+    for example in document["components"]["schemas"]["ResponsesRequest"]["examples"]:
+        if "text" in example:  # the stub follows no grammar
+            continue
+        answer = httpx.post(base + PATH, json=example).json()
+        assert set(told) <= set(answer)
+        assert set(told["output"][0]) == set(answer["output"][0])
+        assert set(told["usage"]) == set(answer["usage"])
+
+
 def test_the_page_has_every_field_with_its_status() -> None:
     page = (Path(__file__).parents[2] / "docs/responses.md").read_text()
     rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| `")]

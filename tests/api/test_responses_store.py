@@ -36,10 +36,14 @@ def store_of(**fields: Any) -> tuple[ResponseStore, Clock]:
 
 
 def response(size: int = 0) -> Json:
-    return {"output": [{"id": "msg_a_0", "text": "x" * size}]}
+    return {"output": [{"id": "rs_a_0", "type": "reasoning", "text": "x" * size}]}
 
 
-SIZE = len(json.dumps(response(2000), separators=(",", ":"))) + len("[]")
+def size_of(value: Any) -> int:
+    return len(json.dumps(value, separators=(",", ":")))
+
+
+SIZE = size_of(response(2000)) + size_of(response(2000)["output"])
 
 
 def test_an_answer_is_gone_when_its_time_is_over() -> None:
@@ -258,3 +262,14 @@ def test_a_tenant_finds_its_own_and_nobody_elses(tmp_path: Path) -> None:
             assert acme.post(PATH, json=referring).status_code == 200
             assert acme.post(PATH, json=previous).status_code == 200
             assert httpx.get(f"{base}{PATH}/{id}").status_code == 401
+
+
+def test_log_probabilities_are_kept_and_not_gone_on_with() -> None:
+    fields: Json = {"include": ["message.output_text.logprobs"], "top_logprobs": 20}
+    with keeping(HERMES, says_it("Hello."), store="default") as (_, base):
+        first = ask(base, **fields)
+        second = ask(base, previous_response_id=first["id"])
+        items = httpx.get(f"{base}{PATH}/{second['id']}/input_items?order=asc").json()["data"]
+        kept = httpx.get(f"{base}{PATH}/{first['id']}").json()
+    assert kept["output"][0]["content"][0]["logprobs"]
+    assert items[1]["content"] == [{"type": "output_text", "text": "Hello.", "annotations": []}]

@@ -134,7 +134,7 @@ LAW: dict[str, tuple[str, ...]] = {
         "uvicorn.",
     ),
     "dynamo_serve.cli_progress": (),
-    "dynamo_serve.cli_model": ("bundled.", "config", "errors", "text."),
+    "dynamo_serve.cli_model": ("bundled.", "config", "core.", "errors", "text."),
     "dynamo_serve.open_files": (),
     "dynamo_serve.cli_replay": ("bench.", "cli_progress", "errors", "settings", "trace"),
     "dynamo_serve.cli": (

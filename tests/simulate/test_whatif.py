@@ -93,6 +93,24 @@ def test_the_second_turn_of_a_chat_finds_the_first_with_its_answer() -> None:
     assert [record.cached_tokens for record in records] == [0, 64, 0]
 
 
+def test_who_asked_for_a_vector_has_it_when_the_prompt_is_computed() -> None:
+    asked = [
+        Arrival(0.0, 20, 0, 0, pooling="mean", ended="stop", pages=((0, 1),)) for _ in range(2)
+    ]
+    one, two = simulated(recording(asked), "scheduler.max_prefill_tokens=20").records
+    assert [r.outcome for r in (one, two)] == ["ok", "ok"]
+    assert (one.first, two.first) == pytest.approx((0.030, 0.060)), "nothing of it from a cache"
+    assert (one.output_tokens, two.cached_tokens) == (0, 0)
+
+
+def test_prompts_are_cut_or_not_as_the_engine_of_the_trace_did_it() -> None:
+    asked = [Arrival(0.0, 40, 0, 0, pooling="mean", ended="stop")]
+    for whole, steps in ((False, 4), (True, 1)):
+        spec = {**NO_HOLDING, "whole_prompts": whole}
+        (one,) = simulated(recording(asked, spec=spec), "scheduler.max_prefill_tokens=10").records
+        assert ttft(one) == pytest.approx(0.040 + 0.010 * steps)
+
+
 def test_an_answer_stops_where_it_did() -> None:
     recorded = recording([Arrival(0.0, 20, 5, 50, ended="stop"), Arrival(0.0, 20, 7, 7)])
     one, two = simulated(recorded).records

@@ -1,5 +1,8 @@
-"""The engine that runs a model itself: transformers' definitions over our own KV pages."""
+"""The engines that run a model themselves: transformers' definitions, decoders over our own KV
+pages."""
 
+from dynamo_serve.engines.local.choice import build
 from dynamo_serve.engines.local.engine import LocalEngine
+from dynamo_serve.engines.local.startup import Limits, Wishes
 
-__all__ = ["LocalEngine"]
+__all__ = ["Limits", "LocalEngine", "Wishes", "build"]

@@ -31,6 +31,11 @@ def architecture(config: PreTrainedConfig) -> str:
     return str((getattr(config, "architectures", None) or [config.model_type])[0])
 
 
+def is_headless(config: PreTrainedConfig) -> bool:
+    """Whether a decoder was saved without what makes logits: those trained for embeddings are."""
+    return architecture(config).endswith("Model")
+
+
 class LayerRecorder:
     """Stands in for attention once: notes what every layer asks for and answers zeros."""
 

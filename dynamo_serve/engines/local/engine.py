@@ -11,7 +11,7 @@ from llguidance import LLTokenizer
 
 from dynamo_serve.config import CacheSection, EngineSection, ModelSection
 from dynamo_serve.core.batch import Batch, SequenceOutput, Work
-from dynamo_serve.core.engine import EngineBroken, EngineSpec
+from dynamo_serve.core.engine import EngineSpec
 from dynamo_serve.core.request import Finish, Sampling
 from dynamo_serve.core.tiers import Copied, Copy, Found
 from dynamo_serve.engines.local.follower import Follower, Masks
@@ -19,9 +19,10 @@ from dynamo_serve.engines.local.history import Histories, History
 from dynamo_serve.engines.local.logit_edits import Row
 from dynamo_serve.engines.local.matchers import Matchers
 from dynamo_serve.engines.local.native_runner import NativeRunner
+from dynamo_serve.engines.local.pools import Pools
 from dynamo_serve.engines.local.sampler import Choice, choose
 from dynamo_serve.engines.local.startup import Limits, Ready, Wishes, start_up
-from dynamo_serve.engines.local.step import packing_order
+from dynamo_serve.engines.local.step import Computed, after_failure, packing_order
 from dynamo_serve.engines.local.words import load_words
 
 logger = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ class LocalEngine:
         self._ready: Ready | None = None
         self._histories = Histories()
         self._matchers = Matchers(self._words)
+        self._pools = Pools()
 
     def start(self) -> EngineSpec:
         """Load, check, warm up. Raises `EngineStartError` with the remedy."""
@@ -63,10 +65,13 @@ class LocalEngine:
         return self._ready.spec
 
     def step(self, batch: Batch) -> list[SequenceOutput]:
-        """Run all of `batch`: tokens for each work that samples, an error for any that failed."""
+        """Run all of `batch`: tokens for each work that samples, or a vector; an error for any that
+        failed."""
         assert self._ready is not None, "not started"
-        work = packing_order(batch.work)
-        copies = (w.copied(self._ready.spec.page_size) for w in work)
+        every = packing_order(batch.work)
+        work = [w for w in every if w.pooling is None]
+        pooled = [w for w in every if w.pooling is not None]
+        copies = (w.copied(self._ready.spec.page_size) for w in every)
         histories = [self._histories.see(w) for w in work]
         followers = self._matchers.begin(work)
         # A chunk that samples nothing is looked at too: its pages are shared as soon as it has run,
@@ -74,9 +79,9 @@ class LocalEngine:
         try:
             with torch.inference_mode():
                 self._ready.parts.copy(copy for copy in copies if copy)
-                choices, masks = self._choose(work, histories, followers)
+                choices, masks, vectors = self._choose(work, histories, followers, pooled)
         except Exception as error:
-            _after(error)
+            after_failure(error)
             raise
         outputs = [self._output(w, choice) for w, choice in zip(work, choices, strict=True)]
         if followers:
@@ -85,7 +90,8 @@ class LocalEngine:
                 for out in outputs
             ]
             self._matchers.go_on(followers)
-        return [out for w, out in zip(work, outputs, strict=True) if w.samples or out.finish]
+        outputs = [out for w, out in zip(work, outputs, strict=True) if w.samples or out.finish]
+        return outputs + vectors
 
     def hold_for(self, between: Callable[[], None], every: float) -> None:
         """See `core.engine.HoldingEngine`; only where the spec says `holds_steps`."""
@@ -102,9 +108,10 @@ class LocalEngine:
         return self._ready.copier.copied()
 
     def drop(self, seq_ids: Iterable[str]) -> None:
-        """Forget what the penalties and the grammars knew of these sequences; their pages are the
-        scheduler's."""
+        """Forget what the penalties, the grammars and the sums knew of these sequences; their pages
+        are the scheduler's."""
         dropped = tuple(seq_ids)
+        self._pools.drop(dropped)
         self._histories.drop(dropped)
         self._matchers.drop(dropped)
 
@@ -114,6 +121,7 @@ class LocalEngine:
             self._ready.close()
             self._ready = None
             self._histories = Histories()
+            self._pools = Pools()
             self._matchers.close()
 
     def _words(self) -> LLTokenizer:
@@ -125,16 +133,17 @@ class LocalEngine:
         work: Sequence[Work],
         histories: Sequence[History | None],
         followers: dict[str, Follower],
-    ) -> tuple[list[list[Choice]], dict[str, Masks]]:
+        pooled: Sequence[Work],
+    ) -> tuple[list[list[Choice]], dict[str, Masks], list[SequenceOutput]]:
         """For each of `work` what was picked: one token, and one more for each of its draft. What
-        has a grammar, and no masks yet, is thrown away later."""
+        has a grammar, and no masks yet, is thrown away later. And what came of those `pooled`."""
         assert self._ready is not None
-        looked_at = [w._replace(samples=True) for w in work]
-        logits = self._ready.run(looked_at)
+        looked_at = [*(w._replace(samples=True) for w in work), *pooled]
+        computed = self._ready.run(looked_at)
         masks = self._matchers.finish(followers, is_alone=len(followers) == len(work))
         rows = _rows(work, histories, masks)
-        choices = choose(logits, rows)
-        if len(rows) > 1 and any(choice.token_id is None for choice in choices):
+        choices = choose(computed.logits, rows) if rows else []
+        if len(looked_at) > 1 and not _is_sound(choices, computed):
             # Rows attended in one call see each other's values times zero, and NaN times zero is
             # NaN: alone and without drafts, only those at fault fail. What the others wrote in
             # this step is written again.
@@ -142,10 +151,22 @@ class LocalEngine:
             for w in looked_at:
                 if w.draft_len:
                     self._ready.cache.scrub(w.page_table)
-            alone = [self._ready.run([w._replace(samples=True)]).clone() for w in work]
-            choices = choose(torch.cat(alone), _rows(work, histories, masks))
+            computed = self._alone([*(w._replace(samples=True) for w in work), *pooled])
+            rows = _rows(work, histories, masks)
+            choices = choose(computed.logits, rows) if rows else []
+        vectors = [] if computed.states is None else self._pools.see(pooled, computed.states)
+        for failed in {out.seq_id for out in vectors if out.finish is Finish.ERROR}:
+            self._ready.cache.scrub(next(w.page_table for w in pooled if w.seq_id == failed))
         parts = iter(choices)
-        return [list(islice(parts, w.draft_len + 1)) for w in work], masks
+        return [list(islice(parts, w.draft_len + 1)) for w in work], masks, vectors
+
+    def _alone(self, work: Sequence[Work]) -> Computed:
+        """Each by itself."""
+        assert self._ready is not None
+        alone = [self._ready.run([w]) for w in work]
+        logits, states = [c.logits.clone() for c in alone], [c.states for c in alone]
+        found = [part for part in states if part is not None]
+        return Computed(torch.cat(logits), torch.cat(found) if found else None)
 
     def _output(self, work: Work, choices: Sequence[Choice]) -> SequenceOutput:
         picked = [choice.token_id for choice in choices if choice.token_id is not None]
@@ -159,13 +180,11 @@ class LocalEngine:
         return SequenceOutput(work.seq_id, tokens, tuple(logprobs))
 
 
-def _after(error: Exception) -> None:
-    """A step has failed, and is run again in parts. Raises `EngineBroken` if the device takes no
-    more work."""
-    if isinstance(error, torch.AcceleratorError):  # of CUDA it is the last word
-        raise EngineBroken(str(error)) from error
-    if isinstance(error, torch.OutOfMemoryError):
-        torch.cuda.empty_cache()
+def _is_sound(choices: Sequence[Choice], computed: Computed) -> bool:
+    """Whether all that a step brought are numbers."""
+    states = computed.states
+    is_finite = states is None or bool(torch.isfinite(states).all())
+    return is_finite and all(choice.token_id is not None for choice in choices)
 
 
 def _within(out: SequenceOutput, follower: Follower, masks: dict[str, Masks]) -> SequenceOutput:

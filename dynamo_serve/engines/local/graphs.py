@@ -31,6 +31,10 @@ class PageGeometry:
     width: int
     scratch_page: int
 
+    @classmethod
+    def of(cls, page_size: int, longest: int, scratch_page: int) -> PageGeometry:
+        return cls(page_size, -(-longest // page_size), scratch_page)
+
 
 @dataclass(frozen=True, slots=True)
 class Recording:
@@ -86,7 +90,7 @@ class DecodeGraphs:
     def takes(self, work: Sequence[Work]) -> bool:
         """Whether a step is one token for each of few enough sequences, all sampling."""
         return len(work) <= self._sizes[-1] and all(
-            w.samples and len(w.token_ids) == 1 for w in work
+            w.samples and len(w.token_ids) == 1 and w.pooling is None for w in work
         )
 
     def run(self, work: Sequence[Work]) -> torch.Tensor:

@@ -57,17 +57,25 @@ def load_config(path: str) -> PreTrainedConfig:
 
 
 def load_model(
-    path: str, config: PreTrainedConfig, dtype: str, device: torch.device, attention: str
+    path: str,
+    config: PreTrainedConfig,
+    dtype: str,
+    device: torch.device,
+    attention: str,
+    auto: Any = AutoModelForCausalLM,
+    unused: tuple[str, ...] = (),
 ) -> PreTrainedModel:
     """The model in evaluation mode on `device`, its attention function set to `attention`.
 
-    `dtype` auto takes the checkpoint's; a local folder never makes it look elsewhere. Raises
-    `EngineStartError`, or `UnsupportedModel` when the architecture has no such attention.
+    `dtype` auto takes the checkpoint's; a local folder never makes it look elsewhere. `auto` is the
+    class of transformers that knows what kind of model it is; parameters that begin with one of
+    `unused` may be missing. Raises `EngineStartError`, or `UnsupportedModel` when the architecture
+    has no such attention.
     """
     # A progress bar that nobody reads would tear the log; the engine reports progress itself.
     transformers_logging.disable_progress_bar()
     try:
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        model, loading = auto.from_pretrained(
             path,
             config=config,
             dtype=DTYPES.get(dtype, "auto"),
@@ -85,7 +93,7 @@ def load_model(
             raise UnsupportedModel(config, reason) from error
         kind = type(error).__name__
         raise EngineStartError(f"model.path: cannot load {path!r}: {kind}: {error}") from error
-    check_complete(path, loading)
+    check_complete(path, loading, unused)
     if model.dtype not in DTYPES.values():
         raise EngineStartError(
             f"model.dtype: the checkpoint in {path!r} is in {model.dtype}, which is not served; "
@@ -93,13 +101,14 @@ def load_model(
         )
     if model.config._attn_implementation != attention:
         raise UnsupportedModel(config, "its attention does not go through AttentionInterface")
-    return model.to(device).eval().requires_grad_(False)
+    ready: PreTrainedModel = model.to(device).eval().requires_grad_(False)
+    return ready
 
 
-def check_complete(path: str, loading: dict[str, Any]) -> None:
+def check_complete(path: str, loading: dict[str, Any], unused: tuple[str, ...] = ()) -> None:
     """Transformers fills what a checkpoint lacks with random numbers: nobody wants these served."""
     for what, names in (
-        ("lacks", sorted(loading.get("missing_keys", ()))),
+        ("lacks", sorted(k for k in loading.get("missing_keys", ()) if not k.startswith(unused))),
         ("has another shape than config.json says for", loading.get("mismatched_keys", ())),
     ):
         if names:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from dynamo_serve.engines.local.native_model import NativeModel
 from dynamo_serve.engines.local.native_step import NativeStep
-from dynamo_serve.engines.local.step import PackedStep
+from dynamo_serve.engines.local.step import Computed, PackedStep
 from dynamo_serve.native import structs
 from dynamo_serve.native.library import Kernels
 
@@ -44,11 +44,19 @@ class NativeRunner:
 
     def logits(self, step: PackedStep) -> torch.Tensor:
         """Logits [n, vocab] in float32 of the n sampling tokens."""
+        return self.run(step).logits
+
+    def run(self, step: PackedStep) -> Computed:
+        """The logits, and the hidden states that `step` wants, in float32."""
         arrays = NativeStep(step, self._page_size)
         logits = torch.empty(len(step.sample_index), self.native.vocab_size)
         arrays.struct.logits = logits.data_ptr()
+        states = None
+        if step.state_index is not None:
+            states = torch.empty(len(step.state_index), self.native.struct.hidden)
+            arrays.struct.states = states.data_ptr()
         if self._between is not None:
             arrays.struct.between, arrays.struct.every = self._between, self._every
         self._kernels.forward(self.native.struct, arrays.struct)
         cap = self.native.softcap
-        return logits if cap is None else torch.tanh(logits / cap) * cap
+        return Computed(logits if cap is None else torch.tanh(logits / cap) * cap, states)

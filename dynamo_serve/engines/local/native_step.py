@@ -27,16 +27,19 @@ class NativeStep:
             step.input_ids[0].contiguous(),
         )
         self._slots, self._samples = step.slots.contiguous(), step.sample_index.contiguous()
+        self._wanted = step.sample_index[:0] if step.state_index is None else step.state_index
         first, size, count = self._rows.data_ptr(), self._rows.itemsize, len(step.rows)
         self.struct = structs.Step(
             token_ids=self._ids.data_ptr(),
             positions=self._positions.data_ptr(),
             slots=self._slots.data_ptr(),
             samples=self._samples.data_ptr(),
+            wanted=self._wanted.data_ptr(),
             starts=first,
             page_starts=first + size * (count + 1),
             pages=first + size * 2 * (count + 1),
             num_tokens=len(step.slots),
             num_rows=count,
             num_samples=len(self._samples),
+            num_wanted=len(self._wanted),
         )

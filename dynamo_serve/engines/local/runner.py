@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from dynamo_serve.engines.local.attention import PagedAttention
-from dynamo_serve.engines.local.step import PackedStep
+from dynamo_serve.engines.local.step import Computed, PackedStep
 
 
 class ModelRunner:
@@ -23,6 +24,24 @@ class ModelRunner:
         """Logits [n, vocab] of the n sampling tokens; only those go through the model's head."""
         self.attention.begin(step)
         return self.forward(step)
+
+    def run(self, step: PackedStep) -> Computed:
+        """The logits, and the hidden states that `step` wants."""
+        if step.state_index is None:
+            return Computed(self.logits(step))
+        found: list[torch.Tensor] = []
+
+        def keep(module: torch.nn.Module, inputs: Any, output: Any) -> None:
+            found.append(output[0][0])
+
+        # Models differ in what they do between this and their logits: they do it themselves.
+        watched = self.model.base_model.register_forward_hook(keep)
+        try:
+            logits = self.logits(step)
+        finally:
+            watched.remove()
+        (states,) = found
+        return Computed(logits, states[step.state_index])
 
     def forward(self, step: PackedStep) -> torch.Tensor:
         """`logits` for a step that attention was prepared for."""

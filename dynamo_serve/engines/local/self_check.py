@@ -14,7 +14,7 @@ from dynamo_serve.core.batch import Work
 from dynamo_serve.core.request import Sampling
 from dynamo_serve.engines.local.discovery import FORWARD_FAILURES, UnsupportedModel
 from dynamo_serve.engines.local.kv_cache import PoolSize
-from dynamo_serve.engines.local.step import PackedStep, pack
+from dynamo_serve.engines.local.step import Computed, PackedStep, pack
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +32,10 @@ class Runner(Protocol):
 
     def logits(self, step: PackedStep) -> torch.Tensor:
         """Logits [n, vocab] of the n sampling tokens."""
+        ...
+
+    def run(self, step: PackedStep) -> Computed:
+        """The logits, and the hidden states that `step` wants."""
         ...
 
 

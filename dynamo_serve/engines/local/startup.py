@@ -25,7 +25,12 @@ from dynamo_serve.engines.local.attention import (
 )
 from dynamo_serve.engines.local.backends import choose_backend
 from dynamo_serve.engines.local.copier import Copier
-from dynamo_serve.engines.local.discovery import LayerRecorder, architecture, discover_layers
+from dynamo_serve.engines.local.discovery import (
+    LayerRecorder,
+    architecture,
+    discover_layers,
+    is_headless,
+)
 from dynamo_serve.engines.local.facts import model_facts, page_facts
 from dynamo_serve.engines.local.graphs import DecodeGraphs, PageGeometry, RaggedBackend
 from dynamo_serve.engines.local.kv_cache import KVCache, PoolSize, bytes_per_token, size_pool
@@ -40,14 +45,16 @@ from dynamo_serve.engines.local.native_model import NotNative
 from dynamo_serve.engines.local.native_runner import NativeRunner
 from dynamo_serve.engines.local.native_start import NativeWish
 from dynamo_serve.engines.local.page_copies import PageCopier
+from dynamo_serve.engines.local.pooling_kind import pooling_kind
 from dynamo_serve.engines.local.runner import ModelRunner
 from dynamo_serve.engines.local.self_check import PageCheck, Runner
-from dynamo_serve.engines.local.step import pack
+from dynamo_serve.engines.local.step import Computed, pack
 from dynamo_serve.engines.local.tiers import build_tiers, host_bytes
 from dynamo_serve.errors import EngineStartError
 
 logger = logging.getLogger(__name__)
 
+HEAD = ("lm_head.",)  # of a model without one nobody asks for text: its logits are anything
 _names = (f"dynamo_serve_{i}" for i in itertools.count())  # one attention function per engine
 
 
@@ -81,12 +88,12 @@ class Ready:
     copier: Copier | None
     parts: PageCopier
 
-    def run(self, work: Sequence[Work]) -> torch.Tensor:
-        """Logits [n, vocab] of the n works that sample, in their order."""
+    def run(self, work: Sequence[Work]) -> Computed:
+        """Logits of the works that sample, and hidden states of those that pool, in their order."""
         if self.graphs is not None and self.graphs.takes(work):
-            return self.graphs.run(work)
+            return Computed(self.graphs.run(work))
         step = pack(work, self.spec.page_size, self.runner.model.device)
-        return self.runner.logits(step)
+        return self.runner.run(step)
 
     def close(self) -> None:
         if self.copier:
@@ -152,25 +159,31 @@ def _start_up(
         runner = plain
         facts |= {"attention_backend": backend.name, "kernels": "torch"}
         if wishes.engine.cuda_graphs and needs.device.type == "cuda":
-            width = -(-max_model_len // size.page_size)
-            geometry = PageGeometry(size.page_size, width, cache.scratch_page)
+            geometry = PageGeometry.of(size.page_size, max_model_len, cache.scratch_page)
             graphs = _record(plain, backend, geometry, wishes.limits, progress)
-    if needs.device.type == "cpu":
-        keep_freed_memory()  # not sooner: the weights that were packed shall go back
-        cache.take_memory()
+    _take_memory(cache, needs.device)
     tiers, copier = build_tiers(wishes.cache, cache, page_facts(facts, wishes.model, wishes.path))
     progress("warm-up", 1.0)
     spec = EngineSpec(
         *(max_model_len, size.page_size, size.num_pages, model.config.get_text_config().vocab_size),
         facts=facts | {"cuda_graphs": graphs is not None},
-        # A recorded step has one token for each sequence: a draft would be run without the graph.
-        verifies_drafts=graphs is None,
+        verifies_drafts=graphs is None,  # with one, a step has one token for each sequence
         holds_steps=isinstance(runner, NativeRunner),
         tiers=tiers,
         copy_seconds=PageCopier(cache).measure(),
         follows_grammars=True,
+        pooling=pooling_kind(wishes.path, wishes.model.pooling, is_encoder=False),
+        vector_size=model.config.get_text_config().hidden_size,
+        generates=not is_headless(model.config),
     )
     return Ready(spec, cache, runner, graphs, hook.name, copier, PageCopier(cache))
+
+
+def _take_memory(cache: KVCache, device: torch.device) -> None:
+    """On a CPU; not sooner than weights that were packed could go back."""
+    if device.type == "cpu":
+        keep_freed_memory()
+        cache.take_memory()
 
 
 def _load(
@@ -181,7 +194,8 @@ def _load(
     use(device, wishes.engine.threads)
     progress("weights", 0.0)
     config = load_config(wishes.path)
-    model = load_model(wishes.path, config, wishes.model.dtype, device, hook.name)
+    unused = HEAD if is_headless(config) else ()
+    model = load_model(wishes.path, config, wishes.model.dtype, device, hook.name, unused=unused)
     progress("weights", 1.0)
     progress("warm-up", 0.0)
     layers, reserved = _examine(model, hook.recorder, wishes.limits)

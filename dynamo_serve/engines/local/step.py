@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 from dynamo_serve.core.batch import Work
+from dynamo_serve.core.engine import EngineBroken
 
 
 class Row(NamedTuple):
@@ -30,6 +31,8 @@ class PackedStep(NamedTuple):
     `input_ids` and `position_ids` are [1, T]; `slots` [T] says where each token's KV goes in the
     flattened pool; `sample_index` [n] picks the tokens whose logits are wanted:
     the last of a sampling row, and with a draft also those before it that the draft follows.
+    `state_index` [m] picks those whose hidden states are wanted, if any are: of work that pools, as
+    many as `num_states` says.
     """
 
     rows: tuple[Row, ...]
@@ -37,6 +40,23 @@ class PackedStep(NamedTuple):
     position_ids: torch.Tensor
     slots: torch.Tensor
     sample_index: torch.Tensor
+    state_index: torch.Tensor | None = None
+
+
+class Computed(NamedTuple):
+    """What a forward brought: `logits` [n, vocab], and, if any were wanted, the hidden `states`
+    [m, hidden] behind the last norm."""
+
+    logits: torch.Tensor
+    states: torch.Tensor | None = None
+
+
+def num_states(work: Work) -> int:
+    """Of how many of its last tokens the hidden states are wanted: also of a chunk that is not the
+    last one, to see whether they are numbers."""
+    if work.pooling is None:
+        return 0
+    return len(work.token_ids) if work.pooling.reads_all else 1
 
 
 def packing_order(work: Sequence[Work]) -> list[Work]:
@@ -61,6 +81,7 @@ def pack(work: Sequence[Work], page_size: int, device: torch.device) -> PackedSt
     positions: list[int] = []
     slots: list[int] = []
     sampling: list[int] = []
+    states: list[int] = []
     for w in work:
         end = w.position + len(w.token_ids)
         assert w.token_ids, f"{w.seq_id}: nothing to run"
@@ -68,7 +89,9 @@ def pack(work: Sequence[Work], page_size: int, device: torch.device) -> PackedSt
         ids += w.token_ids
         positions += range(w.position, end)
         slots += _slots(w.page_table, w.position, end, page_size)
-        if w.samples:
+        if w.pooling is not None:
+            states += range(len(ids) - num_states(w), len(ids))
+        elif w.samples:
             sampling += range(len(ids) - 1 - w.draft_len, len(ids))
     whole = torch.tensor([ids, positions, slots], dtype=torch.int64).to(device)
     return PackedStep(
@@ -77,6 +100,7 @@ def pack(work: Sequence[Work], page_size: int, device: torch.device) -> PackedSt
         position_ids=whole[1:2],
         slots=whole[2],
         sample_index=torch.tensor(sampling, dtype=torch.int64, device=device),
+        state_index=torch.tensor(states, dtype=torch.int64, device=device) if states else None,
     )
 
 
@@ -90,3 +114,12 @@ def _slots(page_table: tuple[int, ...], start: int, end: int, page_size: int) ->
         for slot in range(page * page_size, (page + 1) * page_size)
     ]
     return slots[start - first * page_size : end - first * page_size]
+
+
+def after_failure(error: Exception) -> None:
+    """A step has failed, and is run again in parts. Raises `EngineBroken` if the device takes no
+    more work."""
+    if isinstance(error, torch.AcceleratorError):  # of CUDA it is the last word
+        raise EngineBroken(str(error)) from error
+    if isinstance(error, torch.OutOfMemoryError):
+        torch.cuda.empty_cache()

@@ -129,9 +129,15 @@ void forward_with(const Model &m, const Step &step) {
     is_held = false;
     looked_at = nanoseconds();
   }
+  const int64_t n = m.hidden;
+  parallel(step.num_wanted, [&](int64_t i) {
+    rms_norm(act.hidden.data + step.wanted[i] * act.hidden_stride, m.final_norm, m.norm_eps, n,
+             step.states + i * n);
+  });
+  if (step.num_samples == 0) return;
   for (int64_t i = 0; i < step.num_samples; i++)
-    rms_norm(act.hidden.data + step.samples[i] * act.hidden_stride, m.final_norm, m.norm_eps,
-             static_cast<int64_t>(m.hidden), act.x.data + i * act.hidden_stride);
+    rms_norm(act.hidden.data + step.samples[i] * act.hidden_stride, m.final_norm, m.norm_eps, n,
+             act.x.data + i * act.hidden_stride);
   product(m.head, act.x.data, act.hidden_stride, step.num_samples,
           Sink<float, REPLACE>{step.logits, m.head.outputs, 0});
 }

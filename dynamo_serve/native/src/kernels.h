@@ -48,15 +48,18 @@ struct Model {
   int32_t activation, embedding_type;
 };
 
-// One step of T tokens in R rows (sequences), n of whose tokens are sampled.
+// One step of T tokens in R rows (sequences), n of whose tokens are sampled; of m tokens the hidden
+// states behind the last norm are wanted.
 struct Step {
   const int64_t *token_ids, *positions, *slots;  // [T]; a slot is page * page_size + offset
   const int64_t *samples;                        // [n] indices of tokens
+  const int64_t *wanted;                         // [m] indices of tokens
   const int32_t *starts;                         // [R + 1] first token of each row
   const int32_t *page_starts;                    // [R + 1] first entry of each row in `pages`
   const int32_t *pages;                          // page tables end to end
   float *logits;                                 // [n, vocab]
-  int32_t num_tokens, num_rows, num_samples;
+  float *states;                                 // [m, hidden]
+  int32_t num_tokens, num_rows, num_samples, num_wanted;
   // Called between two layers, `every` so many nanoseconds, or null. It may run another step, which
   // calls nobody.
   void (*between)();

@@ -51,9 +51,9 @@ def test_padding_changes_neither_answers_nor_anybodys_pages(ready: tuple[Driver,
     driver.step([(seq, len(seq.prompt)) for seq in seqs])
     work = [driver.work(seq, 1) for seq in seqs]
     with torch.inference_mode():
-        expected = engine.run(work)
+        expected = engine.run(work).logits
         before = [pages.keys[:-1].clone() for pages in engine.cache.layers]
-        found = engine.run(padded(work, 8, engine.cache.scratch_page))
+        found = engine.run(padded(work, 8, engine.cache.scratch_page)).logits
     assert found.shape[0] == 8
     torch.testing.assert_close(found[:3], expected)
     for pages, kept in zip(engine.cache.layers, before, strict=True):

@@ -31,7 +31,7 @@ def logits(engine: LocalEngine, *works: Work) -> torch.Tensor:
     named = [w._replace(seq_id=str(i)) for i, w in enumerate(works)]
     engine.step(Batch(Phase.PREFILL, tuple(named)))
     with torch.inference_mode():
-        return engine._ready.run([named[-1]]).clone()
+        return engine._ready.run([named[-1]]).logits.clone()
 
 
 def content(engine: LocalEngine, page_id: int) -> list[torch.Tensor]:

@@ -1,0 +1,40 @@
+"""Texts, and pairs of them, as a model wants them that makes vectors."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from dynamo_serve.text.tokenizer import INLINE_CHARACTERS, Tokenizer
+
+
+class Input(NamedTuple):
+    """The ids of a text or of a pair, whose second text begins at `second_at` (0: of one kind)."""
+
+    ids: Sequence[int]
+    second_at: int = 0
+
+
+async def encode(
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    *,
+    before: str | None = None,
+    most: int | None = None,
+) -> list[Input]:
+    """Each of `texts`, or `before` and it as a pair, with the special tokens that the model wants;
+    of what is longer than `most` tokens the text is cut. On a thread if there is much of it."""
+    if sum(map(len, texts)) + len(before or "") <= INLINE_CHARACTERS:
+        return _encode(tokenizer, texts, before, most)
+    return await asyncio.to_thread(_encode, tokenizer, texts, before, most)
+
+
+def _encode(
+    tokenizer: Tokenizer, texts: Sequence[str], before: str | None, most: int | None
+) -> list[Input]:
+    return [_input(*made) for made in tokenizer.encode_pairs(texts, before, most)]
+
+
+def _input(ids: Sequence[int], kinds: Sequence[int]) -> Input:
+    return Input(ids, kinds.index(1) if 1 in kinds else 0)
