@@ -12,7 +12,6 @@ ASIDE = ("numpy", "zod")  # asked for by others of them, not clients
 LATER = (
     "anthropic",
     "langchain-anthropic",
-    "llama-index-embeddings-openai-like",
     "@ai-sdk/anthropic",
 )
 

@@ -16,7 +16,7 @@ import pytest
 
 from dynamo_serve.bench.own_server import free_port
 from scripts.clients import PYTHON, PYTHON_OPENAI_2
-from tests.clients import test_openai, test_responses
+from tests.clients import test_embeddings, test_openai, test_responses
 from tests.clients.conftest import PATIENCE_S, Programs, environment, python, skip_without
 
 LOOK_EVERY_S = 0.2
@@ -50,7 +50,13 @@ def proxy(url: str, tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
 
 def settings(url: str) -> dict[str, Any]:
     """One model, as LiteLLM's documents say for a server of OpenAI's kind."""
-    params = {"model": "openai/dserve-tiny", "api_base": f"{url}/v1", "api_key": "none"}
+    params = {
+        "model": "openai/dserve-tiny",
+        "api_base": f"{url}/v1",
+        "api_key": "none",
+        # Else it refuses the field by itself unless the model is called text-embedding-3-something.
+        "allowed_openai_params": ["dimensions"],
+    }
     return {
         "model_list": [{"model_name": "dserve-tiny", "litellm_params": params}],
         "general_settings": {"dangerously_permit_weak_or_unset_master_key": True},
@@ -85,3 +91,9 @@ def test_chat(programs: Programs, proxy: str, feature: str) -> None:
 def test_responses_through_it(programs: Programs, proxy: str, feature: str) -> None:
     judge = test_responses.JUDGES[feature]
     judge(programs.ask(PYTHON, "responses_client.py", feature, proxy))
+
+
+@pytest.mark.parametrize("feature", test_embeddings.EMBEDDING)
+def test_embeddings_through_it(programs: Programs, proxy: str, feature: str) -> None:
+    judge = test_embeddings.EMBEDDING[feature]
+    judge(programs.ask(PYTHON, "embedding_clients.py", feature, proxy))
