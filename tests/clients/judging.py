@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 MIA = {"name": "Mia", "age": 31}
+SIZE = 256  # of the bundled model's hidden states
 PARIS = ["get_weather", {"city": "Paris"}]
 
 
@@ -84,6 +85,10 @@ def own_loop(told: Any) -> None:
 def logprobs(told: Any) -> None:
     assert told["text"] == told["whole"]
     assert set(told["tops"]) == {2}
+
+
+def two_vectors(told: Any) -> None:
+    assert told == [SIZE, SIZE]
 
 
 def refusal(told: Any) -> None:

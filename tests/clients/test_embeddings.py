@@ -1,4 +1,4 @@
-"""Embeddings: the official clients, LangChain, LlamaIndex over documents of a folder, the AI SDK."""
+"""Embeddings: the official client, LangChain, LlamaIndex over documents of a folder, the AI SDK."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 
 from scripts.clients import NODE, PYTHON, PYTHON_OPENAI_2
+from tests.clients import judging
 from tests.clients.conftest import Programs
 from tests.clients.judging import Judge
-
-SIZE = 256  # of the bundled model's hidden states
 
 
 def all_found(told: Any) -> None:
@@ -24,13 +23,9 @@ def from_the_document(told: Any) -> None:
 
 
 def equal_vectors(told: Any) -> None:
-    assert set(told["sizes"]) == {SIZE}
+    assert set(told["sizes"]) == {judging.SIZE}
     assert told["gap"] < 1e-6
     assert told["tokens"] > len(told["sizes"])
-
-
-def sizes(told: Any) -> None:
-    assert told == [SIZE, SIZE]
 
 
 def shortened(told: Any) -> None:
@@ -64,4 +59,4 @@ def test_answers_from_local_documents(programs: Programs, url: str, feature: str
 
 
 def test_ai_sdk(programs: Programs, url: str) -> None:
-    sizes(programs.ask(NODE, "ai_sdk_providers.mjs", "embeddings", url))
+    judging.two_vectors(programs.ask(NODE, "ai_sdk_providers.mjs", "embeddings", url))

@@ -38,7 +38,13 @@ JUDGES: dict[str, Judge] = {
     "refusal": judging.refusal,
 }
 PYTHON = {**JUDGES, "several_at_once": judging.sums_are_right}
-NODE = {**JUDGES, "run_tools": judging.own_loop}
+NODE = {
+    **JUDGES,
+    "run_tools": judging.own_loop,
+    "responses": judging.stream,
+    "responses_parse": judging.is_mia,
+    "embeddings": judging.two_vectors,
+}
 
 
 @pytest.mark.parametrize("kit", [clients.PYTHON, clients.PYTHON_OPENAI_2], ids=["3", "2"])

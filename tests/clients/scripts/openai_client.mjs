@@ -1,7 +1,7 @@
 // The official client for Node.
 
 import OpenAI from "openai";
-import { zodFunction, zodResponseFormat } from "openai/helpers/zod";
+import { zodFunction, zodResponseFormat, zodTextFormat } from "openai/helpers/zod";
 import { z } from "zod";
 import { BASE, FOX, GET_WEATHER, MIA, MODEL, SUM, SUNNY, WEATHER, tell } from "./telling.mjs";
 
@@ -164,6 +164,38 @@ async function completion() {
   return { finish: answer.choices[0].finish_reason, tokens: answer.usage.completion_tokens };
 }
 
+async function responses() {
+  const events = client.responses.stream({ model: MODEL, input: FOX, temperature: 0 });
+  const pieces = [];
+  for await (const event of events) {
+    if (event.type === "response.output_text.delta") pieces.push(event.delta);
+  }
+  const usage = (await events.finalResponse()).usage;
+  const whole = await client.responses.create({ model: MODEL, input: FOX, temperature: 0 });
+  return {
+    text: pieces.join(""),
+    pieces: pieces.length,
+    whole: whole.output_text,
+    tokens: [usage.output_tokens],
+  };
+}
+
+async function responses_parse() {
+  const parsed = await client.responses.parse({
+    model: MODEL,
+    input: MIA,
+    text: { format: zodTextFormat(Person, "person") },
+    temperature: 0,
+  });
+  return parsed.output_parsed;
+}
+
+async function embeddings() {
+  const input = ["A cat sleeps.", "A page is a run of KV slots."];
+  const answer = await client.embeddings.create({ model: MODEL, input });
+  return answer.data.map((item) => item.embedding.length);
+}
+
 // A fault comes as the client's own class, with the field at fault.
 async function refusal() {
   try {
@@ -190,5 +222,8 @@ await tell({
   run_tools,
   logprobs,
   completion,
+  responses,
+  responses_parse,
+  embeddings,
   refusal,
 });
