@@ -197,8 +197,8 @@ def test_a_product_that_is_no_plain_one_is_left_to_transformers(
     class Adapted(torch.nn.Linear):  # type: ignore[misc]
         """Stands for an adapter or a quantized layer: other arithmetic behind the same weights."""
 
-    def with_adapter(*args: Any) -> Any:
-        model = load(*args)
+    def with_adapter(*args: Any, **more: Any) -> Any:
+        model = load(*args, **more)
         model.model.layers[1].mlp.down_proj.__class__ = Adapted
         return model
 

@@ -143,7 +143,7 @@ class LocalEngine:
         masks = self._matchers.finish(followers, is_alone=len(followers) == len(work))
         rows = _rows(work, histories, masks)
         choices = choose(computed.logits, rows) if rows else []
-        if len(looked_at) > 1 and not _is_sound(choices, computed):
+        if len(rows) + len(pooled) > 1 and not _is_sound(choices, computed):
             # Rows attended in one call see each other's values times zero, and NaN times zero is
             # NaN: alone and without drafts, only those at fault fail. What the others wrote in
             # this step is written again.

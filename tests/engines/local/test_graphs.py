@@ -68,7 +68,8 @@ def test_static_shapes_depend_on_the_size_alone() -> None:
     shapes = []
     for some in ((), work[:1], work):
         step, args = static_inputs(some, 4, geometry, CPU)
-        tensors = [*step[1:], args.query_starts, args.kv_lengths, args.page_table]
+        assert step.state_index is None
+        tensors = [*step[1:5], args.query_starts, args.kv_lengths, args.page_table]
         shapes.append([(t.shape, t.dtype) for t in tensors] + [args.max_query, args.max_kv])
         assert args.page_table[-1].tolist() == [96] + [0] * 9
         assert int(step.slots[-1]) == 96 * 4 and int(args.kv_lengths[-1]) == 1
