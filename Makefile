@@ -5,7 +5,7 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11 python; do \
   $$python -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: serve test mutants check sanitize install test-gpu bench reference triton
+.PHONY: serve test mutants check sanitize install test-gpu bench reference triton clients
 
 serve: install
 	$(BIN)/dynamo-serve serve $(ARGS)
@@ -36,6 +36,10 @@ bench: install
 # A real NVIDIA Triton server in an environment of its own, with triton_models/: docs/triton.md.
 triton: install
 	$(BIN)/python -m scripts.tritonserver $(ARGS)
+
+# Client packages, unmodified, in environments of their own, for tests/clients: docs/clients.md.
+clients: install
+	$(BIN)/python -m scripts.clients
 
 reference: install
 	$(BIN)/python -m dynamo_serve.reference

@@ -93,7 +93,7 @@ CHAT: dict[str, Known] = {
     "modalities": refused("the answer is text", only(["text"])),
     "audio": refused("the answer is text"),
     "prediction": bookkeeping("could only change the speed"),
-    "verbosity": refused("say it in the messages"),
+    "verbosity": refused("say it in the messages", only("medium")),
     "web_search_options": refused("there is no web search"),
     "echo": refused("messages are not repeated", only(False)),
     "add_generation_prompt": refused("the answer is always a new message", only(True)),

@@ -216,7 +216,7 @@ def _check(body: Body, num_prompts: int, bounds: Bounds) -> None:
     if body.stream_options is not None and not body.stream:
         raise InvalidRequest("'stream_options' needs 'stream': true.", param="stream_options")
     if isinstance(body, ChatRequest):
-        if body.top_logprobs is not None and not body.logprobs:
+        if body.top_logprobs and not body.logprobs:
             raise InvalidRequest("'top_logprobs' needs 'logprobs': true.", param="top_logprobs")
         if None not in (body.max_tokens, body.max_completion_tokens) and (
             body.max_tokens != body.max_completion_tokens

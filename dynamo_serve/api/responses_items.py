@@ -81,7 +81,7 @@ def _referred(id: str, path: str, tenant: str, store: ResponseStore) -> Item:
             return items_of([item])[0]
     raise InvalidRequest(
         f"'{path}.id': there is no item {id[:MAX_SHOWN]!r} in a response that is kept here. Send "
-        "the item itself.",
+        "the item itself, as clients do that are told store: false.",
         param=f"{path}.id",
     )
 

@@ -145,7 +145,7 @@ def real() -> Generator[openai.OpenAI]:
     path = str(bundled.path())
     settings = Config(
         engine=EngineSection(process=False, device="cpu", threads=1),
-        model=ModelSection(max_model_len=512),
+        model=ModelSection(max_model_len=512, dtype="float32"),
         cache=CacheSection(num_pages=256),
     )
     service = Service(settings, model_path=path)

@@ -240,6 +240,8 @@ def test_bookkeeping_fields_change_nothing(client: openai.OpenAI) -> None:
         response_format={"type": "text"},
         tools=[],
         tool_choice="none",
+        verbosity="medium",
+        top_logprobs=0,
         extra_body={"best_of": 1},
     )
     assert marked.choices[0].message.content == plain.choices[0].message.content

@@ -103,7 +103,7 @@ def test_an_answer_in_json_does_not_shut_tools_out(base: str) -> None:
 
 
 def test_two_steps_with_the_model_that_ships_with_us(base: str) -> None:
-    """The tour of docs/tools.md."""
+    """As the tour of the README has it."""
     messages: list[Any] = [{"role": "user", "content": "What is the weather in Paris?"}]
     args: Any = {"model": "tiny", "tools": [WEATHER], "temperature": 0}
     with client_of(base) as client:

@@ -181,9 +181,11 @@ LAW: dict[str, tuple[str, ...]] = {
             "uvicorn.",
         ),
     ),
+    "dynamo_serve.reference_tables": (),
+    "dynamo_serve.reference_http": ("", "api.", "config", "errors", "reference_tables"),
     "dynamo_serve.reference": (
-        *("", "api.", "cli", "config", "errors", "metrics_declared", "metrics_histogram"),
-        *("settings", "settings_key"),
+        *("", "cli", "config", "metrics_declared", "metrics_histogram", "reference_http"),
+        *("reference_tables", "settings", "settings_key"),
     ),
 }
 
