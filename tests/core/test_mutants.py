@@ -28,6 +28,7 @@ PINS = ("test_pins.py",)
 PARTS = ("test_page_parts.py", "test_views_cache.py", "test_tiers.py")
 LADDER = ("test_controller.py", "test_rungs.py", "test_backlog.py")
 GROUPS = ("test_grouping.py",)
+POOLING = ("test_pooling.py",)
 HELPERS = ("traffic.py", "playing.py", "tiers.py")
 
 BROKEN_BOOKS = {
@@ -829,7 +830,7 @@ BROKEN_PARTS = {
         "            seq.num_unseen = seq.num_computed\n",
         "",
     ),
-    "part: let suspects copy": ("page_parts.py", "if seq.is_suspect:", "if False:"),
+    "part: let suspects copy": ("page_parts.py", "if seq.is_suspect or ", "if "),
     "part: copy one token too few": ("batch.py", "place], num_tokens)", "place], num_tokens - 1)"),
     "part: copy while pages are restored": (
         "hits.py",
@@ -894,6 +895,37 @@ BROKEN_GROUPS = {
     ),
 }
 
+BROKEN_POOLING = {
+    "build a mean on what is cached": ("request.py", 'return self.kind != "last"', "return False"),
+    "copy part of a page for a mean": (
+        "page_parts.py",
+        "if seq.is_suspect or seq.is_read_whole:",
+        "if seq.is_suspect:",
+    ),
+    "lose the vector": ("lifecycle.py", "artifact=last.artifact", "artifact=None"),
+    "count no vector as a first token": (
+        "lifecycle.py",
+        "if tokens or out.artifact is not None:",
+        "if tokens:",
+    ),
+    "learn from vectors how long answers are": (
+        "sequence.py",
+        "or self.request.pooling is not None:",
+        "or False:",
+    ),
+    "cut what has to be whole": ("intake.py", "if not self.limits.whole_prompts:", "if True:"),
+    "share a step where prompts are whole": (
+        "intake.py",
+        "parts = pending if self.limits.whole_prompts else",
+        "parts =",
+    ),
+    "cut a suspect that has to be whole": (
+        "quarantine.py",
+        "if not limits.whole_prompts:",
+        "if True:",
+    ),
+}
+
 MUTANTS = {
     **{name: (BOOKS, mutant) for name, mutant in BROKEN_BOOKS.items()},
     **{name: (SHARED, mutant) for name, mutant in BROKEN_SHARING.items()},
@@ -909,6 +941,7 @@ MUTANTS = {
     **{name: (PARTS, mutant) for name, mutant in BROKEN_PARTS.items()},
     **{name: (TOLD, mutant) for name, mutant in BROKEN_ANSWERS.items()},
     **{name: (GROUPS, mutant) for name, mutant in BROKEN_GROUPS.items()},
+    **{name: (POOLING, mutant) for name, mutant in BROKEN_POOLING.items()},
 }
 
 
@@ -925,7 +958,8 @@ def copied(folder: Path) -> Path:
     package = folder / "dynamo_serve"
     shutil.copytree(ROOT / "dynamo_serve" / "core", package / "core")
     (package / "engines").mkdir()
-    shutil.copy(ROOT / "dynamo_serve" / "engines" / "fake.py", package / "engines")
+    for name in ("fake.py", "fake_pooling.py"):
+        shutil.copy(ROOT / "dynamo_serve" / "engines" / name, package / "engines")
     suite = folder / "tests" / "core"
     suite.mkdir(parents=True)
     for file in (package, package / "engines", suite.parent, suite):
