@@ -29,6 +29,7 @@ PARTS = ("test_page_parts.py", "test_views_cache.py", "test_tiers.py")
 LADDER = ("test_controller.py", "test_rungs.py", "test_backlog.py")
 GROUPS = ("test_grouping.py",)
 SCORES = ("test_prompt_logprobs.py",)
+POOLING = ("test_pooling.py",)
 HELPERS = ("traffic.py", "playing.py", "tiers.py")
 
 BROKEN_BOOKS = {
@@ -830,7 +831,7 @@ BROKEN_PARTS = {
         "            seq.num_unseen = seq.num_computed\n",
         "",
     ),
-    "part: let suspects copy": ("page_parts.py", "if seq.is_suspect:", "if False:"),
+    "part: let suspects copy": ("page_parts.py", "if seq.is_suspect or ", "if "),
     "part: copy one token too few": ("batch.py", "place], num_tokens)", "place], num_tokens - 1)"),
     "part: copy while pages are restored": (
         "hits.py",
@@ -896,11 +897,10 @@ BROKEN_GROUPS = {
 }
 
 BROKEN_SCORES = {
-    "score what is cached": ("lifecycle.py", "if seq.is_read_whole:", "if False:"),
-    "score what is copied": (
-        "page_parts.py",
-        "seq.is_suspect or seq.is_read_whole",
-        "seq.is_suspect",
+    "score what is cached": (
+        "sequence.py",
+        "return self.scores if pooling is None",
+        "return False if pooling is None",
     ),
     "tell of a prompt what was lost with its pages": (
         "hits.py",
@@ -913,6 +913,37 @@ BROKEN_SCORES = {
         "[self.position :]",
     ),
     "throw scores of a chunk away": ("lifecycle.py", "seq.prompt_logprobs += ", "_ = "),
+}
+
+BROKEN_POOLING = {
+    "build a mean on what is cached": ("request.py", 'return self.kind != "last"', "return False"),
+    "copy part of a page for a mean": (
+        "page_parts.py",
+        "if seq.is_suspect or seq.is_read_whole:",
+        "if seq.is_suspect:",
+    ),
+    "lose the vector": ("lifecycle.py", "artifact=last.artifact", "artifact=None"),
+    "count no vector as a first token": (
+        "lifecycle.py",
+        "if tokens or out.artifact is not None:",
+        "if tokens:",
+    ),
+    "learn from vectors how long answers are": (
+        "sequence.py",
+        "or self.request.pooling is not None:",
+        "or False:",
+    ),
+    "cut what has to be whole": ("intake.py", "if not self.limits.whole_prompts:", "if True:"),
+    "share a step where prompts are whole": (
+        "intake.py",
+        "parts = pending if self.limits.whole_prompts else",
+        "parts =",
+    ),
+    "cut a suspect that has to be whole": (
+        "quarantine.py",
+        "if not limits.whole_prompts:",
+        "if True:",
+    ),
 }
 
 MUTANTS = {
@@ -931,6 +962,7 @@ MUTANTS = {
     **{name: (TOLD, mutant) for name, mutant in BROKEN_ANSWERS.items()},
     **{name: (GROUPS, mutant) for name, mutant in BROKEN_GROUPS.items()},
     **{name: (SCORES, mutant) for name, mutant in BROKEN_SCORES.items()},
+    **{name: (POOLING, mutant) for name, mutant in BROKEN_POOLING.items()},
 }
 
 
@@ -947,7 +979,8 @@ def copied(folder: Path) -> Path:
     package = folder / "dynamo_serve"
     shutil.copytree(ROOT / "dynamo_serve" / "core", package / "core")
     (package / "engines").mkdir()
-    shutil.copy(ROOT / "dynamo_serve" / "engines" / "fake.py", package / "engines")
+    for name in ("fake.py", "fake_pooling.py"):
+        shutil.copy(ROOT / "dynamo_serve" / "engines" / name, package / "engines")
     suite = folder / "tests" / "core"
     suite.mkdir(parents=True)
     for file in (package, package / "engines", suite.parent, suite):

@@ -82,6 +82,17 @@ def test_only_the_last_token_may_build_on_what_is_cached() -> None:
     assert last_of(harness, asks("mean", prompt)).cached_tokens == 0
 
 
+def test_a_mean_copies_no_part_of_a_page_either() -> None:
+    head = tuple(range(10))
+    for kind, cached in (("last", 10), ("mean", 0)):
+        harness = harness_of(engine_of(page_size=16), Limits())
+        harness.generate(Request("chat", (*head, *[11] * 22), 1))
+        request = asks("a", (*head, 12, 13), kind)
+        harness.generate(request)
+        last = last_of(harness, request)
+        assert (last.cached_tokens, last.artifact) == (cached, vector(request.prompt_ids, kind))
+
+
 def test_what_a_mean_computes_is_found_by_others() -> None:
     harness = harness_of(engine_of(), Limits())
     prompt = tuple(range(14))
