@@ -105,7 +105,7 @@ class Metrics:
         self, request: Request, event: TokenEvent, now: float, previous: float | None
     ) -> None:
         """Count one event of a request; `previous` is when its last tokens came, if any did."""
-        if event.token_ids:
+        if event.token_ids or event.artifact is not None:
             if previous is None:
                 self._ttft.observe(now - request.arrival)
             else:

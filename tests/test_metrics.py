@@ -85,6 +85,12 @@ def test_first_tokens_are_ttft_and_later_ones_are_gaps() -> None:
     assert value(source, "dserve_itl_seconds_bucket", {"le": "0.005"}) == 1
 
 
+def test_a_vector_is_a_first_token() -> None:
+    source = metrics()
+    source.on_event(REQUEST, TokenEvent("r", (), artifact=b"1234"), 100.25, None)
+    assert value(source, "dserve_ttft_seconds_count") == 1
+
+
 def test_a_value_on_a_bound_falls_in_that_bucket() -> None:
     source = metrics()
     source.on_event(REQUEST, TokenEvent("r", (5,)), 101.0, None)

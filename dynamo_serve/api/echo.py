@@ -39,14 +39,18 @@ class Echo:
         tops = [likeliest(_cut(score, self._num_top), self._tokenizer) for score in scores]
         prompt: Json = {
             "tokens": [name(token_id) for token_id in self._ids],
-            "token_logprobs": [None, *(finite(score.logprob) for score in scores)],
-            "top_logprobs": [None, *tops],
+            "token_logprobs": self._for_each([finite(score.logprob) for score in scores]),
+            "top_logprobs": self._for_each(tops),
             "text_offset": self._offsets(),
         }
         return {
             "text": text,
             "logprobs": {key: [*values, *own.get(key, ())] for key, values in prompt.items()},
         }
+
+    def _for_each(self, values: Sequence[Any]) -> list[Any]:
+        """None for the first token, and for all of a prompt that was never computed."""
+        return [None, *values, *[None] * (len(self._ids) - 1 - len(values))]
 
     def _offsets(self) -> list[int]:
         offsets, end = [], 0
@@ -62,10 +66,14 @@ def likeliest(token: TokenLogprob, tokenizer: Tokenizer) -> dict[str, float]:
     return {tokenizer.token_text(i): finite(logprob) for i, logprob in pairs}
 
 
-def told(job: Job, scores: Sequence[TokenLogprob], tokenizer: Tokenizer) -> list[Json | None]:
-    """The log probabilities of a prompt, as vLLM has them."""
+def told(
+    job: Job, index: int, scores: Sequence[TokenLogprob], tokenizer: Tokenizer
+) -> list[Json | None]:
+    """The log probabilities of the prompt of a choice, as vLLM has them; None for the first token,
+    and for all of a prompt that was never computed."""
     num_top = job.prompt_logprobs or 0
-    return [None, *(_by_id(_cut(score, num_top), tokenizer) for score in scores)]
+    known = [_by_id(_cut(score, num_top), tokenizer) for score in scores]
+    return [None, *known, *[None] * (len(job.requests[index].prompt_ids) - 1 - len(known))]
 
 
 def _by_id(score: TokenLogprob, tokenizer: Tokenizer) -> Json:

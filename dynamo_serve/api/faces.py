@@ -48,7 +48,7 @@ class OpenAIFace:
         body = Envelope(self._job, self._renderer).whole(choices, tally.usage())
         if self._job.prompt_logprobs is not None and not self._job.continues_text:
             scores = answers[0][0].prompt_logprobs
-            body["prompt_logprobs"] = told(self._job, scores, self._tokenizer)
+            body["prompt_logprobs"] = told(self._job, 0, scores, self._tokenizer)
         return body
 
 

@@ -53,6 +53,8 @@ RESPONSES: dict[str, Known] = {
     "reasoning_effort": refused("use reasoning.effort"),
     "logprobs": refused(f"use include: [{LOGPROBS!r}]", only(False)),
     "return_token_ids": refused("see /tokenize", only(False)),
+    "prompt_logprobs": refused("use /v1/chat/completions or /v1/completions"),
+    "echo": refused("items are not repeated", only(False)),
 }
 MESSAGE_ITEM: dict[str, Known] = {
     "status": RETURNED,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from functools import partial
+
 from fastapi import Request, Response
 
 from dynamo_serve.api.auth import credentials
@@ -59,5 +62,6 @@ def job_of(
 async def respond_to(edge: Edge, http: Request, job: Job) -> Response:
     """The answer of a job, as JSON or as a stream."""
     updates = run(job, edge.service, edge.tokenizer, abort(http))
-    face = face_of(job, edge.tokenizer)
+    make = partial(face_of, job, edge.tokenizer)
+    face = await asyncio.to_thread(make) if job.echo else make()
     return await respond(http, job, updates, face, edge.server.ping_interval_s)

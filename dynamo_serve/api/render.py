@@ -135,7 +135,10 @@ class CompletionRenderer:
     def __init__(self, job: Job, tokenizer: Tokenizer) -> None:
         self._job = job
         self._tokenizer = tokenizer
-        self._echoes: dict[int, Echo] = {}
+        # Of each prompt: made once, and by whoever makes this, for it takes a while.
+        self._echoes = [
+            Echo(ids, tokenizer, job.logprobs) for ids in (job.prompts if job.echo else ())
+        ]
 
     def opening(self, index: int, first: Delta) -> Json | None:
         if not (self._job.return_token_ids or self._job.echo):
@@ -148,10 +151,7 @@ class CompletionRenderer:
         return choice
 
     def _echo(self, index: int) -> Echo:
-        if index not in self._echoes:
-            request = self._job.requests[index]
-            self._echoes[index] = Echo(request.prompt_ids, self._tokenizer, self._job.logprobs)
-        return self._echoes[index]
+        return self._echoes[index // self._job.n]
 
     def choice(self, index: int, delta: Delta, *, streamed: bool) -> Json:
         choice: Json = {
@@ -163,7 +163,9 @@ class CompletionRenderer:
         if self._job.echo and not streamed:
             choice |= self._echo(index).before(choice, delta.prompt_logprobs)
         if self._job.prompt_logprobs is not None:
-            choice["prompt_logprobs"] = told(self._job, delta.prompt_logprobs, self._tokenizer)
+            choice["prompt_logprobs"] = told(
+                self._job, index, delta.prompt_logprobs, self._tokenizer
+            )
         if self._job.return_token_ids:
             choice["token_ids"] = delta.token_ids
             if not streamed:

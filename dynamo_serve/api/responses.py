@@ -63,6 +63,9 @@ def responses_routes(edge: Edge, store: ResponseStore) -> APIRouter:
     async def count(http: Request) -> Response:
         """How many tokens the prompt of such a request has. Nothing is generated."""
         turn = await _turn(edge, http, store)
+        edge.model_name(turn.body.model)
+        edge.service.check_open()
+        store.wants(turn.body.store)
         with turn.chat.in_our_terms():
             ids, _ = await chat_prompt(turn.chat.request, edge.tokenizer, edge.dialect)
         return answer({**COUNTED, "input_tokens": len(ids)})

@@ -52,9 +52,14 @@ def conversation(body: ResponsesRequest, tenant: str, store: ResponseStore) -> l
         placed += [Placed(item, "previous_response_id") for item in items_of(kept)]
     if isinstance(body.input, str):
         return [*placed, Placed(_said(body.input), "input")]
+    known: dict[str, dict[str, Json]] = {}
     for i, item in enumerate(body.input):
         path = f"input[{i}]"
-        meant = _referred(item.id, path, tenant, store) if isinstance(item, ReferenceItem) else item
+        meant = (
+            _referred(item.id, path, tenant, store, known)
+            if isinstance(item, ReferenceItem)
+            else item
+        )
         placed.append(Placed(meant, path))
     return placed
 
@@ -69,16 +74,20 @@ def items_of(kept: list[Json]) -> list[Item]:
     return list(body.input) if body is not None and not isinstance(body.input, str) else []
 
 
-def _referred(id: str, path: str, tenant: str, store: ResponseStore) -> Item:
+def _referred(
+    id: str, path: str, tenant: str, store: ResponseStore, known: dict[str, dict[str, Json]]
+) -> Item:
+    """The kept item of that id. `known` has the items of each response that was looked into."""
     _, _, rest = id.partition("_")
     response_id = f"resp_{rest.partition('_')[0]}"
-    try:
-        kept = store.everything(tenant, response_id)
-    except ResponseNotFound:
-        kept = []
-    for item in kept:
-        if item["id"] == id:
-            return items_of([item])[0]
+    if response_id not in known:
+        try:
+            kept = store.everything(tenant, response_id)
+        except ResponseNotFound:
+            kept = []
+        known[response_id] = {item["id"]: item for item in kept}
+    if id in known[response_id]:
+        return items_of([known[response_id][id]])[0]
     raise InvalidRequest(
         f"'{path}.id': there is no item {id[:MAX_SHOWN]!r} in a response that is kept here. Send "
         "the item itself, as clients do that are told store: false.",

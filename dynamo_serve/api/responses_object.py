@@ -100,7 +100,7 @@ class ResponseWriter:
         begun = self._beginning() if not self._number else b""
         code = "rate_limit_exceeded" if isinstance(error, QuotaExceeded) else "server_error"
         ends = [self._event(*event) for event in self._output.cut()]
-        told = self._told("failed", {"code": code, "message": error.message})
+        told = self._told("failed", {"code": code, "message": error.message}) | {"store": False}
         return begun + b"".join(ends) + self._event("response.failed", {"response": told})
 
     def take(self, delta: Delta) -> list[Event]:

@@ -7,11 +7,13 @@ import secrets
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, NamedTuple, NoReturn
 
 from fastapi import Request as Http
 from starlette.responses import Response
 
+from dynamo_serve.api.auth import credentials
 from dynamo_serve.api.edge import Edge
 from dynamo_serve.api.render import to_json
 from dynamo_serve.api.schema_vectors import Vectors
@@ -101,7 +103,7 @@ def asked(edge: Edge, http: Http, body: Vectors, wanted: Wanted, prefix: str) ->
     """The requests of a call. Raises `ContextTooLong` or `InvalidRequest` naming the input."""
     _check_lengths(wanted, edge.service.spec.max_model_len)
     # Asked again: between the headers and the end of the body the tenants may have been reloaded.
-    caller = edge.access.caller(http.headers.get("authorization"))
+    caller = edge.access.caller(credentials(http.headers))
     tenancy, header = edge.access.tenancy, http.headers.get(HEADER)
     terms = terms_of(body, header, caller.tenant, tenancy, edge.max_queue_delay)
     call = Asked(f"{prefix}-{secrets.token_hex(12)}", ())
@@ -157,7 +159,8 @@ async def _together(service: Service, requests: Sequence[Request]) -> list[bytes
     left = iter(requests)
 
     async def one_after_another() -> None:
-        for request in left:
+        for request in left:  # it has not waited for the server before, but for those before it
+            request = replace(request, arrival=time.monotonic())  # noqa: PLW2901
             found[request.id] = await _vector(service, request)
 
     try:

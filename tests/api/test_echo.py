@@ -12,6 +12,7 @@ import openai
 import pytest
 
 from dynamo_serve import bundled
+from dynamo_serve.api.echo import Echo
 from dynamo_serve.config import CacheSection, Config, EngineSection, ModelSection
 from dynamo_serve.service import Service
 from dynamo_serve.text.tokenizer import Tokenizer
@@ -34,6 +35,15 @@ def test_echo_puts_the_prompt_before_the_text(url: str) -> None:
     assert ask(url, echo=True)["choices"][0]["text"] == PROMPT + without
     two = ask(url, prompt=["one", "two"], n=2, echo=True)["choices"]
     assert [choice["text"][:3] for choice in two] == ["one", "one", "two", "two"]
+
+
+def test_a_prompt_that_was_never_computed_has_an_entry_for_each_token(
+    tokenizer: Tokenizer,
+) -> None:
+    ids = tokenizer.encode(PROMPT)
+    told = Echo(ids, tokenizer, 1).before({"text": "", "logprobs": None}, ())["logprobs"]
+    assert {len(values) for values in told.values()} == {len(ids)} and len(ids) > 1
+    assert set(told["token_logprobs"]) == {None}
 
 
 def test_echo_of_nothing_else(url: str) -> None:

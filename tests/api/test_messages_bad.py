@@ -253,13 +253,19 @@ def test_a_key_may_come_in_either_header(model_folder: str, tokenizer: Tokenizer
             if answer.status_code != 200:
                 assert fault(answer)[0] == "authentication_error"
         chat = {"messages": HELLO, "max_tokens": 2}
-        elsewhere = httpx.post(
-            f"{base}/v1/chat/completions", json=chat, headers={"x-api-key": "secret"}
-        )
+        elsewhere = {
+            httpx.post(base + path, json=sent, headers={"x-api-key": "secret"}).status_code
+            for path, sent in {
+                "/v1/chat/completions": chat,
+                "/v1/responses": {"input": "hello", "max_output_tokens": 2},
+                "/v1/embeddings": {"input": "hello"},
+                "/v1/rerank": {"query": "hello", "documents": ["world"]},
+            }.items()
+        }
     assert statuses == {
         **{"none": 401, "x-api-key": 200, "bearer": 200, "wrong": 401, "wrong bearer": 401}
     }
-    assert elsewhere.status_code == 200
+    assert elsewhere == {200}
 
 
 @pytest.fixture(scope="session")

@@ -253,6 +253,11 @@ def test_items_become_the_messages_that_templates_know() -> None:
             f"{base}{PATH}/input_tokens",
             json={"input": CONVERSATION, "instructions": "Be kind.", "tools": TOOLS},
         ).json()
+        wrong = [
+            httpx.post(f"{base}{PATH}/input_tokens", json={"input": "a", **fields}).status_code
+            for fields in ({"model": "nobody's"}, {"store": True})
+        ]
+    assert wrong == [404, 400]
     assert counted == {"object": "response.input_tokens", "input_tokens": len(prompt_ids)}
     turns = prompt.split("<|im_start|>")[2:]
     assert turns == [

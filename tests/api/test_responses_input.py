@@ -81,6 +81,8 @@ FAULTS: list[tuple[Json, str, str]] = [
     ({"min_tokens": 9, "max_output_tokens": 2}, "min_tokens", "more than the 2"),
     ({"temperature": 3}, "temperature", "less than or equal to 2"),
     ({"background": True}, "background", "at once, or as a stream"),
+    ({"prompt_logprobs": 1}, "prompt_logprobs", "/v1/completions"),
+    ({"echo": True}, "echo", "not repeated"),
     ({"conversation": "conv_1"}, "conversation", "use previous_response_id"),
     ({"prompt": {"id": "x"}}, "prompt", "instructions and input"),
     ({"truncation": "auto"}, "truncation", "never cut"),

@@ -177,7 +177,9 @@ class Tensors:
         if ask.sampling.temperature == 0 and "top_k" in self._names:
             # Its samplers divide by the temperature; the likeliest of one is the likeliest of all.
             values[self._names["top_k"]] = 1
-            values.update({name: 1.0 for name in ("temperature",) if name in values})
+            values.update(
+                {self._names[name]: 1.0 for name in ("temperature",) if name in self._names}
+            )
         return values
 
     def piece(self, outputs: Mapping[str, Sequence[Any]]) -> Piece | None:
@@ -225,7 +227,8 @@ class Dserve:
             "min_tokens": ask.min_tokens + num_output,
             "num_prompt": ask.num_prompt,
             "stop_ids": ask.stop_ids,
-            "sampling": asdict(ask.sampling),
+            # A server that is older than this one knows nothing of what is not asked for.
+            "sampling": {k: v for k, v in asdict(ask.sampling).items() if k != "prompt_logprobs"},
         }
         return {"input_ids": ask.ids, "request": json.dumps(wishes)}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -91,6 +92,8 @@ def test_the_llm_api_has_names_of_its_own_and_repeats_what_it_has_said() -> None
         **{"sampling_param_seed": 2**63 - 1, "return_finish_reason": True},
         "sampling_param_exclude_input_from_output": True,
     }
+    greedy = dialect.values(Ask("Hi", 5, 0, replace(SAMPLING, temperature=0.0)))
+    assert (greedy["sampling_param_temperature"], greedy["sampling_param_top_k"]) == (1.0, 1)
     assert {"top_p", "min_tokens", "repetition_penalty", "logprobs"} <= dialect.refused.keys()
     one = stream()
     for text, finish in ((b"", "None"), (b"na\xc3", "None"), ("naïve".encode(), "stop")):
