@@ -43,7 +43,7 @@ def watch():
 threading.Thread(target=watch, daemon=True).start()
 os._exit(server.wait() & 255)
 """
-READY_SECONDS = 60.0
+READY_SECONDS = 180.0
 LOOK_SECONDS = 0.05
 END_SECONDS = 8.0
 

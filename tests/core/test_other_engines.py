@@ -157,3 +157,25 @@ def test_a_fault_of_somebody_else_is_told_with_the_error() -> None:
     harness.generate(Request("r", (1, 2), 4))
     (last,) = harness.finish_of("r")
     assert (last.finish, last.error, last.fault) == (Finish.ERROR, "away", "unavailable")
+
+
+@pytest.mark.parametrize(
+    ("count", "told", "finish"),
+    [
+        (4, Finish.STOP, Finish.STOP),
+        (4, None, Finish.LENGTH),
+        (5, Finish.STOP, Finish.LENGTH),  # it has gone on for longer than it was to
+        (3, Finish.STOP, Finish.STOP),
+    ],
+)
+def test_who_ends_by_himself_with_the_last_token_has_not_been_cut(
+    count: int, told: Finish | None, finish: Finish
+) -> None:
+    engine = RemoteEngine(random.Random(0))
+    engine.step = lambda batch: [  # type: ignore[method-assign]
+        SequenceOutput(work.seq_id, (5,) * count, finish=told) for work in batch.work
+    ]
+    harness = Harness(engine, Limits(max_queue_delay=0.0))
+    harness.generate(Request("r", (1, 2), 4))
+    (last,) = harness.finish_of("r")
+    assert last.finish is finish

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Generator, Iterator
 from typing import Any
 
+import grpc
 import pytest
 from tritonclient.grpc import model_config_pb2, service_pb2
 
@@ -98,6 +99,27 @@ def test_a_server_that_takes_calls_and_answers_none_is_not_waited_for() -> None:
     with serving_grpc(sleeper) as endpoint:
         assert "DEADLINE_EXCEEDED" in start_of(endpoint)
         sleeper.cancelled.set()
+
+
+@pytest.mark.parametrize("call", ["ModelReady", "ModelConfig", "ModelStreamInfer"])
+def test_a_server_that_dies_at_the_start_is_named(call: str) -> None:
+    def dies(self: Any, request: Any, context: Any) -> Any:
+        context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
+
+    mortal = type("Mortal", (Actor,), {call: dies})(well)
+    with serving_grpc(mortal) as endpoint:
+        assert "was lost (UNAVAILABLE): Socket closed" in start_of(endpoint)
+
+
+def test_a_server_that_dies_behind_the_answer_costs_nothing() -> None:
+    def dies_after(request: Any, context: Any) -> Iterator[Any]:
+        yield said("all ")
+        yield said("well", "stop")
+        context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
+
+    with playing(dies_after) as (remote, _):
+        text, last = outcome(remote)
+        assert (text, last.finish) == ("all well", Finish.STOP)
 
 
 def test_a_type_that_nobody_knows_is_said_at_the_start() -> None:

@@ -244,10 +244,14 @@ def test_tensors_with_cut_characters_and_inferred_ends(tensors: httpx.Client) ->
 
 
 def test_many_streams_at_once_come_out_whole(tensors: httpx.Client, triton: Running) -> None:
-    prompts = [f"{i} b c d @pause=2 e f" for i in range(48)]
-    with ThreadPoolExecutor(48) as pool:
-        answers = list(pool.map(lambda prompt: complete(tensors, prompt).json(), prompts))
-    assert [answer["choices"][0]["text"] for answer in answers] == prompts
+    def streamed(prompt: str) -> str:
+        body = {"prompt": prompt, "max_tokens": 40, "stream": True}
+        with tensors.stream("POST", "/v1/completions", json=body) as answer:
+            return "".join(chunk["choices"][0]["text"] for chunk in events(answer))
+
+    prompts = [f"{i} b c d @pause=2 e f" for i in range(64)]
+    with ThreadPoolExecutor(64) as pool:
+        assert list(pool.map(streamed, prompts)) == prompts
     counts = {
         name: float(line.rpartition(" ")[2])
         for line in triton.metrics().splitlines()

@@ -90,6 +90,23 @@ def test_the_tokens_are_those_of_our_engine_outside(
     assert metric(inside, "step_sequences_total") > 2 * metric(inside, "steps_total"), "batched"
 
 
+def test_sixty_four_streams_share_their_steps(client: httpx.Client, inside: Running) -> None:
+    def streamed(number: int) -> int:
+        body = {"prompt": f"say {number}", "max_tokens": 50, "ignore_eos": True, "stream": True}
+        with client.stream("POST", "/v1/completions", json=body) as answer:
+            return sum(line.startswith("data: {") for line in answer.iter_lines())
+
+    def counted() -> list[float]:
+        return [metric(inside, f"{name}_total") for name in ("tokens", "step_sequences", "steps")]
+
+    before = counted()
+    with ThreadPoolExecutor(64) as pool:
+        assert all(pool.map(streamed, range(64)))
+    tokens, sequences, steps = (now - then for now, then in zip(counted(), before, strict=True))
+    assert tokens == 64 * 50
+    assert sequences / steps > 8, "batched step by step"
+
+
 def test_who_hangs_up_leaves_its_batch(client: httpx.Client, inside: Running) -> None:
     body = {"prompt": "on and on", "max_tokens": 200, "stream": True, "ignore_eos": True, "n": 8}
     before = metric(inside, "tokens_total")
