@@ -63,6 +63,8 @@ def responses_routes(edge: Edge, store: ResponseStore) -> APIRouter:
     async def count(http: Request) -> Response:
         """How many tokens the prompt of such a request has. Nothing is generated."""
         turn = await _turn(edge, http, store)
+        edge.model_name(turn.body.model)
+        edge.service.check_open()
         with turn.chat.in_our_terms():
             ids, _ = await chat_prompt(turn.chat.request, edge.tokenizer, edge.dialect)
         return answer({**COUNTED, "input_tokens": len(ids)})
@@ -98,7 +100,7 @@ def responses_routes(edge: Edge, store: ResponseStore) -> APIRouter:
 
 async def _turn(edge: Edge, http: Request, store: ResponseStore) -> Turn:
     body = await edge.body(http, ResponsesRequest)
-    placed = conversation(body, http.state.caller.tenant, store)
+    placed = conversation(body, http.state.caller.tenant, store, edge.server.max_body_bytes)
     return Turn(body, placed, Chat(body, placed))
 
 

@@ -253,6 +253,8 @@ def test_items_become_the_messages_that_templates_know() -> None:
             f"{base}{PATH}/input_tokens",
             json={"input": CONVERSATION, "instructions": "Be kind.", "tools": TOOLS},
         ).json()
+        unknown = httpx.post(f"{base}{PATH}/input_tokens", json={"input": "a", "model": "other"})
+    assert unknown.status_code == 404
     assert counted == {"object": "response.input_tokens", "input_tokens": len(prompt_ids)}
     turns = prompt.split("<|im_start|>")[2:]
     assert turns == [
