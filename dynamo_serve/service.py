@@ -113,18 +113,19 @@ class Service:
         *,
         keep_seconds: float = 0.0,
         on_stuck: Callable[[], None] = nobody,
+        is_begun: bool = False,
     ) -> AsyncGenerator[TokenEvent, None]:
         """Events of one request; the last has `finish`. Closing the generator cancels, or, with
-        `keep_seconds`, parks it: so long `rejoin` can go on with it.
-
-        It goes on through restarts of the engine. Waiting events are merged for a slow reader; one
-        who stands still has the request parked, and `on_stuck` called in the end. Raises `Shed`,
-        `ContextTooLong`, `Unavailable`, and `failure` for an ERROR, which is never yielded.
-        """
+        `keep_seconds`, parks it: so long `rejoin` can go on with it. Restarts of the engine do not
+        show. Waiting events are merged for a slow reader; one who stands still has the request
+        parked, and `on_stuck` called in the end. What `is_begun` belongs to a call that was
+        accepted: no drain refuses it. Raises `Shed`, `ContextTooLong`, `Unavailable`, and `failure`
+        for an ERROR, which is never yielded."""
 
         def begin() -> tuple[Delivery, Inbox]:
             try:
-                self.check_open()
+                if not (is_begun and self.state is State.DRAINING):
+                    self.check_open()
             except Unavailable as error:
                 self.turn_away(request, error)
             check_fits(request, self.spec)
@@ -292,8 +293,7 @@ class Service:
         self._wait_on(1.0)
 
     def _wait_on(self, least: float = 0.0) -> None:
-        seconds = max(least, self._restart_patience)
-        self._timers.start(GIVE_UP, seconds, self._give_up)
+        self._timers.start(GIVE_UP, max(least, self._restart_patience), self._give_up)
 
     def _tell(self, stats: Stats) -> None:
         self.stats = stats

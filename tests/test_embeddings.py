@@ -111,6 +111,9 @@ def test_a_cross_encoder_ranks_as_transformers_does() -> None:
         assert long.status_code == 400 and "'documents[0]' with 'query'" in long.text
         cut = {**body, "documents": ["page " * 90], "truncate_prompt_tokens": -1}
         assert httpx.post(f"{base}/v1/rerank", json=cut).json()["usage"]["prompt_tokens"] == 80
+        wide = {"query": "page " * 90, "documents": ["a"] * 2048, "truncate_prompt_tokens": -1}
+        alone = httpx.post(f"{base}/v1/rerank", json=wide).json()["error"]
+        assert alone["param"] == "query" and "'query' has 92 tokens" in alone["message"]
         refused = httpx.post(f"{base}/v1/embeddings", json={"input": "page"})
         assert refused.status_code == 400 and "cross-encoder" in refused.text
 

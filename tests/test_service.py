@@ -379,6 +379,10 @@ def test_draining_lets_the_running_finish_and_refuses_the_new(folder: str) -> No
             await until(lambda: service.state is State.DRAINING)
             with pytest.raises(Unavailable, match="shutting down"):
                 await collect(service, Request("b", (1,), 4))
+            part = Request("c", (1,), 2)  # of a call that was accepted before
+            async with aclosing(service.generate(part, is_begun=True)) as events:
+                told = [token_id async for event in events for token_id in event.token_ids]
+            assert told == reference(part)[0]
             await drained
             assert await task == reference(request)[0]
 

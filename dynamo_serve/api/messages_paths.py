@@ -12,7 +12,7 @@ from dynamo_serve.errors import RequestError
 # A field, as far as its own name goes; behind it there may be more of a path.
 FIELD = (
     r"response_format(?:\.json_schema\.schema|\.json_schema)?|(tools\[\d+\])\.function(\.parameters)?"
-    r"|messages\[(\d+)\](?:\.\w+)*|tool_choice\.function|reasoning_effort|thinking_token_budget"
+    r"|messages\[(\d{1,9})\](?:\.\w+)*|tool_choice\.function|reasoning_effort|thinking_token_budget"
     r"|chat_template_kwargs|stop(?=\W|$)"
 )
 NAMED = re.compile(rf"(?<=')(?:{FIELD})")
@@ -55,6 +55,7 @@ class Paths:
         tool, parameters, number = match[1], match[2], match[3]
         if tool:
             return f"{tool}.input_schema" if parameters else tool
-        if number:
-            return self._origins[int(number)]
+        if number:  # a message may quote what the client wrote, which can look like a path
+            place = int(number)
+            return self._origins[place] if place < len(self._origins) else match[0]
         return self._effort if match[0] == "reasoning_effort" else NAMES[match[0]]

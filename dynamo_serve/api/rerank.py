@@ -23,7 +23,7 @@ from dynamo_serve.api.vectors import (
     vectors_of,
 )
 from dynamo_serve.core.engine import EngineSpec
-from dynamo_serve.errors import InvalidRequest
+from dynamo_serve.errors import ContextTooLong, InvalidRequest
 from dynamo_serve.text.inputs import encode
 
 SCORE = "score"  # the pooling of cross-encoders
@@ -68,10 +68,22 @@ async def _wanted(edge: Edge, body: RerankRequest, texts: list[str], spec: Engin
     """Pairs, or the documents and then the query."""
     paths, most = [f"documents[{i}]" for i in range(len(texts))], most_tokens(body, spec)
     if spec.pooling == SCORE:
+        await _check_query(edge, body.query, spec.max_model_len)
         pairs = await encode(edge.tokenizer, texts, before=body.query, most=most)
         return Wanted(pairs, paths, SCORE, beside=" with 'query'")
     inputs = await encode(edge.tokenizer, [*texts, body.query], most=most)
     return Wanted(inputs, [*paths, "query"], spec.pooling)
+
+
+async def _check_query(edge: Edge, query: str, most: int) -> None:
+    """Raise `ContextTooLong` for what would be in every pair and does not fit by itself."""
+    (alone,) = await encode(edge.tokenizer, [query])
+    if len(alone.ids) > most:
+        raise ContextTooLong(
+            f"'query' has {len(alone.ids)} tokens, the model takes {most} with a document. Shorten "
+            "it.",
+            param="query",
+        )
 
 
 def _scores(body: RerankRequest, pooling: str, found: list[bytes]) -> list[float]:

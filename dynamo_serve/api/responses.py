@@ -101,7 +101,7 @@ def responses_routes(edge: Edge, store: ResponseStore) -> APIRouter:
 
 async def _turn(edge: Edge, http: Request, store: ResponseStore) -> Turn:
     body = await edge.body(http, ResponsesRequest)
-    placed = conversation(body, http.state.caller.tenant, store)
+    placed = conversation(body, http.state.caller.tenant, store, edge.server.max_body_bytes)
     return Turn(body, placed, Chat(body, placed))
 
 

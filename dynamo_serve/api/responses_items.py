@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from dynamo_serve.api import parse
-from dynamo_serve.api.responses_store import ResponseStore
+from dynamo_serve.api.responses_store import ResponseStore, encoded
+from dynamo_serve.api.schema import MAX_MESSAGES
 from dynamo_serve.api.schema_responses import (
     FunctionCallItem,
     FunctionCallOutputItem,
@@ -17,7 +18,7 @@ from dynamo_serve.api.schema_responses import (
     ResponsesRequest,
     TextPart,
 )
-from dynamo_serve.errors import InvalidRequest, ResponseNotFound
+from dynamo_serve.errors import InvalidRequest, PayloadTooLarge, ResponseNotFound
 
 Json = dict[str, Any]
 MAX_SHOWN = 100
@@ -37,31 +38,88 @@ class Placed(NamedTuple):
 
 
 def item_id(response_id: str, kind: str, place: str) -> str:
-    """An id from which the response can be found again: see `_referred`."""
+    """An id from which the response can be found again."""
     return f"{PREFIXES[kind]}_{response_id.partition('_')[2]}_{place}"
 
 
-def conversation(body: ResponsesRequest, tenant: str, store: ResponseStore) -> list[Placed]:
-    """All items up to the answer, with kept ones in place of what refers to them.
+def conversation(
+    body: ResponsesRequest, tenant: str, store: ResponseStore, max_bytes: int
+) -> list[Placed]:
+    """All items up to the answer, with kept ones in place of what refers to them: of these no more
+    than `max_bytes`, for a reference is short and what it stands for is not.
 
-    Raises `PreviousNotFound`, and `InvalidRequest` for a reference to nothing.
+    Raises `PreviousNotFound`, `PayloadTooLarge`, and `InvalidRequest` for a reference to nothing.
     """
+    kept = _Kept(tenant, store, max_bytes)
     placed: list[Placed] = []
     if body.previous_response_id is not None:
-        kept = store.conversation(tenant, body.previous_response_id)
-        placed += [Placed(item, "previous_response_id") for item in items_of(kept)]
+        before = kept.before(body.previous_response_id)
+        placed += [Placed(item, "previous_response_id") for item in before]
     if isinstance(body.input, str):
-        return [*placed, Placed(_said(body.input), "input")]
-    known: dict[str, dict[str, Json]] = {}
-    for i, item in enumerate(body.input):
-        path = f"input[{i}]"
-        meant = (
-            _referred(item.id, path, tenant, store, known)
-            if isinstance(item, ReferenceItem)
-            else item
+        placed.append(Placed(_said(body.input), "input"))
+    else:
+        for i, item in enumerate(body.input):
+            path = f"input[{i}]"
+            meant = kept.item(item.id, path) if isinstance(item, ReferenceItem) else item
+            placed.append(Placed(meant, path))
+    if len(placed) > MAX_MESSAGES:
+        raise InvalidRequest(
+            f"'input': with previous_response_id there are {len(placed)} items, at most "
+            f"{MAX_MESSAGES} are possible.",
+            param="input",
         )
-        placed.append(Placed(meant, path))
     return placed
+
+
+class _Kept:
+    """What one request takes from the store. Each answer is read once."""
+
+    def __init__(self, tenant: str, store: ResponseStore, max_bytes: int) -> None:
+        self._tenant, self._store, self._max_bytes = tenant, store, max_bytes
+        self._num_bytes = 0
+        self._read: dict[str, dict[str, Json]] = {}  # of each answer its items by id
+        self._meant: dict[str, tuple[Item, int]] = {}  # by id, with its bytes
+
+    def before(self, id: str) -> list[Item]:
+        """The conversation up to the end of an answer."""
+        self._take(self._store.conversation_bytes(self._tenant, id), "previous_response_id")
+        return items_of(self._store.conversation(self._tenant, id))
+
+    def item(self, id: str, path: str) -> Item:
+        """What a reference at `path` stands for."""
+        if id not in self._meant:
+            found = self._items(id).get(id)
+            if found is None:
+                raise InvalidRequest(
+                    f"'{path}.id': there is no item {id[:MAX_SHOWN]!r} in a response that is kept "
+                    "here. Send the item itself, as clients do that are told store: false.",
+                    param=f"{path}.id",
+                )
+            self._meant[id] = items_of([found])[0], len(encoded(found))
+        item, num_bytes = self._meant[id]
+        self._take(num_bytes, path)
+        return item
+
+    def _items(self, id: str) -> dict[str, Json]:
+        """Of the answer that an item's id is made from: see `item_id`."""
+        response_id = f"resp_{id.partition('_')[2].partition('_')[0]}"
+        if response_id not in self._read:
+            try:
+                items = self._store.everything(self._tenant, response_id)
+            except ResponseNotFound:
+                items = []
+            # A client may give two items one id, which then is the first one's.
+            self._read[response_id] = {item["id"]: item for item in reversed(items)}
+        return self._read[response_id]
+
+    def _take(self, num_bytes: int, path: str) -> None:
+        self._num_bytes += num_bytes
+        if self._num_bytes > self._max_bytes:
+            raise PayloadTooLarge(
+                f"'{path}': what is kept of the conversation has more than {self._max_bytes} "
+                "bytes, the limit of a request body. Send what of it matters as 'input'.",
+                param=path,
+            )
 
 
 def _said(text: str) -> MessageItem:
@@ -72,27 +130,6 @@ def items_of(kept: list[Json]) -> list[Item]:
     """Items that were told by this server, as a client might send them back."""
     body = parse.to_model(ResponsesRequest, {"input": kept}, "refuse") if kept else None
     return list(body.input) if body is not None and not isinstance(body.input, str) else []
-
-
-def _referred(
-    id: str, path: str, tenant: str, store: ResponseStore, known: dict[str, dict[str, Json]]
-) -> Item:
-    """The kept item of that id. `known` has the items of each response that was looked into."""
-    _, _, rest = id.partition("_")
-    response_id = f"resp_{rest.partition('_')[0]}"
-    if response_id not in known:
-        try:
-            kept = store.everything(tenant, response_id)
-        except ResponseNotFound:
-            kept = []
-        known[response_id] = {item["id"]: item for item in kept}
-    if id in known[response_id]:
-        return items_of([known[response_id][id]])[0]
-    raise InvalidRequest(
-        f"'{path}.id': there is no item {id[:MAX_SHOWN]!r} in a response that is kept here. Send "
-        "the item itself, as clients do that are told store: false.",
-        param=f"{path}.id",
-    )
 
 
 def told_back(placed: Iterable[Placed], response_id: str) -> list[Json]:

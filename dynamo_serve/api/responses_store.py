@@ -68,7 +68,7 @@ class ResponseStore:
         """Keep an answer, unless it is too large for this; older ones make room."""
         expires = self._clock() + self._section.ttl_s
         everything = [*items, *map(_without_scores, response["output"])]
-        kept = Kept(tenant, expires, _encoded(response), _encoded(everything), len(items))
+        kept = Kept(tenant, expires, encoded(response), encoded(everything), len(items))
         most = min(self._section.max_tenant_bytes, self._section.max_bytes)
         if kept.num_bytes > most:
             return False
@@ -103,8 +103,15 @@ class ResponseStore:
 
     def conversation(self, tenant: str, id: str) -> list[Json]:
         """The items up to the end of an answer. Raises `PreviousNotFound`."""
+        return _items(self._previous(tenant, id))
+
+    def conversation_bytes(self, tenant: str, id: str) -> int:
+        """How long these are as JSON. Raises `PreviousNotFound`."""
+        return len(self._previous(tenant, id).items)
+
+    def _previous(self, tenant: str, id: str) -> Kept:
         try:
-            return self.everything(tenant, id)
+            return self._find(tenant, id)
         except ResponseNotFound as error:
             raise PreviousNotFound(
                 f"{error.message} Send the whole conversation as 'input'.",
@@ -145,7 +152,8 @@ def _while(kept: dict[str, Kept], holds: Callable[[Kept], bool]) -> Iterator[str
         yield id
 
 
-def _encoded(value: Json | list[Json]) -> bytes:
+def encoded(value: Json | list[Json]) -> bytes:
+    """As JSON text, the way it is kept."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 

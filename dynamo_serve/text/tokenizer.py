@@ -99,17 +99,28 @@ class Tokenizer:
         if not self._fast:
             with self._lock:
                 return [self._slow_pair(text, before, most) for text in texts]
-        head = None if before is None else self._backend.encode(before, add_special_tokens=False)
-        extra = self._backend.num_special_tokens_to_add(head is not None)
-        room = None if most is None else most - extra - (len(head.ids) if head else 0)
+        ids, kinds, at = self._frame(before)
+        room = None if most is None else max(0, most - (len(ids) - 1))
         made = []
-        for each in self._backend.encode_batch(list(texts), add_special_tokens=False):
-            if room is not None:
-                each.truncate(max(0, room))
-            parts = (each,) if head is None else (head, each)
-            whole = self._backend.post_process(*parts, add_special_tokens=True)
-            made.append((whole.ids, whole.type_ids))
+        for each in self._backend.encode_batch_fast(list(texts), add_special_tokens=False):
+            text = each.ids[:room]
+            made.append(
+                (
+                    [*ids[:at], *text, *ids[at + 1 :]],
+                    [*kinds[:at], *[kinds[at]] * len(text), *kinds[at + 1 :]],
+                )
+            )
         return made
+
+    def _frame(self, before: str | None) -> tuple[list[int], list[int], int]:
+        """The ids and the type ids of a text of one token, alone or behind `before`, and where in
+        them that token is: any other text can take its place."""
+        encodings = self._backend.encode_batch(["a"], add_special_tokens=False)
+        encodings[0].truncate(1)
+        if before is not None:
+            encodings = self._backend.encode_batch([before], add_special_tokens=False) + encodings
+        whole = self._backend.post_process(*encodings, add_special_tokens=True)
+        return whole.ids, whole.type_ids, whole.sequence_ids.index(len(encodings) - 1)
 
     def _slow_pair(
         self, text: str, before: str | None, most: int | None

@@ -273,3 +273,27 @@ def test_log_probabilities_are_kept_and_not_gone_on_with() -> None:
         kept = httpx.get(f"{base}{PATH}/{first['id']}").json()
     assert kept["output"][0]["content"][0]["logprobs"]
     assert items[1]["content"] == [{"type": "output_text", "text": "Hello.", "annotations": []}]
+
+
+def test_references_bring_no_more_than_a_body_may_have() -> None:
+    said = {"role": "user", "content": "x" * 1000}
+    with keeping(HERMES, says_it("Hello."), store="default") as (_, base):
+        first = ask(base, input=[said])
+        id = httpx.get(f"{base}{PATH}/{first['id']}/input_items?order=asc").json()["data"][0]["id"]
+        reference = {"type": "item_reference", "id": id}
+        few = httpx.post(base + PATH, json={"input": [said, *[reference] * 2]})
+        many = httpx.post(base + PATH, json={"input": [said, *[reference] * 9000]}, timeout=60)
+    assert few.status_code == 200
+    assert many.status_code == 413
+    assert "input[" in many.json()["error"]["param"]
+
+
+def test_more_items_than_a_conversation_may_have() -> None:
+    thoughts = [{"type": "reasoning"}] * 6000
+    said = {"role": "user", "content": "hello"}
+    with keeping(HERMES, says_it("Hello."), store="default") as (_, base):
+        first = ask(base, input=[*thoughts, said])
+        more = {"input": [*thoughts, said], "previous_response_id": first["id"]}
+        refused = httpx.post(base + PATH, json=more, timeout=60)
+    assert refused.status_code == 400
+    assert "with previous_response_id there are 12003 items" in refused.json()["error"]["message"]
