@@ -17,7 +17,8 @@ def joined(chunks: list[Json]) -> str:
 
 def test_a_stream_says_what_the_whole_answer_says_and_in_parts(subject: Subject) -> None:
     whole = subject.text(PROMPT, max_tokens=LENGTH)
-    chunks = subject.streamed("/v1/completions", prompt=PROMPT, temperature=0, max_tokens=LENGTH)
+    apart = PROMPT + subject.slowly.replace("=100", "=30")  # else what comes together is one part
+    chunks = subject.streamed("/v1/completions", prompt=apart, temperature=0, max_tokens=LENGTH)
     assert joined(chunks) == whole != ""
     assert sum(bool(chunk["choices"][0]["text"]) for chunk in chunks) > 1
     reasons = [chunk["choices"][0]["finish_reason"] for chunk in chunks]
