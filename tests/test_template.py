@@ -303,7 +303,8 @@ def test_a_device_in_use_is_an_obstacle(monkeypatch: pytest.MonkeyPatch) -> None
 def test_what_engines_import_starts_no_threads_and_touches_no_device() -> None:
     code = (
         "from dynamo_serve import template; template.load(); import os, torch; "
-        "print(template.obstacle(), torch.cuda.is_initialized(), 'OPENBLAS_NUM_THREADS' in os.environ)"
+        "print(template.obstacle(), torch.cuda.is_initialized(), "
+        "'OPENBLAS_NUM_THREADS' in os.environ)"
     )
     environment = process.engine_environment(2)
     environment.pop("OPENBLAS_NUM_THREADS", None)
