@@ -27,6 +27,7 @@ ODD_PATHS = (
     *("/health/", "/HEALTH", "/metrics?a=b&a=c", "/health#x", "/?", "/" + "a" * 9000, "/\x7f"),
     *("http://elsewhere/health", "/openapi.json", "/docs", "/v1/models/%F0%9F%A6%8A", "/é"),
 )
+LENGTHS = ("max_tokens", "max_output_tokens")
 BODY_WEIGHT = 6  # an endpoint that takes a body is asked so many times as often
 JUNK = (
     *(b"", b"\r\n\r\n", b"GET\r\n\r\n", b"\x16\x03\x01\x00\xa5\x01\x00\x00\xa1\x03\x03"),
@@ -175,6 +176,9 @@ class Maker:
             return None
         value = self.value(endpoint.schema or {})
         if isinstance(value, dict):
+            fields = self._fields(endpoint.schema or {})
+            if bounds := [name for name in LENGTHS if name in fields]:
+                value[bounds[0]] = 4  # else some answers take longer than anybody waits
             value.update(self._tamed(value))
             for _ in range(self._rng.choice((0, 0, 1, 1, 2, 3))):
                 self._mutate(value)
@@ -182,6 +186,11 @@ class Maker:
             value = {"value": value}
         raw = json.dumps(value, ensure_ascii=self._chance(0.7)).encode("utf-8", "surrogatepass")
         return self._broken(raw) if self._chance(0.08) else raw
+
+    def _fields(self, schema: Json) -> Json:
+        if "$ref" in schema:
+            schema = self._schemas[schema["$ref"].rpartition("/")[2]]
+        return schema.get("properties", {})
 
     def _tamed(self, value: Mapping[str, Json]) -> dict[str, Json]:
         """What lets a request be accepted, and keeps it short."""
