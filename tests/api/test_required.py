@@ -129,7 +129,7 @@ def test_arguments_become_the_clients_own_type_and_go_back(base: str) -> None:
         depth: int = pydantic.Field(ge=1, le=9)
 
     tool = openai.pydantic_function_tool(Painting, name="paint")
-    args: Any = {"model": "tiny", "tools": [tool], "max_tokens": 300}
+    args: Any = {"model": "tiny", "tools": [tool], "max_tokens": 300, "temperature": 0}
     messages: list[Any] = [*HELLO]
     with client_of(base) as client:
         message = (
