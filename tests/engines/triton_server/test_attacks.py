@@ -104,11 +104,15 @@ def test_a_server_that_takes_calls_and_answers_none_is_not_waited_for() -> None:
 @pytest.mark.parametrize("call", ["ModelReady", "ModelConfig", "ModelStreamInfer"])
 def test_a_server_that_dies_at_the_start_is_named(call: str) -> None:
     def dies(self: Any, request: Any, context: Any) -> Any:
+        if call == "ModelStreamInfer":  # one that is still being sent may be told otherwise
+            next(request)
         context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
 
     mortal = type("Mortal", (Actor,), {call: dies})(well)
     with serving_grpc(mortal) as endpoint:
-        assert "was lost (UNAVAILABLE): Socket closed" in start_of(endpoint)
+        told = start_of(endpoint)
+        # gRPC's own core may put its word for a stream that ends while it begins in between.
+        assert "was lost (UNAVAILABLE): Socket closed" in told or "was lost (INTERNAL)" in told
 
 
 def test_a_server_that_dies_behind_the_answer_costs_nothing() -> None:
