@@ -10,7 +10,11 @@ import ctypes
 import gc
 
 YOUNG = 10_000  # objects more than at the last look: a step of a large batch alone makes hundreds
+# Looks at the young before one at those that outlived a look, and of these before one at all. A
+# connection that stands still outlives some, and its rest is found by no look at the young.
+ELDER, ALL = 5, 2
 TIDY_SECONDS = 10.0
+TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None)  # once: a library is a cycle of classes
 
 
 def settle() -> None:
@@ -21,7 +25,8 @@ def settle() -> None:
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(YOUNG)
+    gc.collect()  # forgets how many there were: Python looks at all when a quarter has come to them
+    gc.set_threshold(YOUNG, ELDER, ALL)
 
 
 def give_back() -> bool:
@@ -31,10 +36,9 @@ def give_back() -> bool:
     a few long prompts leave 20 MiB in every thread that has encoded one. Takes 5 ms then, and 0.1
     if there is nothing to give.
     """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(ctypes.c_size_t(0))
-    return trim is not None
+    if TRIM is not None:
+        TRIM(ctypes.c_size_t(0))
+    return TRIM is not None
 
 
 async def tidy() -> None:

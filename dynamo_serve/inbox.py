@@ -22,7 +22,8 @@ class Inbox:
         self.num_bytes = 0
         self.since: float | None = None
         self._event: TokenEvent | None = None
-        self._error: RequestError | None = None
+        self.has_failed = False
+        self._errors: list[RequestError] = []
         self._waiter: asyncio.Future[None] | None = None
 
     def put(self, event: TokenEvent) -> None:
@@ -35,18 +36,19 @@ class Inbox:
         self._wake()
 
     def fail(self, error: RequestError) -> None:
-        self._error = error
+        self.has_failed = True
+        self._errors = [error]
         self._wake()
 
-    @property
-    def has_failed(self) -> bool:
-        return self._error is not None
-
     async def take(self) -> TokenEvent:
-        """What has come since the last call, as one event; raises what `fail` was given."""
+        """What has come since the last call, as one event; raises what `fail` was given, once.
+
+        Nothing here holds the error then: it holds the frames it went through, and they the inbox
+        and all that its reader has, until the collector of cycles came by.
+        """
         while self._event is None:
-            if self._error is not None:
-                raise self._error
+            if self._errors:
+                raise self._errors.pop()
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
         event, self._event = self._event, None

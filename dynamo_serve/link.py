@@ -169,8 +169,8 @@ class ProcessLink:
             while self._failure is None and (data := await reader.read(RECEIVE_BYTES)):
                 for message in frames.feed(data):
                     self._take(message)
-        except ConnectionError:
-            pass  # the process is gone; what follows says how
+        except ConnectionError as error:  # the process is gone; what follows says how
+            error.with_traceback(None)  # the reader keeps it: neither is to hold this frame
         except Exception as error:  # with nobody reading, every request would wait for ever
             log.exception("a message of the engine could not be taken in")
             self._failure = f"{type(error).__name__}: {error}"

@@ -24,7 +24,7 @@ def test_what_start_up_made_is_never_looked_through_again() -> None:
         garbage.settle()
         assert gc.get_freeze_count() > 0
         assert gc.get_objects(generation=2) == []
-        assert gc.get_threshold()[0] == garbage.YOUNG
+        assert gc.get_threshold() == (garbage.YOUNG, garbage.ELDER, garbage.ALL)
     finally:
         gc.unfreeze()
         gc.set_threshold(*threshold)

@@ -9,6 +9,7 @@ import struct
 import time
 import weakref
 from collections.abc import Callable, Generator
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,10 +17,12 @@ import httpx
 import pytest
 
 from dynamo_serve.api.protocol import LimitedProtocol
+from dynamo_serve.config import EngineSection
 from dynamo_serve.service import Service
 from dynamo_serve.text.tokenizer import Tokenizer
 from tests.api.live import config, serving
 from tests.api.stub import WAIT_S
+from tests.api.test_resume import stuck_client, wait_until
 
 CHAT = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 5}
 PATH = "/v1/chat/completions"
@@ -103,7 +106,39 @@ def test_a_connection_is_gone_when_it_is_closed(
     for _ in range(TIMES):
         WAYS[way](base)
     assert len(born) == TIMES
+    all_gone(born)
+
+
+def all_gone(born: list[weakref.ref[Any]]) -> None:
     deadline = time.monotonic() + WAIT_S
     while any(ref() is not None for ref in born):
         assert time.monotonic() < deadline, "a connection refers to itself"
         time.sleep(0.01)
+
+
+def test_so_is_one_that_was_cut_because_nobody_read(
+    model_folder: str,
+    tokenizer: Tokenizer,
+    born: list[weakref.ref[Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("dynamo_serve.deliveries.SLOW_SECONDS", 0.05)
+    chosen = config(
+        resume_grace_s=0, stream_credit_bytes=1024, stream_buffer_bytes=4096, reader_patience_s=0.1
+    )
+    slow = EngineSection(kind="fake", process=False, fake_step_ms=1)
+    settings = replace(chosen, engine=slow)
+    body = {"prompt": "hello", "max_tokens": 250, "ignore_eos": True, "logprobs": 5, "stream": True}
+    service = Service(settings, model_path=model_folder)
+    with serving(service, tokenizer, settings) as base:
+        for _ in range(TIMES):
+            with (
+                stuck_client(base, "/v1/completions", body) as sock,
+                pytest.raises(ConnectionError),
+            ):
+                wait_until(lambda: service.deliveries.kept)
+                wait_until(lambda: not service.deliveries.kept)
+                while sock.recv(1 << 16):
+                    pass
+        assert len(born) == TIMES
+        all_gone(born)
