@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import NamedTuple
 
+from dynamo_serve.core.prefix_index import APART
 from dynamo_serve.core.tenant import Tenancy
 
 
@@ -24,6 +25,11 @@ class Caller(NamedTuple):
 
     tenant: str
     salt: str
+
+    def salted(self, cache_salt: str | None) -> str:
+        """The salt of a request: one with another `cache_salt`, or none, shares no page with it.
+        What was sent is a secret between who sends it and nobody: only its hash goes on."""
+        return self.salt + APART + digest(cache_salt.encode()) if cache_salt else self.salt
 
 
 DEFAULT_CALLER = Caller("default", "")
