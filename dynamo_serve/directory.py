@@ -26,10 +26,12 @@ class Caller(NamedTuple):
     tenant: str
     salt: str
 
-    def salted(self, cache_salt: str | None) -> str:
-        """The salt of a request: one with another `cache_salt`, or none, shares no page with it.
-        What was sent is a secret between who sends it and nobody: only its hash goes on."""
-        return self.salt + APART + digest(cache_salt.encode()) if cache_salt else self.salt
+    def salted(self, cache_salt: str | None) -> Caller:
+        """The same with the salt of a request: only those with an equal `cache_salt` share pages.
+        From here on there is its hash only; who could read it could join those who sent it."""
+        if cache_salt is None:
+            return self
+        return self._replace(salt=self.salt + APART + digest(cache_salt.encode()))
 
 
 DEFAULT_CALLER = Caller("default", "")

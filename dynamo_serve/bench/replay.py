@@ -187,6 +187,8 @@ def call_of(
         if first.group:
             extra["prompt_cache_key"] = first.group
     has_text = wishes.with_texts and first.text is not None
+    if wishes.is_ours and has_text and first.salt:  # made texts are apart where pages were
+        extra["cache_salt"] = first.salt
     if wishes.with_texts and not has_text:
         notes("have no recorded text, and are sent with a made one")
     ready = None if has_text else tokens.waits(first)

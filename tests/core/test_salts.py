@@ -214,10 +214,9 @@ class Traffic:
         scheduler, tree = self.harness.scheduler, self.harness.scheduler.pool.tree
         prompt, tenant, salt = request.prompt_ids, request.tenant, request.salt
         keys = keys_of(prompt, salt, self.shared)
-        told: dict[str, Any] = views_cache.explain(
-            scheduler, Chain(tenant, salt, keys, prompt), self.harness.now
-        )
-        miss, place = told["miss"], told["matched_tokens"] // SIZE
+        told = views_cache.explain(scheduler, Chain(tenant, salt, keys, prompt), self.harness.now)
+        miss: dict[str, Any] = told["miss"]
+        place = told["matched_tokens"] // SIZE
         own = [s for s in self.SALTS if plain_salt(s) == plain_salt(salt)]
         chains = [keys_of(prompt, each, self.shared) for each in own]
         count = 0
