@@ -11,7 +11,7 @@ from dynamo_serve.core import views, views_cache
 from dynamo_serve.core.loop import Declare, Submit
 from dynamo_serve.core.page_pool import PagePool
 from dynamo_serve.core.prefix_index import APART, extend_keys, plain_salt, shared_keys
-from dynamo_serve.core.prefix_tree import Chain
+from dynamo_serve.core.prefix_tree import Chain, PrefixTree
 from dynamo_serve.core.request import Request, Resumed
 from dynamo_serve.core.scheduler import Limits
 from dynamo_serve.core.tenant import Tenancy, Tenant
@@ -102,6 +102,22 @@ def test_operators_are_told_of_what_others_have_set_apart() -> None:
     assert told["apart"] == [("acme", 16)]
     runs = views.answer(harness.scheduler, "cache", "", harness.now)["runs"]
     assert [run["salted"] for run in runs] == [True]
+
+
+def test_after_a_page_that_nobody_knows_nothing_is_told_and_nothing_kept() -> None:
+    tree = PrefixTree(SIZE)
+    keys = keys_of(PROMPT, ANN, frozenset())
+    tree.learn(Chain("acme", ANN, keys, PROMPT), [1, 2], 0.0)
+    tree.check([keys])
+    assert not tree.salted
+    tree.learn(Chain("acme", ANN, keys, PROMPT), [0], 0.0)
+    plain = keys_of(PROMPT, "acme", frozenset())
+    assert list(tree.salted) == plain[:1]
+    assert [tree.has_apart(key, "acme") for key in plain] == [True, False, False, False]
+    for key in keys[2::-1]:
+        tree.lose(key)
+        tree.check([keys])
+    assert not tree.salted
 
 
 # ── where salts are looked at ────────────────────────────────────────────────
