@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import NamedTuple
 
+from dynamo_serve.core.prefix_index import APART
 from dynamo_serve.core.tenant import Tenancy
 
 
@@ -24,6 +25,13 @@ class Caller(NamedTuple):
 
     tenant: str
     salt: str
+
+    def salted(self, cache_salt: str | None) -> Caller:
+        """The same with the salt of a request: only those with an equal `cache_salt` share pages.
+        From here on there is its hash only; who could read it could join those who sent it."""
+        if cache_salt is None:
+            return self
+        return self._replace(salt=self.salt + APART + digest(cache_salt.encode()))
 
 
 DEFAULT_CALLER = Caller("default", "")

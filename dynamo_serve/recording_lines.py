@@ -10,6 +10,7 @@ from math import inf
 from typing import Any, get_origin, get_type_hints
 
 from dynamo_serve.config import Config
+from dynamo_serve.core.prefix_index import APART
 from dynamo_serve.core.request import Finish, Request, TokenEvent
 from dynamo_serve.core.stats import StepStats
 from dynamo_serve.core.tenant import Tenancy
@@ -19,7 +20,7 @@ from dynamo_serve.inbox import TOKEN_BYTES
 from dynamo_serve.recording_files import PageNumbers
 from dynamo_serve.trace import Arrival, Step
 
-GROUP_BYTES = 6
+STAND_IN_BYTES = 6
 MOST_CALLS = 16_384  # whose numbers are remembered
 DIGITS = 6  # of a second
 
@@ -36,7 +37,7 @@ class Lines:
         self._began = began
         self._numbers = numbers
         self._decode = decode
-        self._group_key = secrets.token_bytes(32)  # kept nowhere: nobody can guess a group
+        self._key = secrets.token_bytes(32)  # kept nowhere: nobody can guess a group or a salt
         self._calls: dict[str, int] = {}  # with several choices, oldest first
         self._num_calls = 0
 
@@ -56,6 +57,7 @@ class Lines:
         num_prompt = len(request.prompt_ids)
         ids = (*request.prompt_ids, *tokens)
         has_deadline = request.deadline < inf
+        own = request.salt.partition(APART)[2]
         pages, output_pages = self._numbers.runs(ids, request.salt, num_prompt)
         return Arrival(
             at=seconds(request.arrival - self._began),
@@ -69,7 +71,8 @@ class Lines:
             priority=request.priority,
             num_choices=request.num_choices,
             call=self._call(request),
-            group=self._group(request.group),
+            group=self._stand_in(request.group, own) if request.group else "",
+            salt=self._stand_in(own) if own else "",
             is_stream=request.is_stream,
             is_open_ended=request.is_open_ended,
             deadline=seconds(request.deadline - request.arrival) if has_deadline else None,
@@ -91,10 +94,10 @@ class Lines:
                 del self._calls[next(iter(self._calls))]
         return self._calls[id]
 
-    def _group(self, name: str) -> str:
-        if not name:
-            return ""
-        return blake2b(name.encode(), key=self._group_key, digest_size=GROUP_BYTES).hexdigest()
+    def _stand_in(self, *texts: str) -> str:
+        """For what is nobody's business: another recording has another one for it."""
+        text = APART.join(texts).encode()
+        return blake2b(text, key=self._key, digest_size=STAND_IN_BYTES).hexdigest()
 
 
 def outcome(delivery: Delivery, now: float) -> dict[str, Any]:

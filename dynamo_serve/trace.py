@@ -66,6 +66,7 @@ class Arrival:
     num_choices: int = 1
     call: int | None = None
     group: str = ""  # stands for its `prompt_cache_key`
+    salt: str = ""  # stands for its `cache_salt`
     is_stream: bool = True
     is_open_ended: bool = False
     deadline: float | None = None

@@ -209,24 +209,30 @@ def test_a_server_records_what_clients_ask_and_not_what_they_say(tmp_path: Path)
             late = {**ask, "deadline_ms": 60_000, "prompt_cache_key": "my secret group"}
             assert client.post("/v1/completions", json=late).status_code == 200
             assert client.post("/v1/completions", json={**ask, "n": 99}).status_code == 400
+            apart = {**late, "cache_salt": "a pinch of cinnamon"}
+            assert client.post("/v1/completions", json=apart).status_code == 200
             told = client.get("/v1/server").json()["recording"]
             assert told == {"state": "on", "text": False}
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(PATIENCE_S) == 0
     header, arrivals, _ = lines_of(folder)
     assert [a.num_choices for a in arrivals[:2]] == [2, 0]
-    first, second, third = arrivals
+    first, second, third, fourth = arrivals
     assert first.call == second.call == 0 and third.call is None
     assert first.group == second.group == third.group != ""
     assert (first.priority, first.tenant, first.is_stream) == (3, "shop", False)
     assert third.deadline == pytest.approx(60, abs=1) and not third.has_class_deadline
     assert first.deadline == pytest.approx(90, abs=1) and first.has_class_deadline
     assert third.pages == first.pages and third.cached_tokens >= 16
+    assert {fourth.salt, fourth.group}.isdisjoint({"", first.salt, first.group})
+    assert fourth.cached_tokens == 0 and fourth.pages[0][0] > first.pages[0][0], "pages of its own"
     assert header.tenancy["tenants"]["shop"]["weight"] == 1.0
     (file,) = folder.glob("*")
     assert file.stat().st_mode & 0o777 == 0o600
     written = file.read_text()
-    for word in ("swordfish", "secret", "pepper", KEY, digest(KEY.encode()), str(tenants)):
+    for word in ("swordfish", "secret", "pepper", "cinnamon", KEY, str(tenants)):
+        assert word not in written
+    for word in (digest(KEY.encode()), digest(b"a pinch of cinnamon")):
         assert word not in written
     numbers = [number for run in first.pages for number in run]
     assert numbers == [0, first.prompt_tokens // header.page_size]

@@ -52,9 +52,11 @@ WHY = {
     "too_short": "What is left is less than a page, and no part of one is worth a copy; or it is "
     "the last token, which is always computed.",
     "being_computed": "A request is computing it now; one that is sent meanwhile waits for it.",
+    "salted_apart": "Up to token {apart_until} it is stored for you, but under another cache_salt, "
+    "or none: only requests with an equal one find it.",
     "not_shared": "cache.prefix_sharing is off.",
 }
-SALTED_APART = "It is stored for others, {} tokens of it, whose pages this tenant never finds."
+OF_OTHERS = "It is stored for others, {} tokens of it, whose pages this tenant never finds."
 WHOSE = {
     "own": "your own requests",
     "others": "others",
@@ -73,7 +75,7 @@ def cache_routes(edge: Edge) -> APIRouter:
         are only texts that the caller's own tenant has sent."""
         asked = await _asked(edge, http)
         # Now, not before the body: meanwhile the tenants may have been reloaded.
-        caller = edge.access.caller(credentials(http.headers))
+        caller = edge.access.caller(credentials(http.headers)).salted(asked.cache_salt)
         return answer(await _explain(edge, asked, caller))
 
     return routes
@@ -91,13 +93,13 @@ def cache_admin_routes(edge: Edge) -> APIRouter:
         caller = _named(edge, http.query_params.get("tenant", ""))
         sharing = edge.access.sharing()
         others = [salt for salt in sharing if salt != caller.salt][:MOST_SALTS]
-        told = await _explain(edge, asked, caller, others)
+        told = await _explain(edge, asked, caller.salted(asked.cache_salt), others)
         apart = [
             {"tenants": sharing[salt], "tokens": tokens} for salt, tokens in told.get("apart", ())
         ]
         most = max((entry["tokens"] for entry in apart), default=0)
         if most > told["matched_tokens"] and told["miss"]["reason"] == "first_time":
-            told["miss"].update(reason="salted_apart", message=SALTED_APART.format(most))
+            told["miss"].update(reason="salted_apart", message=OF_OTHERS.format(most))
         return answer({**told, "tenant": caller.tenant, "salts_asked": len(others), "apart": apart})
 
     @routes.get("/cache")
@@ -118,13 +120,14 @@ class Asked(NamedTuple):
 
     model: str
     ids: list[int]
+    cache_salt: str | None
 
 
 async def _asked(edge: Edge, http: Request) -> Asked:
     body = await _body(edge, http)
     model = edge.model_name(body.model)
     edge.service.check_open()
-    return Asked(model, await _ids(edge, body))
+    return Asked(model, await _ids(edge, body), body.cache_salt)
 
 
 async def _explain(edge: Edge, asked: Asked, caller: Caller, others: Sequence[str] = ()) -> Told:

@@ -73,7 +73,6 @@ COMMON: dict[str, Known] = {
     "logits_processors": refused("code from a client is never run", only([])),
     "bad_words": refused("use logit_bias", only([])),
     "allowed_token_ids": refused("use logit_bias"),
-    "cache_salt": refused("prompt heads are shared within a tenant"),
     "guided_json": refused("use structured_outputs.json"),
     "guided_regex": refused("use structured_outputs.regex"),
     "guided_choice": refused("use structured_outputs.choice"),

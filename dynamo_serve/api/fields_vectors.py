@@ -13,7 +13,6 @@ _COMMON: dict[str, Known] = {
     "truncate": refused("use truncate_prompt_tokens", only("NONE", "none", False)),
     "truncation": refused("use truncate_prompt_tokens", only(False)),
     "add_special_tokens": refused("the tokenizer's own are always added", only(True)),
-    "cache_salt": refused("prompt heads are shared within a tenant"),
     "mm_processor_kwargs": refused("the input is text"),
     "instruction": refused("put it before the text, as the model's card says"),
 }

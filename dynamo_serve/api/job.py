@@ -171,7 +171,7 @@ def _request(body: Body, id: str, bounds: Bounds, caller: Caller, terms: Terms) 
         | (frozenset() if body.ignore_eos else bounds.eos_ids),
         min_tokens=body.min_tokens,
         tenant=caller.tenant,
-        salt=caller.salt,
+        salt=caller.salted(body.cache_salt).salt,
         arrival=now,
         deadline=now + terms.deadline,
         class_name=terms.class_name,

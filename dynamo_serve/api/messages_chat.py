@@ -86,7 +86,10 @@ def _output(body: CountTokensRequest) -> Json:
 
 
 def _generation(body: MessagesRequest) -> Json:
-    names = ("max_tokens", "stream", "temperature", "top_p", "top_k", "deadline_ms", "priority")
+    names = (
+        *("max_tokens", "stream", "temperature", "top_p", "top_k", "deadline_ms", "priority"),
+        "cache_salt",
+    )
     fields = {name: getattr(body, name) for name in names}
     return {**fields, "class": body.class_name, "stop": body.stop_sequences or None}
 

@@ -39,7 +39,7 @@ def prefix_routes(edge: Edge, cache: CacheSection) -> APIRouter:
         edge.service.check_open()
         check_generates(edge.service.spec)
         _check_time(body.ttl_s, cache.pinned_ttl_max_s)
-        request = _request(edge, http, await _token_ids(edge, body), body.ttl_s)
+        request = _request(edge, http, await _token_ids(edge, body), body)
         pinning = edge.service.prefixes.pin(request, body.name, body.ttl_s)
         prefix = await until_hang_up(pinning, hang_up(http.receive))
         return answer(_told(edge, prefix, await _known(edge)), 201)
@@ -102,9 +102,9 @@ async def _token_ids(edge: Edge, body: PrefixRequest) -> list[int]:
     return ids
 
 
-def _request(edge: Edge, http: Request, ids: list[int], ttl: float) -> core.Request:
+def _request(edge: Edge, http: Request, ids: list[int], body: PrefixRequest) -> core.Request:
     # Asked again: between the headers and the end of the body the tenants may have been reloaded.
-    caller = edge.access.caller(credentials(http.headers))
+    caller = edge.access.caller(credentials(http.headers)).salted(body.cache_salt)
     now = time.monotonic()
     return core.Request(
         id=f"prefix-{secrets.token_hex(12)}",
@@ -116,7 +116,7 @@ def _request(edge: Edge, http: Request, ids: list[int], ttl: float) -> core.Requ
         arrival=now,
         deadline=now + edge.access.tenancy.class_of(caller.tenant).deadline,
         has_class_deadline=True,
-        pinned_until=now + ttl,
+        pinned_until=now + body.ttl_s,
     )
 
 

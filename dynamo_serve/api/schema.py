@@ -6,7 +6,13 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Discriminator, Field, Tag
 
-from dynamo_serve.api.schema_base import MAX_NAME, Model, Scheduled, one_or_several
+from dynamo_serve.api.schema_base import (
+    MAX_NAME,
+    Model,
+    Salted,
+    Scheduled,
+    one_or_several,
+)
 from dynamo_serve.api.schema_message import Message
 from dynamo_serve.api.schema_structured import (
     FORMATS,
@@ -245,7 +251,7 @@ class TokenizeRequest(Model):
     return_token_strs: bool = Field(False, description="Also answer the text of each token.")
 
 
-class PrefixRequest(Model):
+class PrefixRequest(Salted):
     model: str | None = Field(None, description="One of /v1/models; without it, the first.")
     messages: list[Message] | None = Field(
         None,

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 MAX_NAME = 256
+MAX_SALT = 512
 DAY_MS = 86_400_000
 MAX_PRIORITY = 100
 
@@ -17,7 +18,20 @@ class Model(BaseModel):
     )
 
 
-class Scheduled(Model):
+class Salted(Model):
+    """What any request may say of the cache."""
+
+    cache_salt: str | None = Field(
+        None,
+        min_length=1,
+        max_length=MAX_SALT,
+        description="Only requests of the tenant with an equal one share what is cached of their "
+        "prompts: for end users who must not learn from timing what others have sent. Best random; "
+        "kept, logged and told nowhere.",
+    )
+
+
+class Scheduled(Salted):
     """What any request may ask of the scheduler."""
 
     deadline_ms: int | None = Field(

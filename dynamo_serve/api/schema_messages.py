@@ -13,7 +13,7 @@ from dynamo_serve.api.schema import (
     Count,
     StopString,
 )
-from dynamo_serve.api.schema_base import DAY_MS, Model, one_or_several
+from dynamo_serve.api.schema_base import DAY_MS, MAX_SALT, Model, one_or_several
 from dynamo_serve.api.schema_message import MAX_PARTS
 from dynamo_serve.api.schema_structured import NAME_OF_A_CITY
 from dynamo_serve.api.schema_tools import EXAMPLE, MAX_CALL_ID, MAX_TOOLS, ToolName
@@ -205,4 +205,7 @@ class MessagesRequest(CountTokensRequest):
         None, ge=1, le=DAY_MS, description="As in a chat; the answer then ends with deadline."
     )
     priority: int = Field(0, ge=0, le=100, description="As in a chat.")
+    cache_salt: str | None = Field(
+        None, min_length=1, max_length=MAX_SALT, description="As in a chat."
+    )
     class_name: str | None = Field(None, alias="class", max_length=64, description="As in a chat.")

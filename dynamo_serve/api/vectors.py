@@ -103,7 +103,7 @@ def asked(edge: Edge, http: Http, body: Vectors, wanted: Wanted, prefix: str) ->
     """The requests of a call. Raises `ContextTooLong` or `InvalidRequest` naming the input."""
     _check_lengths(wanted, edge.service.spec.max_model_len)
     # Asked again: between the headers and the end of the body the tenants may have been reloaded.
-    caller = edge.access.caller(credentials(http.headers))
+    caller = edge.access.caller(credentials(http.headers)).salted(body.cache_salt)
     tenancy, header = edge.access.tenancy, http.headers.get(HEADER)
     terms = terms_of(body, header, caller.tenant, tenancy, edge.max_queue_delay)
     call = Asked(f"{prefix}-{secrets.token_hex(12)}", ())

@@ -179,14 +179,8 @@ def call_of(
         notes("asked for a vector, and are sent as completions of one token")
     if wishes.context is not None and first.prompt_tokens + max_tokens > wishes.context:
         notes(f"are longer than the {wishes.context} tokens of this server, and will be refused")
-    extra: dict[str, Any] = {}
-    if len(choices) > 1:
-        extra["n"] = len(choices)
-    if wishes.is_ours:
-        extra["ignore_eos"] = True
-        if first.group:
-            extra["prompt_cache_key"] = first.group
     has_text = wishes.with_texts and first.text is not None
+    extra = _extra(choices, wishes, has_text=has_text)
     if wishes.with_texts and not has_text:
         notes("have no recorded text, and are sent with a made one")
     ready = None if has_text else tokens.waits(first)
@@ -210,6 +204,18 @@ def call_of(
         ready=ready,
         on_answer=on_answer,
     )
+
+
+def _extra(choices: Sequence[Arrival], wishes: Wishes, *, has_text: bool) -> dict[str, Any]:
+    first = choices[0]
+    extra: dict[str, Any] = {"n": len(choices)} if len(choices) > 1 else {}
+    if wishes.is_ours:
+        extra["ignore_eos"] = True
+        if first.group:
+            extra["prompt_cache_key"] = first.group
+        if first.salt and has_text:  # made texts are apart where pages were
+            extra["cache_salt"] = first.salt
+    return extra
 
 
 def output_tokens(choices: Sequence[Arrival], notes: Notes, usual: int) -> int:

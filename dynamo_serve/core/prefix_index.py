@@ -9,6 +9,12 @@ from hashlib import blake2b
 KEY_BYTES = 16
 SHARED_SALT = "shared by all"  # of declared heads; no tenant has it, for a salt has no spaces
 NOTHING: frozenset[bytes] = frozenset()
+APART = "\n"  # in a salt between the tenant's, which has no white space, and a request's own
+
+
+def plain_salt(salt: str) -> str:
+    """That of the tenant, without what sets some of its requests apart from the others."""
+    return salt.partition(APART)[0]
 
 
 def root_key(salt: str) -> bytes:

@@ -15,7 +15,7 @@ from operator import attrgetter
 from struct import Struct
 from typing import NamedTuple
 
-from dynamo_serve.core.prefix_index import NOTHING, parent_of
+from dynamo_serve.core.prefix_index import APART, NOTHING, page_key, parent_of, plain_salt
 
 MOST_LOST = 65_536  # pages that are stored nowhere any more, and still remembered
 MOST_BRANCHES = 1024  # looked at, the latest first, for the one that is most like a prompt
@@ -27,9 +27,11 @@ TOKEN_BYTES = array(TOKEN).itemsize
 @dataclass(slots=True, eq=False)
 class Node:
     """A page that is stored somewhere. `hits` and `hit_at` are of requests that found a head which
-    ends with it; they found those before it, too. `tenants` used it or a page after it."""
+    ends with it; they found those before it, too. `tenants` used it or a page after it. `plain` is
+    the key that it would have if its tenant set none of its requests apart."""
 
     key: bytes
+    plain: bytes
     parent: bytes
     depth: int  # pages before it
     token_ids: bytes  # an array would take as much again
@@ -70,6 +72,7 @@ class PrefixTree:
         self._pack = Struct(f"{page_size}{TOKEN}").pack
         self.nodes: dict[bytes, Node] = {}  # the latest used last
         self.lost: OrderedDict[bytes, Lost] = OrderedDict()
+        self.salted: dict[bytes, dict[bytes, None]] = {}  # what requests set apart, by its `plain`
         self._children: dict[bytes, dict[bytes, None]] = {}
         # The same, by their tokens, where that has been of use: most pages have one after them.
         self._sorted: dict[bytes, list[Node]] = {}
@@ -102,6 +105,10 @@ class PrefixTree:
         node = self.nodes.pop(key, None)
         if node is None:
             return
+        if node.plain != key:
+            del self.salted[node.plain][key]
+            if not self.salted[node.plain]:
+                del self.salted[node.plain]
         siblings, by_tokens = self._children[node.parent], self._sorted.get(node.parent)
         del siblings[key]
         if by_tokens:
@@ -132,6 +139,13 @@ class PrefixTree:
         """The page before the one at a place, whose children are all of one salt: after a shared
         head it is none that is stored."""
         return parent_of(chain.keys, place, chain.salt, self.shared)
+
+    def plain_parent(self, chain: Chain, place: int) -> bytes:
+        """The page before the one at a place if the chain were not set apart."""
+        before = self.nodes.get(chain.keys[place - 1]) if place else None
+        if before is None or before.key in self.shared:
+            return parent_of(chain.keys, place, plain_salt(chain.salt), self.shared)
+        return before.plain
 
     def alone(self, tenant: str) -> frozenset[str]:
         alone = self._alone.get(tenant)
@@ -181,6 +195,12 @@ class PrefixTree:
                     best, most = node, same
         return near if near and near[1] > most else (best, max(0, most))
 
+    def has_apart(self, plain: bytes, tenant: str) -> bool:
+        """Whether a tenant used a page that it has set apart, or not, and that is else this one."""
+        alike = (plain, *islice(reversed(self.salted.get(plain, {})), MOST_BRANCHES))
+        nodes = (self.nodes.get(key) for key in alike)
+        return any(tenant in node.tenants for node in nodes if node is not None)
+
     def children(self, key: bytes) -> Iterator[Node]:
         """The pages after one, the latest first."""
         return (self.nodes[child] for child in reversed(self._children.get(key, {})))
@@ -209,14 +229,22 @@ class PrefixTree:
             for key in keys:
                 assert self.nodes[key].parent == parent, "a page is listed after another one"
         assert count == len(self.nodes), "a page is not listed after the one before it"
+        apart = {key: node.plain for key, node in self.nodes.items() if node.plain != key}
+        assert apart == {key: plain for plain, keys in self.salted.items() for key in keys}, "apart"
         for key in self.nodes:
             assert any(key in place for place in places), "a page is known and not stored"
         assert not self.lost.keys() & self.nodes.keys(), "a page is stored and forgotten"
 
     def _add(self, chain: Chain, place: int, now: float) -> None:
         key, parent, size = chain.keys[place], self.parent(chain, place), self.page_size
-        tokens = self._pack(*chain.token_ids[place * size : (place + 1) * size])
-        self.nodes[key] = Node(key, parent, place, tokens, self.alone(chain.tenant), now)
+        ids = chain.token_ids[place * size : (place + 1) * size]
+        plain = key
+        if APART in chain.salt:
+            plain = page_key(self.plain_parent(chain, place), ids)
+        if plain != key:  # not one that is shared, nor after one that nobody knows
+            self.salted.setdefault(plain, {})[key] = None
+        owners = self.alone(chain.tenant)
+        self.nodes[key] = Node(key, plain, parent, place, self._pack(*ids), owners, now)
         self._children.setdefault(parent, {})[key] = None
         if (by_tokens := self._sorted.get(parent)) is not None:
             insort(by_tokens, self.nodes[key], key=_TOKEN_IDS)

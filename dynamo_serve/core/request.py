@@ -83,7 +83,8 @@ class Request:
 
     `stop_ids` end the sequence and count as its last token; they are forbidden before
     `min_tokens`. `salt` is the first link of the prefix hash chain: requests with different salts
-    never share a page. `arrival` and `deadline` are readings of the monotonic clock, in seconds.
+    never share a page; it is the tenant's and, behind `prefix_index.APART`, the request's own if it
+    has one. `arrival` and `deadline` are readings of the monotonic clock, in seconds.
 
     `class_name` None means the class of the tenant. `priority` 0 is the tenant's own; a higher
     one puts the request behind those of the same tenant. Of several choices of one call the first

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from dynamo_serve.core.batch import Phase, SequenceOutput, Work
 from dynamo_serve.core.journal import Entry, Reason
 from dynamo_serve.core.lookup import Drafter
+from dynamo_serve.core.prefix_index import plain_salt
 from dynamo_serve.core.prefix_tree import Chain
 from dynamo_serve.core.request import Finish, Request, Resumed, Summary, TokenEvent, TokenLogprob
 from dynamo_serve.core.tenant import Class
@@ -124,7 +125,7 @@ class Sequence:
     @property
     def owner(self) -> tuple[str, str]:
         """Of its pages, as `eviction` wants to know it."""
-        return self.request.salt, self.request.tenant
+        return plain_salt(self.request.salt), self.request.tenant
 
     @property
     def is_read_whole(self) -> bool:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dynamo_serve.core.prefix_index import extend_keys
+from dynamo_serve.core.prefix_index import extend_keys, page_key
 from dynamo_serve.core.prefix_tree import MOST_LOST, Chain, Lost, Node, PrefixTree
 from dynamo_serve.core.tiers import DEVICE, NAMES
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 MOST_RUNS = 200  # in one answer
 MOST_NODES = 8192  # that are looked at for it: the loop stands still meanwhile
+MOST_APART = 1024  # pages that are looked for under other salts of a tenant: each is hashed
 SHOWN_PAGES = 2  # of a run, and of what a prompt was expected to go on with
 Told = dict[str, Any]
 
@@ -80,7 +81,7 @@ def apart(scheduler: Scheduler, chain: Chain, salts: Sequence[str]) -> list[tupl
             extend_keys(
                 keys, chain.token_ids, salt, size, len(keys) * size + size, pool.index.shared
             )
-            if _tier(scheduler, keys[-1]) is None:
+            if _tier(scheduler, keys[-1]) is None and keys[-1] not in pool.tree.salted:
                 keys.pop()
                 break
         if keys and keys[-1] not in pool.index.shared:
@@ -145,9 +146,12 @@ def _miss(scheduler: Scheduler, chain: Chain, ends: Ends, now: float) -> Told:
             "evicted_s_ago": now - gone[0].at,
             "pressure": _pressure(gone[0], chain.tenant),
         }
-    if node and place + same:
+    apart = _apart(scheduler, chain, place, ends.reusable)
+    if apart:
+        miss |= {"reason": "salted_apart", "apart_until": begin + apart * size}
+    elif node and place + same:
         ids = _going_on(scheduler, node, chain.tenant)[same:]
-        return {**miss, "reason": "differs", "position": begin + same, "stored_ids": ids}
+        miss |= {"reason": "differs", "position": begin + same, "stored_ids": ids}
     return miss
 
 
@@ -167,6 +171,18 @@ def _lost(tree: PrefixTree, keys: Sequence[bytes], tenant: str) -> list[Lost]:
             break
         gone.append(lost)
     return gone
+
+
+def _apart(scheduler: Scheduler, chain: Chain, place: int, end: int) -> int:
+    """How many pages of a chain, from a place on, its tenant has under other salts of its own."""
+    tree, size = scheduler.pool.tree, scheduler.pool.page_size
+    end, plain, count = min(end, place + MOST_APART), tree.plain_parent(chain, place), 0
+    for at in range(place, end):
+        plain = page_key(plain, chain.token_ids[at * size : (at + 1) * size])
+        if not tree.has_apart(plain, chain.tenant):
+            break
+        count += 1
+    return count
 
 
 def _pressure(lost: Lost, tenant: str) -> str:
@@ -263,5 +279,6 @@ def _run(
         "age_s": now - first.born,
         "tenants": sorted(first.tenants),
         "shared": first.key in scheduler.pool.index.shared,
+        "salted": first.plain != first.key,
         "first_ids": [token for node in nodes[:SHOWN_PAGES] for token in node.tokens],
     }

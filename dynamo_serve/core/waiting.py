@@ -29,7 +29,7 @@ def turn(seq: Sequence, before: Iterable[Sequence]) -> float:
     for other in before:
         if other.turn < earliest:
             break
-        if other.request.group == seq.request.group:
+        if (other.request.group, other.request.salt) == (seq.request.group, seq.request.salt):
             return other.turn
         if other.promise.strict or other.promise.ttft < seq.promise.ttft:
             break

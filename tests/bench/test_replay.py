@@ -148,6 +148,14 @@ def test_recorded_texts_are_sent_only_if_that_is_asked_for() -> None:
     assert callable(planned(*arrivals)[0][0].call.prompt)
 
 
+def test_what_was_apart_is_sent_apart_where_only_a_salt_does_it() -> None:
+    apart = arrival(0.0, salt="ab", text="once upon a time")
+    assert planned(apart, with_texts=True)[0][0].call.extra["cache_salt"] == "ab"
+    assert "cache_salt" not in planned(apart)[0][0].call.extra, "its made text has no equal"
+    others = planned(apart, with_texts=True, is_ours=False)[0][0]
+    assert "cache_salt" not in others.call.extra
+
+
 def test_every_tenant_needs_a_key_if_any_has_one() -> None:
     arrivals = arrival(0.0, tenant="shop", class_name="batch"), arrival(1.0, tenant="bank")
     plan, _ = planned(*arrivals, keys=KEYS)

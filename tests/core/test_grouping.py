@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
@@ -42,6 +43,12 @@ def test_a_group_waits_together() -> None:
     seqs = [sequence(name, float(at)) for at, name in enumerate(names)]
     assert order(*seqs) == "a1 a2 a3 b1 b2 x1 x2"
     assert [seq.due for seq in seqs] == [at + AGING_SECONDS for at in range(7)], "as promised"
+
+
+def test_what_is_set_apart_is_no_group() -> None:
+    seqs = [sequence(name, float(at)) for at, name in enumerate(["a1", "x1", "a2", "a3"])]
+    seqs[2].request = replace(seqs[2].request, salt="own")
+    assert order(*seqs) == "a1 a3 x1 a2", "they share no page with it"
 
 
 def test_nobody_goes_before_who_is_due_much_earlier() -> None:

@@ -81,7 +81,7 @@ class Clients:
 
     def _dressed(self, request: Request) -> Request:
         rng, tenant = self.rng, self.rng.choice("abc")
-        salt = tenant if rng.random() < 0.3 else ""
+        salt = (tenant if rng.random() < 0.3 else "") + request.salt
         request = replace(request, tenant=tenant, salt=salt, is_open_ended=rng.random() < 0.3)
         is_long = len(request.prompt_ids) >= self.harness.scheduler.pool.page_size
         if rng.random() < 0.25 and is_long:

@@ -28,6 +28,7 @@ PINS = ("test_pins.py",)
 PARTS = ("test_page_parts.py", "test_views_cache.py", "test_tiers.py")
 LADDER = ("test_controller.py", "test_rungs.py", "test_backlog.py")
 GROUPS = ("test_grouping.py",)
+SALTS = ("test_salts.py", "test_views_cache.py")
 SCORES = ("test_prompt_logprobs.py",)
 POOLING = ("test_pooling.py",)
 HELPERS = ("traffic.py", "playing.py", "tiers.py")
@@ -889,10 +890,45 @@ BROKEN_GROUPS = {
         "for queue in self._by_tenant[seq.request.tenant]:\n            at",
         "for queue in [self._by_tenant[seq.request.tenant][seq.promise.is_batch]]:\n            at",
     ),
+    "group what has nothing in common": (
+        "waiting.py",
+        "(other.request.group, other.request.salt) == (seq.request.group, seq.request.salt)",
+        "other.request.group == seq.request.group",
+    ),
     "look for a group from the turn that it had": (
         "waiting.py",
         "(seq.due, seq.ordinal), key=place)\n            near",
         "place(seq), key=place)\n            near",
+    ),
+}
+
+BROKEN_SALTS = {
+    "salt: make every salt of a client an owner": (
+        "sequence.py",
+        "plain_salt(self.request.salt)",
+        "self.request.salt",
+    ),
+    "salt: tell of what another tenant has set apart": (
+        "prefix_tree.py",
+        "any(tenant in node.tenants for node",
+        "any(True for node",
+    ),
+    "salt: keep what is gone": ("prefix_tree.py", "del self.salted[node.plain][key]", "pass"),
+    "salt: know what is apart from its first page only": (
+        "prefix_tree.py",
+        "return before.plain",
+        "return before.key",
+    ),
+    "salt: lose it after a shared head": (
+        "prefix_tree.py",
+        "if before is None or before.key in self.shared:",
+        "if before is None:",
+    ),
+    "salt: tell of a difference first": ("views_cache.py", "    if apart:\n", "    if False:\n"),
+    "salt: tell operators of what is not set apart only": (
+        "views_cache.py",
+        " and keys[-1] not in pool.tree.salted",
+        "",
     ),
 }
 
@@ -961,6 +997,7 @@ MUTANTS = {
     **{name: (PARTS, mutant) for name, mutant in BROKEN_PARTS.items()},
     **{name: (TOLD, mutant) for name, mutant in BROKEN_ANSWERS.items()},
     **{name: (GROUPS, mutant) for name, mutant in BROKEN_GROUPS.items()},
+    **{name: (SALTS, mutant) for name, mutant in BROKEN_SALTS.items()},
     **{name: (SCORES, mutant) for name, mutant in BROKEN_SCORES.items()},
     **{name: (POOLING, mutant) for name, mutant in BROKEN_POOLING.items()},
 }

@@ -9,7 +9,7 @@ import pytest
 
 from dynamo_serve.core.page_events import Cleared, Event, PageEvents, Removed, Stored
 from dynamo_serve.core.page_pool import PagePool
-from dynamo_serve.core.prefix_index import page_key, root_key
+from dynamo_serve.core.prefix_index import APART, page_key, root_key
 from dynamo_serve.core.request import Request
 from dynamo_serve.core.scheduler import Limits, Scheduler
 from dynamo_serve.core.tiers import DEVICE, DISK, HOST, Found
@@ -18,7 +18,7 @@ from tests.core.traffic import VOCAB_SIZE, Harness, judge, play, random_requests
 
 LONGEST = 36
 NUM_OPERATIONS = 10_000
-SALTS = ("", "other")
+SALTS = ("", APART + "own")
 
 
 class Follower:

@@ -12,6 +12,7 @@ from dynamo_serve.core.engine import Engine
 from dynamo_serve.core.loop import Cancel, Command, Loop, Submit
 from dynamo_serve.core.page_pool import PagePool
 from dynamo_serve.core.pins import Pinning
+from dynamo_serve.core.prefix_index import APART
 from dynamo_serve.core.request import Finish, Refusal, Request, Sampling, TokenEvent
 from dynamo_serve.core.scheduler import Limits, Scheduler
 from dynamo_serve.core.stats import Stats
@@ -178,7 +179,7 @@ def random_requests(rng: random.Random, count: int, longest: int) -> list[Reques
                 max_tokens=rng.randint(1, longest // 3),
                 stop_ids=frozenset({13}) if rng.random() < 0.5 else frozenset(),
                 min_tokens=rng.choice([0, 0, 2]),
-                salt=rng.choice(["", "", "other"]),
+                salt=rng.choice(["", "", APART + "own"]),
                 sampling=SAMPLINGS[i % len(SAMPLINGS)],
             )
         )

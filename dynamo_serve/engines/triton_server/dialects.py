@@ -18,12 +18,14 @@ from dynamo_serve.errors import EngineStartError
 NO_INPUT = "the model on the Triton server has no input for it"
 TEXT_ONLY = "the Triton server answers with text, not with token ids"
 NOT_ASKED = "log probabilities are not asked of the Triton server"
+NOT_APART = "it is the Triton server that keeps prompts, and it is not told who may share them"
 # Of every dialect whose answers are text.
 REFUSED = {
     "return_token_ids": TEXT_ONLY,
     "logprobs": NOT_ASKED,
     "top_logprobs": NOT_ASKED,
     "prompt_logprobs": NOT_ASKED,
+    "cache_salt": NOT_APART,
     "logit_bias": "the Triton server counts tokens of its own",
 }
 FINISHES = {b"stop": Finish.STOP, b"length": Finish.LENGTH}
@@ -218,7 +220,10 @@ class Dserve:
 
     def __init__(self, declared: Declared) -> None:
         names = ("logprobs", "top_logprobs", "prompt_logprobs")
-        self.refused: Mapping[str, str] = dict.fromkeys(names, NOT_ASKED)
+        self.refused: Mapping[str, str] = {
+            **dict.fromkeys(names, NOT_ASKED),
+            "cache_salt": NOT_APART,
+        }
 
     def values(self, ask: Ask) -> dict[str, Value]:
         num_output = len(ask.ids) - ask.num_prompt

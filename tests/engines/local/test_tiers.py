@@ -19,6 +19,7 @@ from dynamo_serve.core.scheduler import Limits, Scheduler
 from dynamo_serve.core.stats import Stats
 from dynamo_serve.core.step_cost import StepCost, StepShape
 from dynamo_serve.core.tiers import DISK, HOST
+from dynamo_serve.directory import Caller
 from dynamo_serve.engines.local import LocalEngine
 from dynamo_serve.engines.local.copier import NICE, step_back
 from dynamo_serve.engines.local.tier_stores import SECTOR
@@ -67,11 +68,12 @@ class Served:
     def _publish(self, events: list[TokenEvent], stats: Stats) -> None:
         self.events += events
 
-    def ask(self, prompt: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
+    def ask(self, prompt: tuple[int, ...], salt: str = "") -> tuple[tuple[int, ...], int]:
         """The answer, and how many tokens of the prompt were cached."""
         self.events = []
         now = time.monotonic()
-        self.commands.append(Submit(Request(f"r{now}", prompt, COUNT, GREEDY, arrival=now)))
+        request = Request(f"r{now}", prompt, COUNT, GREEDY, salt=salt, arrival=now)
+        self.commands.append(Submit(request))
         self.until(lambda: any(event.finish for event in self.events))
         cached = next(e.cached_tokens for e in self.events if e.cached_tokens is not None)
         return tuple(t for event in self.events for t in event.token_ids), cached
@@ -93,9 +95,9 @@ class Served:
             self.ask(tuple(rng.randrange(128) for _ in range(61)))
             self.until(lambda: not self.spill.flights.is_busy)
 
-    def keys(self, prompt: tuple[int, ...]) -> list[bytes]:
+    def keys(self, prompt: tuple[int, ...], salt: str = "") -> list[bytes]:
         keys: list[bytes] = []
-        self.scheduler.pool.extend_keys(keys, prompt, "", len(prompt) - 1)
+        self.scheduler.pool.extend_keys(keys, prompt, salt, len(prompt) - 1)
         return keys
 
 
@@ -143,6 +145,20 @@ def test_the_next_server_finds_what_was_used_twice(tmp_path: Path) -> None:
         second.until(lambda: all(key in second.spill for key in second.keys(PROMPT)))
         assert second.ask(PROMPT) == (expected(), 40)
         assert second.spill.num_copied[DISK, 0] == 10
+
+
+def test_the_next_server_finds_what_was_apart_with_its_salt_only(tmp_path: Path) -> None:
+    cache = {"disk_gib": 4 * MIB, "disk_path": str(tmp_path / "pages")}
+    ann, bob = (Caller("default", "").salted(name).salt for name in ("ann", "bob"))
+    with served(**cache) as first:
+        first.ask(PROMPT, ann)
+        assert first.ask(PROMPT, ann) == (expected(), 40)
+        first.until(lambda: all(key in first.spill for key in first.keys(PROMPT, ann)))
+    with served(**cache) as second:
+        second.until(lambda: all(key in second.spill for key in second.keys(PROMPT, ann)))
+        assert second.ask(PROMPT, bob) == (expected(), 0)
+        assert second.ask(PROMPT) == (expected(), 0)
+        assert second.ask(PROMPT, ann) == (expected(), 40)
 
 
 def test_a_page_that_changed_on_disk_is_computed_again(tmp_path: Path) -> None:

@@ -83,6 +83,12 @@ LLMAPI = {
 }
 
 
+def test_nobody_is_promised_that_another_server_sets_prompts_apart() -> None:
+    own = {"input_ids": "INT32", "request": "BYTES"}
+    for inputs in (VLLM, TENSORS, LLMAPI, own):
+        assert "cache_salt" in dialect_of(declared(inputs), "auto", "m").refused
+
+
 def test_the_llm_api_has_names_of_its_own_and_repeats_what_it_has_said() -> None:
     dialect = dialect_of(declared(LLMAPI), "auto", "m")
     assert (dialect.name, dialect.infers) == ("llmapi", ("usage",))
