@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, suppress
-from typing import Any, TypeVar
 
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
@@ -15,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 from dynamo_serve.api.choices import Head, Updates, fold
 from dynamo_serve.api.faces import Face
 from dynamo_serve.api.frames import frames
+from dynamo_serve.api.hang_up import hang_up, until_hang_up
 from dynamo_serve.api.job import Job
 from dynamo_serve.api.marks import HEADER, resume, written
 from dynamo_serve.api.render import to_json
@@ -29,8 +29,6 @@ HEADERS = {
     "Cache-Control": "no-store",
     "X-Accel-Buffering": "no",  # a proxy that collects the events would hold them back
 }
-
-T = TypeVar("T")
 
 
 async def respond(
@@ -112,23 +110,3 @@ class EventStream(StreamingResponse):
                     return await hang_up(receive)
             except TimeoutError:
                 await send({"type": "http.response.body", "body": self._idle, "more_body": True})
-
-
-async def until_hang_up(work: Coroutine[Any, Any, T], client: Coroutine[Any, Any, None]) -> T:
-    """The result of `work`, which is cancelled if `client` ends first: then `ClientDisconnect`."""
-    task, watch = asyncio.create_task(work), asyncio.create_task(client)
-    try:
-        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientDisconnect
-        return task.result()
-    finally:
-        watch.cancel()
-        task.cancel()
-        await asyncio.wait({task, watch})  # what they held is the caller's again
-
-
-async def hang_up(receive: Receive) -> None:
-    """Return when the client has gone."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
