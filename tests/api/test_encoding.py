@@ -21,7 +21,7 @@ from tests.api.test_hang_up import send
 
 LONG = "hello " * (LONG_CHARACTERS // 6 + 1)
 MIDDLE = "hello " * (encoding.INLINE_CHARACTERS // 6 + 1)
-MANY = 40  # more than a pool of threads has on any machine but a large one
+MANY = encoding.MOST_OF_A_TENANT  # no pool of threads has more by default
 GENERATING: dict[str, dict[str, Any]] = {
     "/v1/completions": {"prompt": LONG},
     "/v1/chat/completions": {"messages": [{"role": "user", "content": LONG}]},
