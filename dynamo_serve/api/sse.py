@@ -12,12 +12,13 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from dynamo_serve.api.choices import Head, Updates, fold
+from dynamo_serve.api.echo import scores_long_prompt
 from dynamo_serve.api.faces import Face
 from dynamo_serve.api.frames import frames
 from dynamo_serve.api.hang_up import hang_up, until_hang_up
 from dynamo_serve.api.job import Job
 from dynamo_serve.api.marks import HEADER, resume, written
-from dynamo_serve.api.render import to_json
+from dynamo_serve.api.render import to_json, to_long_json
 from dynamo_serve.delivery import nobody
 from dynamo_serve.errors import ServerHandover, ServerShutdown
 from dynamo_serve.text.stream import Delta
@@ -49,7 +50,11 @@ async def respond(
         events = frames(first, updates, job, face.writer(shows_ids=knows_ids(http)), heads)
         return EventStream(events, updates, ping, face.ping)
     answers, tally = await until_hang_up(fold(updates, job), hang_up(http.receive))
-    return Response(to_json(face.whole(answers, tally)), media_type="application/json")
+    if any(scores_long_prompt(deltas[0]) for deltas in answers):
+        text = await asyncio.to_thread(lambda: to_long_json(face.whole(answers, tally)))
+    else:
+        text = to_json(face.whole(answers, tally))
+    return Response(text, media_type="application/json")
 
 
 def knows_ids(http: Request) -> bool:
