@@ -20,8 +20,8 @@ from dynamo_serve.config import StructuredSection
 from dynamo_serve.core.request import Grammar
 from dynamo_serve.errors import QuotaExceeded, Unavailable
 from dynamo_serve.grammar_helper import Helper, Vocabulary
-from dynamo_serve.grammar_turns import Turns
 from dynamo_serve.grammars import BadGrammar
+from dynamo_serve.turns import Turns
 
 log = logging.getLogger(__name__)
 

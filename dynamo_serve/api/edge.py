@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from dynamo_serve.api import parse
 from dynamo_serve.api.auth import Access
+from dynamo_serve.api.encoding import LongTexts, TextEncoder
 from dynamo_serve.api.grammar import Compilers, Grammars
 from dynamo_serve.api.lookup import Lookup
 from dynamo_serve.api.marks import Streams
@@ -48,6 +49,7 @@ class Edge:
     lookup: Lookup
     streams: Streams
     compilers: Compilers
+    long_texts: LongTexts
     model_names: tuple[str, ...]
     started: int
     max_queue_delay: float
@@ -62,6 +64,10 @@ class Edge:
     def grammars_of(self, caller: Caller) -> Grammars:
         """What makes grammars of the caller's requests."""
         return Grammars(self.compilers, caller.tenant)
+
+    def encoder(self, http: Request) -> TextEncoder:
+        """What makes ids of a request's texts."""
+        return TextEncoder(self.tokenizer, self.long_texts, http)
 
     def model_name(self, asked: str | None) -> str:
         """The name to report in the answer. Raises `ModelNotFound`."""

@@ -34,7 +34,9 @@ def messages_routes(edge: Edge) -> APIRouter:
         check_open(edge, http, chat)
         grammars = edge.grammars_of(http.state.caller)
         with paths.named():
-            ids, parsing = await chat_prompt(chat, edge.tokenizer, edge.dialect)
+            ids, parsing = await chat_prompt(
+                chat, edge.encoder(http), edge.dialect, edge.service.spec.max_model_len
+            )
             grammar = await chat_grammar(chat, parsing, grammars, edge.tokenizer)
             chat = _within_room(chat, edge.service.spec.max_model_len - len(ids))
             job = job_of(edge, http, chat, [ids], model, grammar, parsing)
@@ -48,7 +50,7 @@ def messages_routes(edge: Edge) -> APIRouter:
         chat, paths = _chat(edge, body)
         edge.service.check_open()
         with paths.named():
-            ids, _ = await chat_prompt(chat, edge.tokenizer, edge.dialect)
+            ids, _ = await chat_prompt(chat, edge.encoder(http), edge.dialect)
         return {"input_tokens": len(ids)}
 
     return routes

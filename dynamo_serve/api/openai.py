@@ -30,7 +30,8 @@ def openai_routes(edge: Edge) -> APIRouter:
         body = await edge.body(http, ChatRequest)
         model = edge.model_name(body.model)
         check_open(edge, http, body)
-        ids, parsing = await chat_prompt(body, edge.tokenizer, edge.dialect)
+        limit = edge.service.spec.max_model_len
+        ids, parsing = await chat_prompt(body, edge.encoder(http), edge.dialect, limit)
         grammars = edge.grammars_of(http.state.caller)
         grammar = await chat_grammar(body, parsing, grammars, edge.tokenizer)
         job = job_of(edge, http, body, [ids], model, grammar, parsing)
@@ -46,7 +47,11 @@ def openai_routes(edge: Edge) -> APIRouter:
         check_open(edge, http, body)
         grammar = await edge.grammars_of(http.state.caller).of(body)
         prompts = await completion_prompts(
-            body, edge.tokenizer, edge.service.spec.vocab_size, edge.server.max_choices
+            body,
+            edge.encoder(http),
+            edge.service.spec.vocab_size,
+            edge.server.max_choices,
+            edge.service.spec.max_model_len,
         )
         return await respond_to(edge, http, job_of(edge, http, body, prompts, model, grammar))
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+from dynamo_serve.api.encoding import TextEncoder
 from dynamo_serve.api.parse import is_deep
 from dynamo_serve.api.schema import CompletionRequest
 from dynamo_serve.api.schema_message import Message, Part
@@ -163,9 +164,14 @@ def _part_text(part: Part, path: str) -> str:
 
 
 async def completion_prompts(
-    body: CompletionRequest, tokenizer: Tokenizer, vocab_size: int, max_prompts: int
+    body: CompletionRequest,
+    encoder: TextEncoder,
+    vocab_size: int,
+    max_prompts: int,
+    limit: int | None = None,
 ) -> list[list[int]]:
-    """The ids of each prompt; text gets the special tokens the model wants, ids are taken as is."""
+    """The ids of each prompt; text gets the special tokens the model wants, ids are taken as is.
+    `limit`: as for `TextEncoder.prompt_ids`."""
     texts, id_lists = prompt_kind(body.prompt)
     if len(texts) + len(id_lists) > max_prompts:
         raise InvalidRequest(
@@ -176,7 +182,9 @@ async def completion_prompts(
     for i, ids in enumerate(id_lists):
         path = "prompt" if isinstance(body.prompt[0], int) else f"prompt[{i}]"
         check_ids(ids, vocab_size, path)
-    prompts = [await tokenizer.encode_async(text, add_special_tokens=True) for text in texts]
+    prompts = [
+        await encoder.prompt_ids(text, limit, "prompt", add_special_tokens=True) for text in texts
+    ]
     if not all(prompts):
         raise InvalidRequest("'prompt' is empty.", param="prompt")
     return prompts + id_lists

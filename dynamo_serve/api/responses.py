@@ -67,7 +67,7 @@ def responses_routes(edge: Edge, store: ResponseStore) -> APIRouter:
         edge.service.check_open()
         store.wants(turn.body.store)
         with turn.chat.in_our_terms():
-            ids, _ = await chat_prompt(turn.chat.request, edge.tokenizer, edge.dialect)
+            ids, _ = await chat_prompt(turn.chat.request, edge.encoder(http), edge.dialect)
         return answer({**COUNTED, "input_tokens": len(ids)})
 
     @routes.get("/{id}")
@@ -109,7 +109,9 @@ async def _job(edge: Edge, http: Request, turn: Turn) -> Job:
     chat = turn.chat.request
     model = edge.model_name(chat.model)
     check_open(edge, http, chat)
-    ids, parsing = await chat_prompt(chat, edge.tokenizer, edge.dialect)
+    ids, parsing = await chat_prompt(
+        chat, edge.encoder(http), edge.dialect, edge.service.spec.max_model_len
+    )
     grammars = edge.grammars_of(http.state.caller)
     grammar = await chat_grammar(chat, parsing, grammars, edge.tokenizer)
     return job_of(edge, http, chat, [ids], model, grammar, parsing)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from dynamo_serve.api.encoding import TextEncoder
 from dynamo_serve.api.prompts import render_messages
 from dynamo_serve.api.schema import ChatRequest
 from dynamo_serve.api.schema_tools import NamedTool, Tool
 from dynamo_serve.api.thinking import template_arguments
 from dynamo_serve.errors import InvalidRequest, UnsupportedField
 from dynamo_serve.text.dialect import Dialect, Parsing, ends_thinking
-from dynamo_serve.text.tokenizer import Tokenizer
 
 NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}}
 
@@ -78,17 +78,19 @@ def for_template(tools: Sequence[Tool]) -> list[dict[str, Any]]:
 
 
 async def chat_prompt(
-    body: ChatRequest, tokenizer: Tokenizer, dialect: Dialect
+    body: ChatRequest, encoder: TextEncoder, dialect: Dialect, limit: int | None = None
 ) -> tuple[list[int], Parsing | None]:
-    """The token ids of a conversation, and how to read what follows them.
+    """The token ids of a conversation, and how to read what follows them. `limit`: as for
+    `TextEncoder.prompt_ids`.
 
-    Raises `InvalidRequest` and `UnsupportedField`.
+    Raises `InvalidRequest`, `UnsupportedField` and what `TextEncoder.prompt_ids` raises.
     """
     tools = offered(body, dialect)
     arguments = template_arguments(body, dialect)
     shown = for_template(tools)
-    prompt = await render_messages(body.messages, tokenizer, arguments, tools=shown)
-    return await tokenizer.encode_async(prompt), parsing_of(body, tools, dialect, prompt)
+    prompt = await render_messages(body.messages, encoder.tokenizer, arguments, tools=shown)
+    ids = await encoder.prompt_ids(prompt, limit, "messages")
+    return ids, parsing_of(body, tools, dialect, prompt)
 
 
 def callable_tools(body: ChatRequest, tools: Sequence[Tool]) -> list[Tool]:

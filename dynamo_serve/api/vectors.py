@@ -15,9 +15,10 @@ from starlette.responses import Response
 
 from dynamo_serve.api.auth import credentials
 from dynamo_serve.api.edge import Edge
+from dynamo_serve.api.encoding import TextEncoder
+from dynamo_serve.api.hang_up import hang_up, until_hang_up
 from dynamo_serve.api.render import to_json
 from dynamo_serve.api.schema_vectors import Vectors
-from dynamo_serve.api.sse import hang_up, until_hang_up
 from dynamo_serve.api.terms import HEADER, Terms, terms_of
 from dynamo_serve.core.engine import EngineSpec
 from dynamo_serve.core.request import Finish, Pooling, Request
@@ -32,6 +33,7 @@ from dynamo_serve.errors import (
 from dynamo_serve.service import Service
 from dynamo_serve.text.inputs import Input
 
+SHORTEN = "Shorten it, or set truncate_prompt_tokens."
 AT_ONCE = 128  # requests of one call that are in the service; the next follows when one is done
 
 
@@ -88,6 +90,25 @@ def most_tokens(body: Vectors, spec: EngineSpec) -> int | None:
     return most
 
 
+async def inputs(
+    encoder: TextEncoder,
+    texts: Sequence[str],
+    paths: Sequence[str],
+    spec: EngineSpec,
+    *,
+    before: str | None = None,
+    most: int | None = None,
+) -> list[Input]:
+    """The inputs that texts are, each with its path in the body, as `TextEncoder.inputs` makes
+    them. Raises `ContextTooLong` for one that cannot fit, unless it is cut to `most` tokens."""
+    if most is None:
+        limit = spec.max_model_len
+        remedy = f"the model takes {limit}. {SHORTEN}"
+        for text, path in zip(texts, paths, strict=True):
+            await encoder.check_fits(text, limit, f"'{path}'", remedy, path)
+    return await encoder.inputs(texts, before=before, most=most)
+
+
 def check_count(count: int, name: str, edge: Edge) -> None:
     """Raise `InvalidRequest` for more inputs than one call may have."""
     most = edge.server.max_inputs
@@ -119,7 +140,7 @@ def _check_lengths(wanted: Wanted, limit: int) -> None:
         if len(each.ids) > limit:
             raise ContextTooLong(
                 f"'{path}'{wanted.beside} has {len(each.ids)} tokens, the model takes {limit}. "
-                "Shorten it, or set truncate_prompt_tokens.",
+                + SHORTEN,
                 param=path,
             )
 
