@@ -48,7 +48,7 @@ FAULTS: list[tuple[Json, str, str]] = [
     (
         {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]},
         "input[0].content[0].type",
-        "parts of type 'input_image' are not supported",
+        "'input_image' is not supported here, only 'input_text', 'output_text'",
     ),
     (
         {"input": [{"role": "user", "content": [{"text": "x"}]}]},
