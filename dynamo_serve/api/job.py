@@ -239,11 +239,11 @@ def _max_tokens(body: Body, num_prompt: int, limit: int) -> int:
     asked = _asked_tokens(body)
     num_tokens = limit - num_prompt if asked is None else asked
     if num_tokens < 1 or num_prompt + num_tokens > limit:
-        wanted = "" if asked is None else f" and max_tokens is {asked}"
+        wanted = "" if asked is None else f" and {body.names.of('max_tokens')} is {asked}"
         raise ContextTooLong(
             f"The prompt has {num_prompt} tokens{wanted}; "
             f"prompt and answer together may have {limit}.",
-            param="messages" if isinstance(body, ChatRequest) else "prompt",
+            param=body.names.of("messages") if isinstance(body, ChatRequest) else "prompt",
         )
     if body.min_tokens > num_tokens:
         raise InvalidRequest(

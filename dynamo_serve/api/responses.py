@@ -16,7 +16,7 @@ from dynamo_serve.api.job import Job
 from dynamo_serve.api.marks import HEADER as LAST_EVENT_ID
 from dynamo_serve.api.openapi import takes
 from dynamo_serve.api.render import answer
-from dynamo_serve.api.responses_chat import Chat
+from dynamo_serve.api.responses_chat import ResponseChat, chat_of
 from dynamo_serve.api.responses_items import Placed, conversation, told_back
 from dynamo_serve.api.responses_object import ResponseFace, ResponseWriter, head_of
 from dynamo_serve.api.responses_store import ResponseStore
@@ -37,7 +37,7 @@ class Turn(NamedTuple):
 
     body: ResponsesRequest
     placed: list[Placed]
-    chat: Chat
+    chat: ResponseChat
 
 
 def responses_routes(edge: Edge, store: ResponseStore) -> APIRouter:
@@ -55,8 +55,7 @@ def responses_routes(edge: Edge, store: ResponseStore) -> APIRouter:
             )
         turn = await _turn(edge, http, store)
         is_kept = store.wants(turn.body.store)
-        with turn.chat.in_our_terms():
-            job = await _job(edge, http, turn)
+        job = await _job(edge, http, turn.chat)
         return await _answer(edge, http, job, turn, store, is_kept=is_kept)
 
     @routes.post("/input_tokens", openapi_extra=takes(ResponsesRequest, told=COUNTED))
@@ -66,8 +65,7 @@ def responses_routes(edge: Edge, store: ResponseStore) -> APIRouter:
         edge.model_name(turn.body.model)
         edge.service.check_open()
         store.wants(turn.body.store)
-        with turn.chat.in_our_terms():
-            ids, _ = await chat_prompt(turn.chat.request, edge.tokenizer, edge.dialect)
+        ids, _ = await chat_prompt(turn.chat, edge.tokenizer, edge.dialect)
         return answer({**COUNTED, "input_tokens": len(ids)})
 
     @routes.get("/{id}")
@@ -102,11 +100,10 @@ def responses_routes(edge: Edge, store: ResponseStore) -> APIRouter:
 async def _turn(edge: Edge, http: Request, store: ResponseStore) -> Turn:
     body = await edge.body(http, ResponsesRequest)
     placed = conversation(body, http.state.caller.tenant, store, edge.server.max_body_bytes)
-    return Turn(body, placed, Chat(body, placed))
+    return Turn(body, placed, chat_of(body, placed))
 
 
-async def _job(edge: Edge, http: Request, turn: Turn) -> Job:
-    chat = turn.chat.request
+async def _job(edge: Edge, http: Request, chat: ResponseChat) -> Job:
     model = edge.model_name(chat.model)
     check_open(edge, http, chat)
     ids, parsing = await chat_prompt(chat, edge.tokenizer, edge.dialect)
