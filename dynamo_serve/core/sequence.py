@@ -191,7 +191,6 @@ class Sequence:
             request.stop_ids if num_tokens - prompt_len < request.min_tokens else NONE_BANNED,
             len(draft),
             self.copied_from,
-            request.grammar,
             request,
             self.said,
             request.sampling.prompt_logprobs is not None and self.scores,
