@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 
 from dynamo_serve.api.edge import Edge
 from dynamo_serve.api.enforce import chat_grammar
-from dynamo_serve.api.generate import check_open, job_of, respond_to
+from dynamo_serve.api.generate import check_takes, job_of, respond_to
 from dynamo_serve.api.marks import HEADER as LAST_EVENT_ID
 from dynamo_serve.api.messages_chat import MessagesChat, to_chat
 from dynamo_serve.api.messages_thinking import thinking_fields
@@ -30,7 +30,7 @@ def messages_routes(edge: Edge) -> APIRouter:
         body = await edge.body(http, MessagesRequest)
         model = edge.model_name(body.model)
         chat = _chat(edge, body)
-        check_open(edge, http, chat)
+        check_takes(edge, http, chat)
         grammars = edge.grammars_of(http.state.caller)
         ids, parsing = await chat_prompt(chat, edge.tokenizer, edge.dialect)
         grammar = await chat_grammar(chat, parsing, grammars, edge.tokenizer)

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 from dynamo_serve.api.choices import run
 from dynamo_serve.api.edge import Edge
 from dynamo_serve.api.enforce import chat_grammar
-from dynamo_serve.api.generate import check_open, job_of
+from dynamo_serve.api.generate import check_takes, job_of
 from dynamo_serve.api.job import Job
 from dynamo_serve.api.marks import HEADER as LAST_EVENT_ID
 from dynamo_serve.api.openapi import takes
@@ -105,7 +105,7 @@ async def _turn(edge: Edge, http: Request, store: ResponseStore) -> Turn:
 
 async def _job(edge: Edge, http: Request, chat: ResponseChat) -> Job:
     model = edge.model_name(chat.model)
-    check_open(edge, http, chat)
+    check_takes(edge, http, chat)
     ids, parsing = await chat_prompt(chat, edge.tokenizer, edge.dialect)
     grammars = edge.grammars_of(http.state.caller)
     grammar = await chat_grammar(chat, parsing, grammars, edge.tokenizer)

@@ -56,15 +56,16 @@ class Asked(NamedTuple):
         return sum(len(request.prompt_ids) for request in self.requests)
 
 
-def check_open(edge: Edge, http: Http, body: Vectors) -> EngineSpec:
-    """What the engine is. Raises `Unavailable` unless new requests are accepted."""
-    try:
-        edge.service.check_open()
-    except Unavailable as error:
-        tenant, now = http.state.caller.tenant, time.monotonic()
-        unread = Request("", (), 0, tenant=tenant, arrival=now, class_name=body.class_name)
-        edge.service.turn_away(unread, error)
-    return edge.service.spec
+def unread(body: Vectors, caller: Caller) -> Request:
+    """What is known of a call at whose inputs nobody has looked."""
+    return Request(
+        id="",
+        prompt_ids=(),
+        max_tokens=0,
+        tenant=caller.tenant,
+        arrival=time.monotonic(),
+        class_name=body.class_name,
+    )
 
 
 def refuse(spec: EngineSpec, wish: str, remedy: str) -> NoReturn:
