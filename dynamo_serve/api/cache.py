@@ -113,21 +113,23 @@ def cache_admin_routes(edge: Edge) -> APIRouter:
     return routes
 
 
-class Asked(NamedTuple):
+class ToExplain(NamedTuple):
     """A prompt to explain, and the name of the model that it is for."""
 
     model: str
     ids: list[int]
 
 
-async def _asked(edge: Edge, http: Request) -> Asked:
+async def _asked(edge: Edge, http: Request) -> ToExplain:
     body = await _body(edge, http)
     model = edge.model_name(body.model)
     edge.service.check_open()
-    return Asked(model, await _ids(edge, body))
+    return ToExplain(model, await _ids(edge, body))
 
 
-async def _explain(edge: Edge, asked: Asked, caller: Caller, others: Sequence[str] = ()) -> Told:
+async def _explain(
+    edge: Edge, asked: ToExplain, caller: Caller, others: Sequence[str] = ()
+) -> Told:
     """Why a prompt of a caller is not found; `others`: salts to look for it, too."""
     ids, size, prefixes = asked.ids, edge.service.spec.page_size, edge.service.prefixes
     keys: list[bytes] = []

@@ -20,7 +20,7 @@ from dynamo_serve.directory import Caller
 from dynamo_serve.errors import ContextTooLong, InvalidRequest
 from dynamo_serve.text.detokenizer import Detokenizer
 from dynamo_serve.text.dialect import Parsing, Reader
-from dynamo_serve.text.message import Message
+from dynamo_serve.text.message import PartedTranscript
 from dynamo_serve.text.stream import Silent, Teller, Transcript
 from dynamo_serve.text.tokenizer import Tokenizer
 
@@ -87,7 +87,9 @@ class Job:
         transcript = Transcript(detokenizer, self.stops, request.min_tokens)
         if self.parsing is None:
             return transcript
-        return Message(transcript, Reader(self.parsing), is_apart=self.logprobs is not None)
+        return PartedTranscript(
+            transcript, Reader(self.parsing), is_apart=self.logprobs is not None
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from dynamo_serve.api.parse import first_fault
 from dynamo_serve.api.schema import ChatRequest
 from dynamo_serve.api.schema_messages import (
     CountTokensRequest,
+    InputMessage,
     MessagesRequest,
     OfferedTool,
     TextBlock,
@@ -20,7 +21,6 @@ from dynamo_serve.api.schema_messages import (
     ToolResultBlock,
     ToolUseBlock,
     ToolWish,
-    Turn,
 )
 from dynamo_serve.errors import InvalidRequest, UnsupportedField
 
@@ -163,7 +163,7 @@ def _parts(body: CountTokensRequest) -> Iterator[_Part]:
         yield from _turn(turn, f"messages[{i}].content")
 
 
-def _turn(turn: Turn, path: str) -> Iterator[_Part]:
+def _turn(turn: InputMessage, path: str) -> Iterator[_Part]:
     if isinstance(turn.content, str):
         yield _Part(turn.role, path, turn.content)
         return

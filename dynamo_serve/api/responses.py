@@ -32,7 +32,7 @@ COUNTED = {"object": "response.input_tokens", "input_tokens": 12}
 MAX_PAGE, PAGE = 100, 20
 
 
-class Turn(NamedTuple):
+class Exchange(NamedTuple):
     """A request, the items up to its answer, and the chat that they are."""
 
     body: ResponsesRequest
@@ -53,19 +53,19 @@ def responses_routes(edge: Edge, store: ResponseStore) -> APIRouter:
                 "again without this header.",
                 param=LAST_EVENT_ID,
             )
-        turn = await _turn(edge, http, store)
-        is_kept = store.wants(turn.body.store)
-        job = await _job(edge, http, turn.chat)
-        return await _answer(edge, http, job, turn, store, is_kept=is_kept)
+        exchange = await _exchange(edge, http, store)
+        is_kept = store.wants(exchange.body.store)
+        job = await _job(edge, http, exchange.chat)
+        return await _answer(edge, http, job, exchange, store, is_kept=is_kept)
 
     @routes.post("/input_tokens", openapi_extra=takes(ResponsesRequest, told=COUNTED))
     async def count(http: Request) -> Response:
         """How many tokens the prompt of such a request has. Nothing is generated."""
-        turn = await _turn(edge, http, store)
-        edge.model_name(turn.body.model)
+        exchange = await _exchange(edge, http, store)
+        edge.model_name(exchange.body.model)
         edge.service.check_open()
-        store.wants(turn.body.store)
-        ids, _ = await chat_prompt(turn.chat, edge.tokenizer, edge.dialect)
+        store.wants(exchange.body.store)
+        ids, _ = await chat_prompt(exchange.chat, edge.tokenizer, edge.dialect)
         return answer({**COUNTED, "input_tokens": len(ids)})
 
     @routes.get("/{id}")
@@ -97,10 +97,10 @@ def responses_routes(edge: Edge, store: ResponseStore) -> APIRouter:
     return routes
 
 
-async def _turn(edge: Edge, http: Request, store: ResponseStore) -> Turn:
+async def _exchange(edge: Edge, http: Request, store: ResponseStore) -> Exchange:
     body = await edge.body(http, ResponsesRequest)
     placed = conversation(body, http.state.caller.tenant, store, edge.server.max_body_bytes)
-    return Turn(body, placed, chat_of(body, placed))
+    return Exchange(body, placed, chat_of(body, placed))
 
 
 async def _job(edge: Edge, http: Request, chat: ResponseChat) -> Job:
@@ -113,11 +113,11 @@ async def _job(edge: Edge, http: Request, chat: ResponseChat) -> Job:
 
 
 async def _answer(
-    edge: Edge, http: Request, job: Job, turn: Turn, store: ResponseStore, *, is_kept: bool
+    edge: Edge, http: Request, job: Job, exchange: Exchange, store: ResponseStore, *, is_kept: bool
 ) -> Response:
-    items = told_back(turn.placed, job.id) if is_kept else []
+    items = told_back(exchange.placed, job.id) if is_kept else []
     keep = partial(store.keep, http.state.caller.tenant, job.id, items)
-    writer = ResponseWriter(job, edge.tokenizer, head_of(turn.body, job, store=is_kept), keep)
+    writer = ResponseWriter(job, edge.tokenizer, head_of(exchange.body, job, store=is_kept), keep)
     updates = run(job, edge.service, edge.tokenizer, abort(http))
     return await respond(http, job, updates, ResponseFace(writer), edge.server.ping_interval_s)
 

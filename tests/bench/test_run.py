@@ -18,7 +18,7 @@ import pytest
 
 from bench.stub_server import Delays, Stub, serving
 from dynamo_serve.bench import about, record
-from dynamo_serve.bench.bodies import Dialect
+from dynamo_serve.bench.bodies import BodyExtras
 from dynamo_serve.bench.driver import Driving, sessions
 from dynamo_serve.bench.plan import Behaviour, Call, Planned
 from dynamo_serve.bench.record import Record, Run
@@ -68,7 +68,7 @@ def test_a_stream_is_recorded_with_its_times_and_counts(stub: Stub, is_chat: boo
 def test_what_is_sent_is_what_the_call_says(stub: Stub) -> None:
     call = replace(CALL, prompt=(3, 4, 5), class_name="batch", priority=2, deadline=1.5,
                    extra={"top_k": 5})  # fmt: skip
-    run(stub, call, dialect=Dialect("the-model", extra=(("temperature", 0),)))
+    run(stub, call, extras=BodyExtras("the-model", extra=(("temperature", 0),)))
     (_, body), *rest = stub.seen
     assert not rest
     assert body == {
