@@ -23,7 +23,7 @@ from typing import Any
 
 from bench.peers import SERVERS
 from bench.server import free_port, running, settle
-from dynamo_serve.bench.bodies import Dialect
+from dynamo_serve.bench.bodies import BodyExtras
 from dynamo_serve.bench.driver import Driving
 from dynamo_serve.bench.latency import samples
 from dynamo_serve.bench.plan import Call, Planned
@@ -53,7 +53,7 @@ class Workload:
             prompt = head + texts.make(self.own, rng)
             yield Planned(None, Call(prompt=prompt, max_tokens=self.output, extra=extra))
 
-    def told(self, run: Run) -> dict[str, float]:
+    def figures(self, run: Run) -> dict[str, float]:
         """Its figures; every request has yielded `output` tokens."""
         firsts, gaps = (samples(name, run.records, False) for name in ("ttft", "itl"))
         return {
@@ -77,8 +77,8 @@ WORKLOADS = (
 
 def drive(url: str, model: str, plan: Iterator[Planned], concurrency: int) -> Run:
     """Send everything; raises `RuntimeError` unless all of it is answered."""
-    dialect = Dialect(model=model, usage=False)  # not every peer knows stream_options
-    driving = Driving(dialect, concurrency=concurrency, timeout=TIMEOUT_S)
+    extras = BodyExtras(model=model, usage=False)  # not every peer knows stream_options
+    driving = Driving(extras, concurrency=concurrency, timeout=TIMEOUT_S)
     run = execute(plan, Options(url, driving))
     if run.about["interrupted"]:
         raise KeyboardInterrupt
@@ -100,7 +100,7 @@ def measure(
             continue
         check_length(url, model, workload.output, extra)
         run = drive(url, model, workload.plan(texts, seed, extra), workload.concurrency)
-        found[workload.name] = workload.told(run)
+        found[workload.name] = workload.figures(run)
     return found
 
 

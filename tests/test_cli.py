@@ -396,8 +396,8 @@ def test_localhost_is_reached_by_its_ipv4_address() -> None:
 
 
 def test_a_signal_drains_and_new_requests_are_told_to_come_back() -> None:
-    with serving() as server:
-        asking = httpx.stream("POST", server.url + "/v1/chat/completions", json=body(3000))
+    with serving("--set", "engine.fake_step_ms=10") as server:
+        asking = httpx.stream("POST", server.url + "/v1/chat/completions", json=body(300))
         with asking as answer:
             lines = answer.iter_lines()
             assert next(lines).startswith("data: ")
@@ -461,7 +461,8 @@ def test_tenants_are_checked_with_the_settings(
 
 
 def test_a_drain_that_takes_too_long_ends_streams_with_an_error() -> None:
-    with serving("--set", "server.drain_timeout_s=0.05") as server:
+    slow = ("--set", "engine.fake_step_ms=10")
+    with serving("--set", "server.drain_timeout_s=0.05", *slow) as server:
         asking = httpx.stream("POST", server.url + "/v1/chat/completions", json=body(4000))
         with asking as answer:
             lines = answer.iter_lines()
@@ -476,7 +477,7 @@ def test_a_drain_that_takes_too_long_ends_streams_with_an_error() -> None:
 
 
 def test_a_second_signal_ends_it_at_once() -> None:
-    with serving() as server:
+    with serving("--set", "engine.fake_step_ms=10") as server:
         asking = httpx.stream("POST", server.url + "/v1/chat/completions", json=body(4000))
         with asking as answer:
             lines = answer.iter_lines()  # held: letting go of it hangs up

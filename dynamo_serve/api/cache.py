@@ -116,7 +116,7 @@ def cache_admin_routes(edge: Edge) -> APIRouter:
     return routes
 
 
-class Asked(NamedTuple):
+class ToExplain(NamedTuple):
     """A prompt to explain, and the name of the model that it is for."""
 
     model: str
@@ -124,14 +124,16 @@ class Asked(NamedTuple):
     cache_salt: str | None
 
 
-async def _asked(edge: Edge, http: Request) -> Asked:
+async def _asked(edge: Edge, http: Request) -> ToExplain:
     body = await _body(edge, http)
     model = edge.model_name(body.model)
     edge.service.check_open()
-    return Asked(model, await _ids(edge, body, edge.encoder(http)), body.cache_salt)
+    return ToExplain(model, await _ids(edge, body, edge.encoder(http)), body.cache_salt)
 
 
-async def _explain(edge: Edge, asked: Asked, caller: Caller, others: Sequence[str] = ()) -> Told:
+async def _explain(
+    edge: Edge, asked: ToExplain, caller: Caller, others: Sequence[str] = ()
+) -> Told:
     """Why a prompt of a caller is not found; `others`: salts to look for it, too."""
     ids, size, prefixes = asked.ids, edge.service.spec.page_size, edge.service.prefixes
     keys: list[bytes] = []

@@ -16,11 +16,11 @@ from dynamo_serve.api.vectors import (
     Wanted,
     asked,
     check_count,
-    check_open,
     inputs,
     most_tokens,
     refuse,
     respond,
+    unread,
     vectors_of,
 )
 from dynamo_serve.core.engine import EngineSpec
@@ -37,7 +37,8 @@ def embedding_routes(edge: Edge) -> APIRouter:
         a request of its own to the scheduler and its quotas."""
         body = await edge.body(http, EmbeddingRequest)
         model = edge.model_name(body.model)
-        spec = check_open(edge, http, body)
+        edge.check_open(unread(body, http.state.caller))
+        spec = edge.service.spec
         _check(body, spec)
         call = asked(edge, http, body, await _wanted(edge, edge.encoder(http), body, spec), "embd")
         found = await vectors_of(edge, http, call)

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 
 from dynamo_serve.api.edge import Edge
 from dynamo_serve.api.enforce import chat_grammar
-from dynamo_serve.api.generate import check_open, job_of, respond_to
+from dynamo_serve.api.generate import check_takes, job_of, respond_to
 from dynamo_serve.api.marks import HEADER as LAST_EVENT_ID
 from dynamo_serve.api.openapi import takes
 from dynamo_serve.api.prompts import completion_prompts
@@ -29,7 +29,7 @@ def openai_routes(edge: Edge) -> APIRouter:
             return await go_on(edge, http, last)
         body = await edge.body(http, ChatRequest)
         model = edge.model_name(body.model)
-        check_open(edge, http, body)
+        check_takes(edge, http, body)
         limit = edge.service.spec.max_model_len
         ids, parsing = await chat_prompt(body, edge.encoder(http), edge.dialect, limit)
         grammars = edge.grammars_of(http.state.caller)
@@ -44,7 +44,7 @@ def openai_routes(edge: Edge) -> APIRouter:
             return await go_on(edge, http, last)
         body = await edge.body(http, CompletionRequest)
         model = edge.model_name(body.model)
-        check_open(edge, http, body)
+        check_takes(edge, http, body)
         grammar = await edge.grammars_of(http.state.caller).of(body)
         prompts = await completion_prompts(
             body,

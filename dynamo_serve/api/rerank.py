@@ -17,11 +17,11 @@ from dynamo_serve.api.vectors import (
     Wanted,
     asked,
     check_count,
-    check_open,
     inputs,
     most_tokens,
     refuse,
     respond,
+    unread,
     vectors_of,
 )
 from dynamo_serve.core.engine import EngineSpec
@@ -40,7 +40,8 @@ def rerank_routes(edge: Edge) -> APIRouter:
         query and scores the pair (0 to 1); other models embed them, and the score is the cosine."""
         body = await edge.body(http, RerankRequest)
         model = edge.model_name(body.model)
-        spec = check_open(edge, http, body)
+        edge.check_open(unread(body, http.state.caller))
+        spec = edge.service.spec
         _check(edge, body, spec)
         texts = [d if isinstance(d, str) else d.text for d in body.documents]
         wanted = await _wanted(edge.encoder(http), body, texts, spec)

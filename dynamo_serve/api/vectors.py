@@ -47,7 +47,7 @@ class Wanted(NamedTuple):
     beside: str = ""
 
 
-class Asked(NamedTuple):
+class VectorCall(NamedTuple):
     """A call: the id of its answer, and the requests behind it."""
 
     id: str
@@ -58,15 +58,16 @@ class Asked(NamedTuple):
         return sum(len(request.prompt_ids) for request in self.requests)
 
 
-def check_open(edge: Edge, http: Http, body: Vectors) -> EngineSpec:
-    """What the engine is. Raises `Unavailable` unless new requests are accepted."""
-    try:
-        edge.service.check_open()
-    except Unavailable as error:
-        tenant, now = http.state.caller.tenant, time.monotonic()
-        unread = Request("", (), 0, tenant=tenant, arrival=now, class_name=body.class_name)
-        edge.service.turn_away(unread, error)
-    return edge.service.spec
+def unread(body: Vectors, caller: Caller) -> Request:
+    """What is known of a call at whose inputs nobody has looked."""
+    return Request(
+        id="",
+        prompt_ids=(),
+        max_tokens=0,
+        tenant=caller.tenant,
+        arrival=time.monotonic(),
+        class_name=body.class_name,
+    )
 
 
 def refuse(spec: EngineSpec, wish: str, remedy: str) -> NoReturn:
@@ -120,14 +121,14 @@ def check_count(count: int, name: str, edge: Edge) -> None:
         )
 
 
-def asked(edge: Edge, http: Http, body: Vectors, wanted: Wanted, prefix: str) -> Asked:
+def asked(edge: Edge, http: Http, body: Vectors, wanted: Wanted, prefix: str) -> VectorCall:
     """The requests of a call. Raises `ContextTooLong` or `InvalidRequest` naming the input."""
     _check_lengths(wanted, edge.service.spec.max_model_len)
     # Asked again: between the headers and the end of the body the tenants may have been reloaded.
     caller = edge.access.caller(credentials(http.headers)).salted(body.cache_salt)
     tenancy, header = edge.access.tenancy, http.headers.get(HEADER)
     terms = terms_of(body, header, caller.tenant, tenancy, edge.max_queue_delay)
-    call = Asked(f"{prefix}-{secrets.token_hex(12)}", ())
+    call = VectorCall(f"{prefix}-{secrets.token_hex(12)}", ())
     call = call._replace(requests=tuple(_requests(call.id, wanted, caller, terms)))
     edge.lookup.add(caller.tenant, http.state.request_id, call)
     return call
@@ -168,7 +169,7 @@ def _requests(call: str, wanted: Wanted, caller: Caller, terms: Terms) -> Iterat
         )
 
 
-async def vectors_of(edge: Edge, http: Http, call: Asked) -> list[bytes]:
+async def vectors_of(edge: Edge, http: Http, call: VectorCall) -> list[bytes]:
     """What the engine makes of each, in order. A hang-up cancels them all, and so does one that
     fails; its error is raised."""
     work = _together(edge.service, call.requests)
