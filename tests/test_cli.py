@@ -369,6 +369,14 @@ def test_a_server_greets_answers_and_stops() -> None:
         assert server.process.wait(PATIENCE_S) == 0
 
 
+def test_what_only_tokenizes_loads_no_torch() -> None:
+    """Which would be most of its memory, and a second of its start."""
+    with serving() as server:
+        mapped = Path(f"/proc/{server.process.pid}/maps").read_text()
+    assert "tokenizers" in mapped
+    assert "libtorch" not in mapped
+
+
 def follow_the_readme(url: str) -> None:
     """Its first requests, with curl and with the openai package, work as they are written."""
     readme = (Path(__file__).parents[1] / "README.md").read_text()
