@@ -146,6 +146,7 @@ LAW: dict[str, tuple[str, ...]] = {
     "dynamo_serve.cli": (
         *("", "errors", "settings", "chat", "cli_bench_parser", "cli_keys", "cli_replay"),
         *("cli_serve", "cli_simulate_parser", "cli_triton", "shared", "tenants"),
+        "text.without_torch",
     ),
     "dynamo_serve.cli_triton": ("config", "engines.triton_server."),
     "dynamo_serve.cli_simulate_parser": ("cli_simulate",),
