@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.peers import SERVERS, NO_END
+from bench.peers import NO_END, SERVERS
 from bench.server import free_port, running, settle
 from dynamo_serve.bench.bodies import BodyExtras
 from dynamo_serve.bench.driver import Driving
