@@ -57,4 +57,28 @@ def vllm(args: argparse.Namespace, port: int) -> Peer:
     return Peer(command, environment, "/health")
 
 
-SERVERS = {"dynamo_serve": ours, "int8": int8, "transformers": transformers, "vllm": vllm}
+def openvino(args: argparse.Namespace, port: int) -> Peer:
+    """`--openvino` is the Python of its environment, `--openvino-model` the exported folder."""
+    script = Path(__file__).with_name("openvino_server.py")
+    command = [*map(str, (args.openvino, script, args.openvino_model)), "--port", str(port)]
+    return Peer(command, {}, "/health")
+
+
+def llama(args: argparse.Namespace, port: int) -> Peer:
+    """`--llama` is llama-server, `--gguf` its file, in whatever precision that is."""
+    command = [str(args.llama), "--model", str(args.gguf), "--alias", str(args.model),
+               "--host", "127.0.0.1", "--port", str(port), "--parallel", "32", "--kv-unified",
+               "--ctx-size", str(16 * PAGES), "--threads", str(len(os.sched_getaffinity(0))),
+               "--no-webui"]  # fmt: skip
+    return Peer(command, {}, "/health")
+
+
+SERVERS = {
+    "dynamo_serve": ours,
+    "int8": int8,
+    "vllm": vllm,
+    "openvino": openvino,
+    "llama": llama,
+    "transformers": transformers,
+}
+NO_END = {"vllm", "llama"}  # told with each request; others are by their model or command

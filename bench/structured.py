@@ -31,7 +31,7 @@ from bench.structured_schemas import closing_token, fault_of, random_schema
 from dynamo_serve import bundled
 from dynamo_serve.config import CacheSection, EngineSection, ModelSection
 from dynamo_serve.core.batch import Batch, Phase, Work
-from dynamo_serve.core.request import Grammar, Sampling
+from dynamo_serve.core.request import Grammar, Request, Sampling
 from dynamo_serve.engines.local import LocalEngine
 from dynamo_serve.grammars import compiled, schema_grammar, vocabulary
 from dynamo_serve.text.tokenizer import Tokenizer
@@ -184,6 +184,7 @@ class Beside:
 
     def _work(self, id: str, tokens: list[int], i: int, has_grammar: bool) -> Work:
         at = 0 if len(tokens) == PAGE else len(tokens) - 1
+        grammar = self.grammar if has_grammar and i >= self.num_pairs else None
         return Work(
             seq_id=id,
             token_ids=tuple(tokens[at:]),
@@ -192,7 +193,7 @@ class Beside:
             samples=True,
             sampling=Sampling(seed=i),
             prompt_len=PAGE,
-            grammar=self.grammar if has_grammar and i >= self.num_pairs else None,
+            request=Request(id, self.prompts[i], BLOCK, grammar=grammar),
         )
 
 

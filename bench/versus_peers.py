@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.peers import SERVERS
+from bench.peers import NO_END, SERVERS
 from bench.server import free_port, running, settle
-from dynamo_serve.bench.bodies import Dialect
+from dynamo_serve.bench.bodies import BodyExtras
 from dynamo_serve.bench.driver import Driving
 from dynamo_serve.bench.latency import samples
 from dynamo_serve.bench.plan import Call, Planned
@@ -53,7 +53,7 @@ class Workload:
             prompt = head + texts.make(self.own, rng)
             yield Planned(None, Call(prompt=prompt, max_tokens=self.output, extra=extra))
 
-    def told(self, run: Run) -> dict[str, float]:
+    def figures(self, run: Run) -> dict[str, float]:
         """Its figures; every request has yielded `output` tokens."""
         firsts, gaps = (samples(name, run.records, False) for name in ("ttft", "itl"))
         return {
@@ -77,8 +77,8 @@ WORKLOADS = (
 
 def drive(url: str, model: str, plan: Iterator[Planned], concurrency: int) -> Run:
     """Send everything; raises `RuntimeError` unless all of it is answered."""
-    dialect = Dialect(model=model, usage=False)  # not every peer knows stream_options
-    driving = Driving(dialect, concurrency=concurrency, timeout=TIMEOUT_S)
+    extras = BodyExtras(model=model, usage=False)  # not every peer knows stream_options
+    driving = Driving(extras, concurrency=concurrency, timeout=TIMEOUT_S)
     run = execute(plan, Options(url, driving))
     if run.about["interrupted"]:
         raise KeyboardInterrupt
@@ -92,7 +92,7 @@ def measure(
 ) -> dict[str, dict[str, float]]:
     texts = TokenizerTexts(args.model)
     model = str(args.model)
-    extra: dict[str, Any] = {"temperature": 0, **({"ignore_eos": True} if server == "vllm" else {})}
+    extra: dict[str, Any] = {"temperature": 0, **({"ignore_eos": True} if server in NO_END else {})}
     drive(url, model, WARM_UP.plan(texts, seed + 1000, extra), WARM_UP.concurrency)
     found = {}
     for workload in WORKLOADS:
@@ -100,7 +100,7 @@ def measure(
             continue
         check_length(url, model, workload.output, extra)
         run = drive(url, model, workload.plan(texts, seed, extra), workload.concurrency)
-        found[workload.name] = workload.told(run)
+        found[workload.name] = workload.figures(run)
     return found
 
 
@@ -137,6 +137,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("model", type=Path)
     parser.add_argument("--vllm", type=Path, help="the vllm command")
     parser.add_argument("--tcmalloc", type=Path, help="libtcmalloc_minimal.so for vllm")
+    parser.add_argument("--openvino", type=Path, help="the Python of OpenVINO's environment")
+    parser.add_argument("--openvino-model", type=Path, help="what optimum-cli has exported")
+    parser.add_argument("--llama", type=Path, help="the llama-server command")
+    parser.add_argument("--gguf", type=Path, help="its model")
     parser.add_argument("--transformers", type=Path, help="the transformers command")
     parser.add_argument("--int8", action="store_true", help="ours with int8 weights, too")
     parser.add_argument("--repeat", type=int, default=2)
@@ -147,7 +151,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
-    servers = ["dynamo_serve", *(s for s in ("int8", "vllm", "transformers") if getattr(args, s))]
+    servers = [name for name in SERVERS if name == "dynamo_serve" or getattr(args, name)]
     rows: list[dict[str, Any]] = []
     for repetition in range(args.repeat):
         for server in servers:

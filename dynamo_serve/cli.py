@@ -177,6 +177,10 @@ def load_settings(arguments: argparse.Namespace) -> settings.Loaded:
 
 def _serve(arguments: argparse.Namespace) -> int:
     loaded = load_settings(arguments)
+    if loaded.config.engine.process:
+        from dynamo_serve.text.without_torch import leave_torch_out
+
+        leave_torch_out()  # it is for engines
     # Imported here: torch and transformers take seconds that the other commands need not wait.
     from dynamo_serve.cli_serve import serve
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dynamo_serve.bench import endpoint, record, recorded, text
-from dynamo_serve.bench.bodies import Dialect
+from dynamo_serve.bench.bodies import BodyExtras
 from dynamo_serve.bench.client import Client
 from dynamo_serve.bench.driver import Driving
 from dynamo_serve.bench.outcomes import nothing_answered
@@ -69,7 +69,7 @@ def replay(arguments: argparse.Namespace) -> int:
     _tell(recording, wishes)
     notes = Notes()
     run = execute(plan_of(recording, wishes, notes), _options(arguments, recording, facts, key))
-    for note in notes.told():
+    for note in notes.lines():
         print(note, file=sys.stderr)
     if arguments.out:
         _write(arguments.out, lambda path: record.write(run, path))
@@ -112,10 +112,10 @@ def _options(
     arguments: argparse.Namespace, recording: Recording, facts: endpoint.Facts, key: str
 ) -> Options:
     progress = Progress(sys.stderr)
-    dialect = Dialect(model=facts.model, explain=bool(facts.server))
+    extras = BodyExtras(model=facts.model, explain=bool(facts.server))
     return Options(
         url=arguments.url,
-        driving=Driving(dialect=dialect, timeout=arguments.timeout),
+        driving=Driving(extras=extras, timeout=arguments.timeout),
         metrics_every=METRICS_EVERY_S if facts.has_metrics else None,
         metrics_key=key,
         total=min(len(recording.arrivals), arguments.requests or len(recording.arrivals)),

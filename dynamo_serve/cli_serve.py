@@ -35,7 +35,7 @@ from dynamo_serve.cli_model import (
 )
 from dynamo_serve.cli_progress import Progress
 from dynamo_serve.config import Config, LogSection, ServerSection
-from dynamo_serve.directory import told
+from dynamo_serve.directory import summed_up
 from dynamo_serve.errors import ConfigError
 from dynamo_serve.fits import check_disk
 from dynamo_serve.handover import Door, take_over
@@ -183,7 +183,7 @@ class Run:
 
     def _reload(self) -> None:
         try:
-            log.info("tenants reloaded: %s", told(self._access.reload()))
+            log.info("tenants reloaded: %s", summed_up(self._access.reload()))
         except ConfigError as error:
             log.error("tenants not reloaded, the old ones stay: %s", error)
 

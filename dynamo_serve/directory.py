@@ -63,7 +63,7 @@ class Changes(NamedTuple):
         )
 
 
-def told(changed: Mapping[str, Mapping[str, list[str]]]) -> str:
+def summed_up(changed: Mapping[str, Mapping[str, list[str]]]) -> str:
     """What `changes` found, for a line of the log."""
     parts = [
         f"{what} {how}: {', '.join(names)}"

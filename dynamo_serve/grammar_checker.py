@@ -20,8 +20,8 @@ from dynamo_serve.config import StructuredSection
 from dynamo_serve.core.request import Grammar
 from dynamo_serve.errors import QuotaExceeded, Unavailable
 from dynamo_serve.grammar_helper import Helper, Vocabulary
-from dynamo_serve.grammar_turns import Turns
 from dynamo_serve.grammars import BadGrammar
+from dynamo_serve.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -33,12 +33,12 @@ KEPT_BYTES = 8 << 20  # of grammars whose answer is remembered
 ENTRY_BYTES = 512  # what remembering one takes besides its text
 SLOW_KEPT_SECONDS = 60.0  # on a machine that is less busy it may be in time
 
-Fault = tuple[str, str] | None
+Verdict = tuple[str, str] | None
 """The path in the schema and what is wrong there; None if nothing is."""
 
 
 class _Known(NamedTuple):
-    fault: Fault
+    fault: Verdict
     is_slow: bool = False
     until: float = float("inf")
 

@@ -19,8 +19,15 @@ from typing import Any, BinaryIO
 from llguidance import LLTokenizer
 
 from dynamo_serve.core.request import Grammar
-from dynamo_serve.grammar_schema import Fault, culprit, first_fault
-from dynamo_serve.grammars import OPTIONS, BadGrammar, compiled, schema_grammar, told, vocabulary
+from dynamo_serve.grammar_schema import Flaw, culprit, first_flaw
+from dynamo_serve.grammars import (
+    OPTIONS,
+    BadGrammar,
+    compiled,
+    in_short,
+    schema_grammar,
+    vocabulary,
+)
 
 MEMORY_BYTES = 4 << 30  # of address space; threads and the vocabulary take some of it
 TRIED_TOKENS = 24
@@ -29,13 +36,13 @@ NO_TEXT = "no text that the model could write fits it"
 STACK_BYTES = 8 << 20  # less than an engine compiles with, so that what is sound here is there, too
 
 
-def fault_in(grammar: Grammar, words: LLTokenizer, max_depth: int) -> Fault | None:
+def flaw_in(grammar: Grammar, words: LLTokenizer, max_depth: int) -> Flaw | None:
     """Why nothing can follow this grammar, and where in a schema; None if something can."""
     if grammar.kind == "json_schema":
         schema = json.loads(grammar.text)
         bare = {k: v for k, v in schema.items() if k != OPTIONS} if _is_map(schema) else schema
-        if fault := first_fault(bare, max_depth):
-            return fault
+        if flaw := first_flaw(bare, max_depth):
+            return flaw
         if error := error_of(grammar, words):
             return culprit(bare, error, lambda part: error_of(schema_grammar(part), words)), error
         return None
@@ -58,7 +65,7 @@ def error_of(grammar: Grammar, words: LLTokenizer) -> str:
         mask = matcher.compute_bitmask()
         if fault := matcher.get_error():
             empty = "NoExtension" in fault and at == 0
-            return NO_TEXT if empty else f"it is too complex: {told(fault)}"
+            return NO_TEXT if empty else f"it is too complex: {in_short(fault)}"
         if matcher.is_stopped():
             break
         # A byte of the mask that has a bit, from anywhere on.
@@ -68,7 +75,7 @@ def error_of(grammar: Grammar, words: LLTokenizer) -> str:
             return NO_TEXT
         matcher.consume_token(8 * place + (mask[place] & -mask[place]).bit_length() - 1)
     fault = matcher.get_error()
-    return f"it is too complex: {told(fault)}" if fault else ""
+    return f"it is too complex: {in_short(fault)}" if fault else ""
 
 
 def answer(questions: BinaryIO, answers: BinaryIO) -> None:
@@ -79,13 +86,13 @@ def answer(questions: BinaryIO, answers: BinaryIO) -> None:
     try:
         words = vocabulary(*json.loads(questions.readline()))
     except ValueError as error:
-        say(told(str(error)))
+        say(in_short(str(error)))
         return
     say("")
     for line in questions:
         kind, text, max_depth = json.loads(line)
         try:
-            say(fault_in(Grammar(kind, text), words, max_depth))
+            say(flaw_in(Grammar(kind, text), words, max_depth))
         except (RecursionError, MemoryError):
             say(("", "it is nested too deep, or too large"))
 

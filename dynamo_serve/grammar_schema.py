@@ -28,11 +28,11 @@ IN_ORDER = ("anyOf", "oneOf", "allOf", "prefixItems", "items")
 ALONE = ("items", "additionalItems", "additionalProperties")
 MOST_TRIALS = 256  # parts compiled alone, to find the one that cannot be
 
-Fault = tuple[str, str]
+Flaw = tuple[str, str]
 """A path and what is wrong there."""
 
 
-def first_fault(schema: Any, max_depth: int) -> Fault | None:
+def first_flaw(schema: Any, max_depth: int) -> Flaw | None:
     """The first part that is no schema, is nested too deep, or has a keyword that is not followed.
     Definitions count where they are referred to."""
     waiting, seen = [("", schema, 1)], set()

@@ -51,10 +51,10 @@ def compiled(grammar: Grammar, words: LLTokenizer) -> LLMatcher:
         if any(mark in grammar.text.replace("\\", "") for mark in _special_texts(words)):
             text = _unforced(grammar, text)
     except (GbnfToLarkError, RecursionError, ValueError) as error:
-        raise BadGrammar(told(str(error))) from error
+        raise BadGrammar(in_short(str(error))) from error
     matcher = LLMatcher(words, text, limits=LIMITS, log_level=0)
     if fault := matcher.get_error():
-        raise BadGrammar(told(fault))
+        raise BadGrammar(in_short(fault))
     return matcher
 
 
@@ -107,7 +107,7 @@ def schema_grammar(schema: Any, *, compact: bool = False) -> Grammar:
     return Grammar("json_schema", json.dumps(schema, ensure_ascii=False, separators=(",", ":")))
 
 
-def told(error: str) -> str:
+def in_short(error: str) -> str:
     """What people need of the library's message: its first line, or what is said of a regular
     expression."""
     lines = [line.strip() for line in error.splitlines() if line.strip()] or ["it is not followed"]

@@ -64,7 +64,7 @@ def _messages_tables() -> list[tuple[str, list[tuple[str, str, str]]]]:
     titles: dict[str, Any] = {
         "/v1/messages": of.MessagesRequest,
         "/v1/messages/count_tokens": of.CountTokensRequest,
-        "A turn": of.Turn,
+        "A turn": of.InputMessage,
         **{f"A block of type {kind}": model for kind, model in of.BLOCKS.items()},
         "A tool of /v1/messages": of.OfferedTool,
         "tool_choice of /v1/messages": of.ToolWish,

@@ -369,6 +369,14 @@ def test_a_server_greets_answers_and_stops() -> None:
         assert server.process.wait(PATIENCE_S) == 0
 
 
+def test_what_only_tokenizes_loads_no_torch() -> None:
+    """Which would be most of its memory, and a second of its start."""
+    with serving() as server:
+        mapped = Path(f"/proc/{server.process.pid}/maps").read_text()
+    assert "tokenizers" in mapped
+    assert "libtorch" not in mapped
+
+
 def follow_the_readme(url: str) -> None:
     """Its first requests, with curl and with the openai package, work as they are written."""
     readme = (Path(__file__).parents[1] / "README.md").read_text()
@@ -396,8 +404,8 @@ def test_localhost_is_reached_by_its_ipv4_address() -> None:
 
 
 def test_a_signal_drains_and_new_requests_are_told_to_come_back() -> None:
-    with serving() as server:
-        asking = httpx.stream("POST", server.url + "/v1/chat/completions", json=body(3000))
+    with serving("--set", "engine.fake_step_ms=10") as server:
+        asking = httpx.stream("POST", server.url + "/v1/chat/completions", json=body(300))
         with asking as answer:
             lines = answer.iter_lines()
             assert next(lines).startswith("data: ")
@@ -461,7 +469,8 @@ def test_tenants_are_checked_with_the_settings(
 
 
 def test_a_drain_that_takes_too_long_ends_streams_with_an_error() -> None:
-    with serving("--set", "server.drain_timeout_s=0.05") as server:
+    slow = ("--set", "engine.fake_step_ms=10")
+    with serving("--set", "server.drain_timeout_s=0.05", *slow) as server:
         asking = httpx.stream("POST", server.url + "/v1/chat/completions", json=body(4000))
         with asking as answer:
             lines = answer.iter_lines()
@@ -476,7 +485,7 @@ def test_a_drain_that_takes_too_long_ends_streams_with_an_error() -> None:
 
 
 def test_a_second_signal_ends_it_at_once() -> None:
-    with serving() as server:
+    with serving("--set", "engine.fake_step_ms=10") as server:
         asking = httpx.stream("POST", server.url + "/v1/chat/completions", json=body(4000))
         with asking as answer:
             lines = answer.iter_lines()  # held: letting go of it hangs up

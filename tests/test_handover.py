@@ -214,7 +214,7 @@ def test_nobody_is_refused_while_servers_take_over_from_each_other(folder: Path)
 def test_streams_go_on_in_the_next_server(folder: Path) -> None:
     """One whose reader stays, one with several choices, one whose reader has gone; and one that
     nobody can go on with."""
-    flags = ("--set", "engine.fake_step_ms=20", "--set", "server.drain_timeout_s=0.2",
+    flags = ("--set", "engine.fake_step_ms=60", "--set", "server.drain_timeout_s=0.2",
              "--set", "server.resume_grace_s=60")  # fmt: skip
     with starting(folder, *flags) as start, ExitStack() as stack:
         old = start()
@@ -271,7 +271,7 @@ def test_a_server_that_fails_to_take_over_changes_nothing(folder: Path) -> None:
         stale.bind(str(dead))
     with starting(folder, "--set", "engine.fake_step_ms=60") as start, ExitStack() as stack:
         old = start()
-        answer, body = Answer(), body_of(1000)
+        answer, body = Answer(), body_of(3000)
         asking = httpx.stream("POST", old.url + ASK, json=body, headers=EVENTS, timeout=PATIENCE_S)
         events = events_of(stack.enter_context(asking).iter_bytes(), float("inf"))
         answer.take(next(events))

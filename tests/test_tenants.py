@@ -11,7 +11,7 @@ import yaml
 
 from dynamo_serve.config import ServerSection
 from dynamo_serve.core.tenant import CLASSES, Class, Quota, Tenant
-from dynamo_serve.directory import Caller, changes, digest, told
+from dynamo_serve.directory import Caller, changes, digest, summed_up
 from dynamo_serve.errors import ConfigError
 from dynamo_serve.tenants import CLASS, QUOTA, load, read
 from tests.architecture.source import ROOT
@@ -192,11 +192,11 @@ def test_a_reload_tells_what_changed(tmp_path: Path) -> None:
         "classes": {"added": ["x"], "removed": [], "changed": ["batch"]},
     }
     assert changes(after, after)["tenants"] == {"added": [], "removed": [], "changed": []}
-    assert told(changes(before, after)) == (
+    assert summed_up(changes(before, after)) == (
         "tenants added: e; tenants removed: c; tenants changed: b, d; "
         "classes added: x; classes changed: batch"
     )
-    assert told(changes(after, after)) == "no tenant or class has changed"
+    assert summed_up(changes(after, after)) == "no tenant or class has changed"
 
 
 def test_nothing_that_is_printed_shows_a_hash(tmp_path: Path) -> None:

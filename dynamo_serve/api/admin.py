@@ -11,7 +11,7 @@ from dynamo_serve.api.edge import Edge
 from dynamo_serve.api.openapi import takes
 from dynamo_serve.api.render import answer
 from dynamo_serve.api.schema_admin import SteerRequest
-from dynamo_serve.directory import told
+from dynamo_serve.directory import summed_up
 from dynamo_serve.errors import ConfigError, InvalidRequest
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ def _add_orders(routes: APIRouter, edge: Edge) -> None:
             done = edge.access.reload()
         except ConfigError as error:
             raise InvalidRequest(str(error)) from error
-        logger.info("tenants reloaded: %s", told(done))
+        logger.info("tenants reloaded: %s", summed_up(done))
         return answer(done)
 
 

@@ -16,6 +16,7 @@ from dynamo_serve.api.auth import Access, credentials
 from dynamo_serve.api.cache import cache_admin_routes, cache_routes
 from dynamo_serve.api.edge import Edge, Metrics
 from dynamo_serve.api.embeddings import embedding_routes
+from dynamo_serve.api.encoding import LongTexts
 from dynamo_serve.api.faults import add_fault_handlers
 from dynamo_serve.api.grammar import Compilers
 from dynamo_serve.api.lookup import Lookup
@@ -69,7 +70,7 @@ def create_app(
     delay = config.scheduler.max_queue_delay_ms / 1000
     lookup, streams = Lookup(service), Streams(service)
     compilers = Compilers(config.structured, service, tokenizer)
-    parts = (service, tokenizer, config.server, access, lookup, streams, compilers)
+    parts = (service, tokenizer, config.server, access, lookup, streams, compilers, LongTexts())
     edge = Edge(*parts, names, started, delay, recording, dialect)
     _add_routes(app, edge, config, metrics)
     add_fault_handlers(app)

@@ -9,34 +9,33 @@ from pydantic import BaseModel
 
 from dynamo_serve.errors import InvalidRequest, UnsupportedField
 
+MAX_SHOWN = 40
+
 
 class ByType(NamedTuple):
-    """The models by type; an object without a type has the `default` one, if there is one. `others`
-    says what is supported, to who sends another type."""
+    """The models by type; an object without a type has the `default` one, if there is one, which
+    may depend on what else it has. `others` says what is supported, to who sends another type."""
 
     models: Mapping[str, type[BaseModel]]
     others: str
-    default: str = ""
+    default: str | Callable[[Mapping[str, Any]], str] = ""
+
+    def model_of(self, item: Mapping[str, Any], path: str) -> type[BaseModel]:
+        """The model that `item` at `path` has to fit. Raises `InvalidRequest` and
+        `UnsupportedField`."""
+        default = self.default
+        kind = item.get("type") or (default if isinstance(default, str) else default(item))
+        path = f"{path}.type"
+        if not kind:
+            raise InvalidRequest(f"'{path}' is required.", param=path)
+        if not isinstance(kind, str):
+            raise InvalidRequest(f"'{path}' has to be a string.", param=path)
+        if kind not in self.models:
+            raise UnsupportedField(
+                f"'{path}': {kind[:MAX_SHOWN]!r} is not supported here, {self.others}.", param=path
+            )
+        return self.models[kind]
 
 
-# A model, or what picks one by what an object says of itself, and by its path.
-Inner = type[BaseModel] | ByType | Callable[[dict[str, Any], str], type[BaseModel]]
-
-
-def model_of(inner: Inner, item: dict[str, Any], path: str) -> type[BaseModel]:
-    """The model that `item` at `path` has to fit. Raises `InvalidRequest`, `UnsupportedField`."""
-    if isinstance(inner, type):
-        return inner
-    if not isinstance(inner, ByType):
-        return inner(item, path)
-    kind = item.get("type") or inner.default
-    if not kind:
-        raise InvalidRequest(f"'{path}.type' is required.", param=f"{path}.type")
-    if not isinstance(kind, str):
-        raise InvalidRequest(f"'{path}.type' has to be a string.", param=f"{path}.type")
-    if kind not in inner.models:
-        raise UnsupportedField(
-            f"'{path}.type': {kind[:40]!r} is not supported here, {inner.others}.",
-            param=f"{path}.type",
-        )
-    return inner.models[kind]
+# A model, or what picks one by what an object says of itself.
+Inner = type[BaseModel] | ByType

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request, Response
 from dynamo_serve.api import parse
 from dynamo_serve.api.auth import credentials
 from dynamo_serve.api.edge import Edge
+from dynamo_serve.api.encoding import TextEncoder
 from dynamo_serve.api.openapi import takes
 from dynamo_serve.api.prompts import completion_prompts
 from dynamo_serve.api.render import answer
@@ -115,7 +116,7 @@ def cache_admin_routes(edge: Edge) -> APIRouter:
     return routes
 
 
-class Asked(NamedTuple):
+class ToExplain(NamedTuple):
     """A prompt to explain, and the name of the model that it is for."""
 
     model: str
@@ -123,14 +124,16 @@ class Asked(NamedTuple):
     cache_salt: str | None
 
 
-async def _asked(edge: Edge, http: Request) -> Asked:
+async def _asked(edge: Edge, http: Request) -> ToExplain:
     body = await _body(edge, http)
     model = edge.model_name(body.model)
     edge.service.check_open()
-    return Asked(model, await _ids(edge, body), body.cache_salt)
+    return ToExplain(model, await _ids(edge, body, edge.encoder(http)), body.cache_salt)
 
 
-async def _explain(edge: Edge, asked: Asked, caller: Caller, others: Sequence[str] = ()) -> Told:
+async def _explain(
+    edge: Edge, asked: ToExplain, caller: Caller, others: Sequence[str] = ()
+) -> Told:
     """Why a prompt of a caller is not found; `others`: salts to look for it, too."""
     ids, size, prefixes = asked.ids, edge.service.spec.page_size, edge.service.prefixes
     keys: list[bytes] = []
@@ -165,19 +168,21 @@ async def _body(edge: Edge, http: Request) -> ChatRequest | CompletionRequest:
     return parse.to_model(CompletionRequest, raw, edge.server.unknown_fields)
 
 
-async def _ids(edge: Edge, body: ChatRequest | CompletionRequest) -> list[int]:
+async def _ids(
+    edge: Edge, body: ChatRequest | CompletionRequest, encoder: TextEncoder
+) -> list[int]:
     """The token ids of the one prompt. Raises `InvalidRequest` and its kind."""
     spec = edge.service.spec
+    limit = spec.max_model_len
     if isinstance(body, ChatRequest):
-        ids, _ = await chat_prompt(body, edge.tokenizer, edge.dialect)
+        ids, _ = await chat_prompt(body, encoder, edge.dialect, limit)
         field = "messages"
     else:
-        (ids,) = await completion_prompts(body, edge.tokenizer, spec.vocab_size, 1)
+        (ids,) = await completion_prompts(body, encoder, spec.vocab_size, 1, limit)
         field = "prompt"
-    if len(ids) >= spec.max_model_len:
+    if len(ids) >= limit:
         raise ContextTooLong(
-            f"The prompt has {len(ids)} tokens; prompt and answer together may have "
-            f"{spec.max_model_len}.",
+            f"The prompt has {len(ids)} tokens; prompt and answer together may have {limit}.",
             param=field,
         )
     return ids

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel
-
+from dynamo_serve.api.schema import Generation
 from dynamo_serve.core.engine import EngineSpec
 from dynamo_serve.errors import UnsupportedField
 
 
-def check_honoured(body: BaseModel, spec: EngineSpec) -> None:
+def check_honoured(body: Generation, spec: EngineSpec) -> None:
     """Raise `UnsupportedField` for what this engine cannot do, unless it asks for nothing."""
     known = type(body).model_fields
     for name, why in spec.refused.items():
         if name in known and getattr(body, name) != known[name].default:
-            raise UnsupportedField(f"'{name}' is not supported by this engine: {why}.", param=name)
+            path = body.names.of(name)
+            raise UnsupportedField(f"'{path}' is not supported by this engine: {why}.", param=path)
 
 
 def check_generates(spec: EngineSpec) -> None:

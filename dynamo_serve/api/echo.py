@@ -9,9 +9,11 @@ from typing import Any
 from dynamo_serve.api.job import Job
 from dynamo_serve.core.request import TokenLogprob
 from dynamo_serve.text.detokenizer import Detokenizer
+from dynamo_serve.text.stream import Delta
 from dynamo_serve.text.tokenizer import Tokenizer
 
 Json = dict[str, Any]
+INLINE_SCORES = 128  # tokens
 LEAST_LOGPROB = -9999.0  # JSON has no -Infinity; OpenAI's stand-in
 
 
@@ -58,6 +60,12 @@ class Echo:
             offsets.append(end)
             end += length
         return offsets
+
+
+def scores_long_prompt(delta: Delta) -> bool:
+    """Whether to render it would hold up the event loop: it takes 5 us for each of up to 21 log
+    probabilities of a token."""
+    return len(delta.prompt_logprobs) > INLINE_SCORES
 
 
 def likeliest(token: TokenLogprob, tokenizer: Tokenizer) -> dict[str, float]:

@@ -6,17 +6,19 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from fastapi import Request
+from fastapi import Request as Http
 from pydantic import BaseModel
 
 from dynamo_serve.api import parse
 from dynamo_serve.api.auth import Access
+from dynamo_serve.api.encoding import LongTexts, TextEncoder
 from dynamo_serve.api.grammar import Compilers, Grammars
 from dynamo_serve.api.lookup import Lookup
 from dynamo_serve.api.marks import Streams
 from dynamo_serve.config import ServerSection
+from dynamo_serve.core.request import Request
 from dynamo_serve.directory import Caller
-from dynamo_serve.errors import ModelNotFound
+from dynamo_serve.errors import ModelNotFound, Unavailable
 from dynamo_serve.service import Service
 from dynamo_serve.text.dialect import Dialect
 from dynamo_serve.text.tokenizer import Tokenizer
@@ -48,20 +50,33 @@ class Edge:
     lookup: Lookup
     streams: Streams
     compilers: Compilers
+    long_texts: LongTexts
     model_names: tuple[str, ...]
     started: int
     max_queue_delay: float
     recording: Callable[[], Mapping[str, Any]]  # what clients may know of it
     dialect: Dialect  # the model's
 
-    async def body(self, http: Request, model: type[T]) -> T:
+    async def body(self, http: Http, model: type[T]) -> T:
         """The checked body of a request. Raises `InvalidRequest` (and its kind)."""
         raw = await parse.read_object(http, self.server.max_body_bytes)
         return parse.to_model(model, raw, self.server.unknown_fields)
 
+    def check_open(self, unread: Request) -> None:
+        """Raise `Unavailable` unless new requests are accepted, before anything is done for this
+        one; whoever watches hears of it."""
+        try:
+            self.service.check_open()
+        except Unavailable as error:
+            self.service.turn_away(unread, error)
+
     def grammars_of(self, caller: Caller) -> Grammars:
         """What makes grammars of the caller's requests."""
         return Grammars(self.compilers, caller.tenant)
+
+    def encoder(self, http: Http) -> TextEncoder:
+        """What makes ids of a request's texts."""
+        return TextEncoder(self.tokenizer, self.long_texts, http)
 
     def model_name(self, asked: str | None) -> str:
         """The name to report in the answer. Raises `ModelNotFound`."""

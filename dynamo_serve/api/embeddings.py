@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from fastapi import APIRouter, Request, Response
 
 from dynamo_serve.api.edge import Edge
+from dynamo_serve.api.encoding import TextEncoder
 from dynamo_serve.api.numbers import to_base64, to_json, vector_of
 from dynamo_serve.api.openapi import takes
 from dynamo_serve.api.prompts import check_ids, prompt_kind
@@ -15,15 +16,16 @@ from dynamo_serve.api.vectors import (
     Wanted,
     asked,
     check_count,
-    check_open,
+    inputs,
     most_tokens,
     refuse,
     respond,
+    unread,
     vectors_of,
 )
 from dynamo_serve.core.engine import EngineSpec
 from dynamo_serve.errors import InvalidRequest
-from dynamo_serve.text.inputs import Input, encode
+from dynamo_serve.text.inputs import Input
 
 
 def embedding_routes(edge: Edge) -> APIRouter:
@@ -35,9 +37,10 @@ def embedding_routes(edge: Edge) -> APIRouter:
         a request of its own to the scheduler and its quotas."""
         body = await edge.body(http, EmbeddingRequest)
         model = edge.model_name(body.model)
-        spec = check_open(edge, http, body)
+        edge.check_open(unread(body, http.state.caller))
+        spec = edge.service.spec
         _check(body, spec)
-        call = asked(edge, http, body, await _wanted(edge, body, spec), "embd")
+        call = asked(edge, http, body, await _wanted(edge, edge.encoder(http), body, spec), "embd")
         found = await vectors_of(edge, http, call)
         usage = {"prompt_tokens": call.num_tokens, "total_tokens": call.num_tokens}
         fields = {"object": "list", "model": model, "usage": usage, "data": ()}
@@ -58,7 +61,9 @@ def _check(body: EmbeddingRequest, spec: EngineSpec) -> None:
         )
 
 
-async def _wanted(edge: Edge, body: EmbeddingRequest, spec: EngineSpec) -> Wanted:
+async def _wanted(
+    edge: Edge, encoder: TextEncoder, body: EmbeddingRequest, spec: EngineSpec
+) -> Wanted:
     texts, id_lists = prompt_kind(body.input)
     count, most = len(texts) + len(id_lists), most_tokens(body, spec)
     check_count(count, "input", edge)
@@ -66,10 +71,10 @@ async def _wanted(edge: Edge, body: EmbeddingRequest, spec: EngineSpec) -> Wante
     paths = ["input"] if is_one else [f"input[{i}]" for i in range(count)]
     for ids, path in zip(id_lists, paths, strict=False):
         check_ids(ids, spec.vocab_size, path)
-    inputs = [Input(ids[:most]) for ids in id_lists] or await encode(
-        edge.tokenizer, texts, most=most
+    made = [Input(ids[:most]) for ids in id_lists] or await inputs(
+        encoder, texts, paths, spec, most=most
     )
-    return Wanted(inputs, paths, spec.pooling)
+    return Wanted(made, paths, spec.pooling)
 
 
 def _parts(body: EmbeddingRequest, found: list[bytes]) -> Iterator[str]:

@@ -39,11 +39,10 @@ async def chat_grammar(
     if wish is None and not (is_required or strict):
         return None
     marks = Marks(tokenizer.added_id)
+    held = body.names.of(f"tools[{strict[0]}].function.strict") if strict else ""
     if strict and not (is_required or wish or can_be_free(parsing)):
-        raise _unheld(strict[0])
-    path = (
-        "tool_choice" if is_required else wish[1] if wish else f"tools[{strict[0]}].function.strict"
-    )
+        raise _unheld(held)
+    path = "tool_choice" if is_required else wish[1] if wish else held
     grammars.check_engine(path)
     answer = None if wish is None else _rule(*wish, has_tools=bool(tools))
     offers = await _offers(body, tools, grammars, holds_all=is_required)
@@ -51,8 +50,7 @@ async def chat_grammar(
     return await grammars.check(Grammar("grammar", rules), path)
 
 
-def _unheld(number: int) -> UnsupportedField:
-    path = f"tools[{number}].function.strict"
+def _unheld(path: str) -> UnsupportedField:
     return UnsupportedField(
         f"'{path}' is not supported by this model with tool_choice auto: nothing marks its calls "
         "in the text. Leave it out, or ask for a call with tool_choice.",
@@ -71,7 +69,7 @@ async def _offers(
         schema = NO_ARGUMENTS if function.parameters is None else function.parameters
         if not (holds_all or function.strict):
             schema = {"type": "object"}
-        path = f"tools[{numbers[function.name]}].function.parameters"
+        path = body.names.of(f"tools[{numbers[function.name]}].function.parameters")
         if schema.get("type", "object") != "object":
             raise InvalidRequest(
                 f"'{path}.type': arguments are an object, not {str(schema['type'])[:40]!r}.",

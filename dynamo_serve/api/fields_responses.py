@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic import BaseModel
 
+from dynamo_serve.api.by_type import ByType
 from dynamo_serve.api.fields import COMMON, Known, bookkeeping, only, refused
 from dynamo_serve.api.schema_responses import (
     LOGPROBS,
@@ -23,10 +24,9 @@ from dynamo_serve.api.schema_responses import (
     TextConfig,
     TextFormat,
     TextPart,
+    kind_without_type,
 )
-from dynamo_serve.errors import InvalidRequest, UnsupportedField
 
-MAX_SHOWN = 40
 TOLD = ("user", "metadata", "store")  # bookkeeping elsewhere
 RETURNED = bookkeeping("a client sends back what an answer carried")
 
@@ -98,56 +98,25 @@ REASONING: dict[str, Known] = {
 }
 
 
-def item_model(value: dict[str, Any], path: str) -> type[BaseModel]:
-    """What an item is. Raises `InvalidRequest` and `UnsupportedField`."""
-    kind = value.get("type")
-    if kind is None and ("role" in value or "id" not in value):
-        return MessageItem
-    return _model(value, path, "items", ITEM_MODELS, "item_reference")
+def _these(
+    models: dict[str, type[BaseModel]], default: str | Callable[[Mapping[str, Any]], str] = ""
+) -> ByType:
+    return ByType(models, f"only {', '.join(map(repr, models))}", default)
 
 
-def tool_model(value: dict[str, Any], path: str) -> type[BaseModel]:
-    return _model(value, path, "tools", {"function": FunctionTool}, "")
-
-
-def choice_model(value: dict[str, Any], path: str) -> type[BaseModel]:
-    return _model(value, path, "choices", {"function": ChosenFunction}, "")
-
-
-def part_model(value: dict[str, Any], path: str) -> type[BaseModel]:
-    return _model(value, path, "parts", {"input_text": TextPart, "output_text": TextPart}, "")
-
-
-def _model(
-    value: dict[str, Any],
-    path: str,
-    what: str,
-    models: Mapping[str, type[BaseModel]],
-    without: str,
-) -> type[BaseModel]:
-    """The model of an object by its type; `without` is meant where there is none."""
-    kind, path = value.get("type") or without, f"{path}.type"
-    if not kind:
-        raise InvalidRequest(f"'{path}' is required.", param=path)
-    if not isinstance(kind, str):
-        raise InvalidRequest(f"'{path}' must be a string.", param=path)
-    if kind not in models:
-        known = ", ".join(map(repr, models))
-        raise UnsupportedField(
-            f"'{path}': {what} of type {kind[:MAX_SHOWN]!r} are not supported by this server, "
-            f"only {known}.",
-            param=path,
-        )
-    return models[kind]
-
-
-ITEM_MODELS: dict[str, type[BaseModel]] = {
-    "message": MessageItem,
-    "function_call": FunctionCallItem,
-    "function_call_output": FunctionCallOutputItem,
-    "reasoning": ReasoningItem,
-    "item_reference": ReferenceItem,
-}
+ITEMS = _these(
+    {
+        "message": MessageItem,
+        "function_call": FunctionCallItem,
+        "function_call_output": FunctionCallOutputItem,
+        "reasoning": ReasoningItem,
+        "item_reference": ReferenceItem,
+    },
+    kind_without_type,
+)
+TOOLS = _these({"function": FunctionTool})
+CHOICES = _these({"function": ChosenFunction})
+PARTS = _these({"input_text": TextPart, "output_text": TextPart})
 TITLES = (
     *("the request", "a message", "a call", "what came of a call", "thoughts", "a reference"),
     *("a part of thoughts", "a part of text", "a tool", "tool_choice", "text", "text.format"),

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
 from dynamo_serve.api.choices import Head, Tally, Updates
+from dynamo_serve.api.echo import scores_long_prompt
 from dynamo_serve.api.job import Job
 from dynamo_serve.api.marks import Mark, resume, written
-from dynamo_serve.api.render import Envelope, Renderer, to_json
+from dynamo_serve.api.render import Envelope, Renderer, to_json, to_long_json
 from dynamo_serve.errors import RequestError, ServerHandover
 from dynamo_serve.text.parts import Parts
 from dynamo_serve.text.stream import Delta
@@ -65,7 +67,11 @@ async def frames(
     try:
         while update is not None:
             tally.add(*update)
-            if events := writer.events(*update):
+            if scores_long_prompt(update[1]):
+                events = await asyncio.to_thread(writer.events, *update)
+            else:
+                events = writer.events(*update)
+            if events:
                 yield events
             update = await anext(updates, None)
         if end := writer.end(tally):
@@ -150,7 +156,8 @@ class Writer:
         if opening is None:
             return b""
         envelope = self._envelope
-        return _frame((envelope.prompt_chunk if self._prompt_first else envelope.chunk)(opening))
+        chunk = envelope.prompt_chunk if self._prompt_first else envelope.chunk
+        return _frame(chunk(opening, to_long_json if scores_long_prompt(delta) else to_json))
 
     def _choice(self, index: int, delta: Delta) -> bytes:
         return _frame(self._envelope.chunk(self._renderer.choice(index, delta, streamed=True)))

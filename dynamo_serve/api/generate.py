@@ -16,17 +16,13 @@ from dynamo_serve.api.job import Body, Bounds, Job, to_job, unread
 from dynamo_serve.api.sse import abort, respond
 from dynamo_serve.api.terms import HEADER, terms_of
 from dynamo_serve.core.request import Grammar
-from dynamo_serve.errors import Unavailable
 from dynamo_serve.text.dialect import Parsing
 
 
-def check_open(edge: Edge, http: Request, body: Body) -> None:
+def check_takes(edge: Edge, http: Request, body: Body) -> None:
     """Raise `Unavailable` unless new requests are accepted, before anything is done for this, and
     `UnsupportedField` if they could not be answered."""
-    try:
-        edge.service.check_open()
-    except Unavailable as error:
-        edge.service.turn_away(unread(body, http.state.caller), error)
+    edge.check_open(unread(body, http.state.caller))
     check_generates(edge.service.spec)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from dynamo_serve.api.names import Names
 from dynamo_serve.api.schema import ChatRequest, CompletionRequest
 from dynamo_serve.api.schema_structured import ResponseFormat, StructuredOutputs
 from dynamo_serve.config import StructuredSection
@@ -97,29 +98,32 @@ def _fault(path: str, error: BadGrammar) -> InvalidRequest:
 def wished_grammar(body: ChatRequest | CompletionRequest) -> tuple[Grammar, str] | None:
     """What a request asks for, and the path of the field that says so."""
     one, other = body.response_format, body.structured_outputs
-    grammar = _of_format(one) if one is not None else None
+    grammar = _of_format(one, body.names) if one is not None else None
     if other is None:
         return grammar
     if grammar is not None:
         raise InvalidRequest(
-            "'structured_outputs' and 'response_format' say twice what the answer has to be.",
+            f"'structured_outputs' and '{body.names.of('response_format')}' say twice what the "
+            "answer has to be.",
             param="structured_outputs",
         )
     return _of_structured(other)
 
 
-def _of_format(wish: ResponseFormat) -> tuple[Grammar, str] | None:
-    path = "response_format.json_schema"
+def _of_format(wish: ResponseFormat, names: Names) -> tuple[Grammar, str] | None:
+    path = names.of("response_format.json_schema")
     if wish.type != "json_schema" and wish.json_schema is not None:
         raise InvalidRequest(f'\'{path}\' needs "type": "json_schema".', param=path)
     if wish.type == "text":
         return None
     if wish.type == "json_object":
-        return schema_grammar(OBJECT), "response_format"
+        return schema_grammar(OBJECT), names.of("response_format")
     if wish.json_schema is None:
         raise InvalidRequest(f"'{path}' is required.", param=path)
     schema = wish.json_schema.schema_
-    return of_schema({} if schema is None else schema, f"{path}.schema")
+    return of_schema(
+        {} if schema is None else schema, names.of("response_format.json_schema.schema")
+    )
 
 
 def _of_structured(wish: StructuredOutputs) -> tuple[Grammar, str]:

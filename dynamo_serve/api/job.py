@@ -20,7 +20,7 @@ from dynamo_serve.directory import Caller
 from dynamo_serve.errors import ContextTooLong, InvalidRequest
 from dynamo_serve.text.detokenizer import Detokenizer
 from dynamo_serve.text.dialect import Parsing, Reader
-from dynamo_serve.text.message import Message
+from dynamo_serve.text.message import PartedTranscript
 from dynamo_serve.text.stream import Silent, Teller, Transcript
 from dynamo_serve.text.tokenizer import Tokenizer
 
@@ -87,7 +87,9 @@ class Job:
         transcript = Transcript(detokenizer, self.stops, request.min_tokens)
         if self.parsing is None:
             return transcript
-        return Message(transcript, Reader(self.parsing), is_apart=self.logprobs is not None)
+        return PartedTranscript(
+            transcript, Reader(self.parsing), is_apart=self.logprobs is not None
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,11 +241,11 @@ def _max_tokens(body: Body, num_prompt: int, limit: int) -> int:
     asked = _asked_tokens(body)
     num_tokens = limit - num_prompt if asked is None else asked
     if num_tokens < 1 or num_prompt + num_tokens > limit:
-        wanted = "" if asked is None else f" and max_tokens is {asked}"
+        wanted = "" if asked is None else f" and {body.names.of('max_tokens')} is {asked}"
         raise ContextTooLong(
             f"The prompt has {num_prompt} tokens{wanted}; "
             f"prompt and answer together may have {limit}.",
-            param="messages" if isinstance(body, ChatRequest) else "prompt",
+            param=body.names.of("messages") if isinstance(body, ChatRequest) else "prompt",
         )
     if body.min_tokens > num_tokens:
         raise InvalidRequest(

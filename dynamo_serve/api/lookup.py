@@ -18,7 +18,7 @@ class Ids(NamedTuple):
     choices: Sequence[str]
 
 
-class Asked(Protocol):
+class Answering(Protocol):
     """What is remembered: a response and the requests behind it."""
 
     @property
@@ -35,7 +35,7 @@ class Lookup:
         self._service = service
         self._ids: dict[tuple[str, str], Ids] = {}  # oldest first
 
-    def add(self, tenant: str, request_id: str, asked: Asked) -> None:
+    def add(self, tenant: str, request_id: str, asked: Answering) -> None:
         """Remember a request; a second one with the same id takes its place."""
         self._ids.pop((tenant, request_id), None)
         # Not itself, for it holds the prompts.

@@ -8,10 +8,9 @@ from fastapi import APIRouter, Request, Response
 
 from dynamo_serve.api.edge import Edge
 from dynamo_serve.api.enforce import chat_grammar
-from dynamo_serve.api.generate import check_open, job_of, respond_to
+from dynamo_serve.api.generate import check_takes, job_of, respond_to
 from dynamo_serve.api.marks import HEADER as LAST_EVENT_ID
 from dynamo_serve.api.messages_chat import MessagesChat, to_chat
-from dynamo_serve.api.messages_paths import Paths
 from dynamo_serve.api.messages_thinking import thinking_fields
 from dynamo_serve.api.openapi import takes
 from dynamo_serve.api.schema_messages import CountTokensRequest, MessagesRequest
@@ -30,14 +29,14 @@ def messages_routes(edge: Edge) -> APIRouter:
             return await go_on(edge, http, last)
         body = await edge.body(http, MessagesRequest)
         model = edge.model_name(body.model)
-        chat, paths = _chat(edge, body)
-        check_open(edge, http, chat)
+        chat = _chat(edge, body)
+        check_takes(edge, http, chat)
         grammars = edge.grammars_of(http.state.caller)
-        with paths.named():
-            ids, parsing = await chat_prompt(chat, edge.tokenizer, edge.dialect)
-            grammar = await chat_grammar(chat, parsing, grammars, edge.tokenizer)
-            chat = _within_room(chat, edge.service.spec.max_model_len - len(ids))
-            job = job_of(edge, http, chat, [ids], model, grammar, parsing)
+        encoder, limit = edge.encoder(http), edge.service.spec.max_model_len
+        ids, parsing = await chat_prompt(chat, encoder, edge.dialect, limit)
+        grammar = await chat_grammar(chat, parsing, grammars, edge.tokenizer)
+        chat = _within_room(chat, limit - len(ids))
+        job = job_of(edge, http, chat, [ids], model, grammar, parsing)
         return await respond_to(edge, http, job)
 
     @routes.post("/count_tokens", openapi_extra=takes(CountTokensRequest, error="MessagesError"))
@@ -45,16 +44,15 @@ def messages_routes(edge: Edge) -> APIRouter:
         """How many tokens the prompt of such a conversation has. Nothing is computed."""
         body = await edge.body(http, CountTokensRequest)
         edge.model_name(body.model)
-        chat, paths = _chat(edge, body)
+        chat = _chat(edge, body)
         edge.service.check_open()
-        with paths.named():
-            ids, _ = await chat_prompt(chat, edge.tokenizer, edge.dialect)
+        ids, _ = await chat_prompt(chat, edge.encoder(http), edge.dialect)
         return {"input_tokens": len(ids)}
 
     return routes
 
 
-def _chat(edge: Edge, body: CountTokensRequest) -> tuple[MessagesChat, Paths]:
+def _chat(edge: Edge, body: CountTokensRequest) -> MessagesChat:
     effort = body.output_config.effort if body.output_config is not None else None
     return to_chat(body, thinking_fields(body.thinking, edge.dialect, effort))
 

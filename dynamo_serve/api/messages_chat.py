@@ -8,11 +8,12 @@ from typing import Any, ClassVar, NamedTuple
 
 from pydantic import ValidationError
 
-from dynamo_serve.api.messages_paths import Paths
+from dynamo_serve.api.names import Names
 from dynamo_serve.api.parse import first_fault
 from dynamo_serve.api.schema import ChatRequest
 from dynamo_serve.api.schema_messages import (
     CountTokensRequest,
+    InputMessage,
     MessagesRequest,
     OfferedTool,
     TextBlock,
@@ -20,13 +21,23 @@ from dynamo_serve.api.schema_messages import (
     ToolResultBlock,
     ToolUseBlock,
     ToolWish,
-    Turn,
 )
 from dynamo_serve.errors import InvalidRequest, UnsupportedField
 
 ERROR = "Error: "  # before the result of a call that failed
 AUTO = ToolWish.model_validate({"type": "auto"})
 CHOICES = {"auto": "auto", "any": "required", "none": "none"}
+# What a chat calls a field, and what its client does; for `reasoning_effort` see `to_chat`.
+FIELDS = {
+    "response_format": "output_config.format",
+    "response_format.json_schema": "output_config.format",
+    "tools[].function": "tools[]",
+    "tools[].function.parameters": "tools[].input_schema",
+    "tool_choice.function": "tool_choice",
+    "thinking_token_budget": "thinking.budget_tokens",
+    "chat_template_kwargs": "thinking",
+    "stop": "stop_sequences",
+}
 Json = dict[str, Any]
 
 
@@ -47,9 +58,8 @@ class _Part(NamedTuple):
     result_of: str | None = None
 
 
-def to_chat(body: CountTokensRequest, thinking: Json) -> tuple[MessagesChat, Paths]:
-    """The same as a chat, and how to call its fields when something is wrong with them. `thinking`:
-    the chat's fields about it.
+def to_chat(body: CountTokensRequest, thinking: Json) -> MessagesChat:
+    """The same as a chat. `thinking`: the chat's fields about it.
 
     Raises `InvalidRequest` and `UnsupportedField`.
     """
@@ -61,16 +71,18 @@ def to_chat(body: CountTokensRequest, thinking: Json) -> tuple[MessagesChat, Pat
             param=path,
         )
     messages, origins = _joined(body)
-    paths = Paths(origins, has_effort="reasoning_effort" not in thinking)
+    # A chat's effort is what the client said of it, or that it wants no thoughts.
+    effort = "thinking" if "reasoning_effort" in thinking else "output_config.effort"
+    names = Names({**FIELDS, "reasoning_effort": effort}, origins)
     fields = {"model": body.model, "messages": messages, **_tools(body), **thinking}
     if body.output_config is not None:
         fields |= _output(body)
     if isinstance(body, MessagesRequest):
         fields |= _generation(body)
     try:
-        return MessagesChat.model_validate(fields), paths
+        return MessagesChat.model_validate(fields).named(names)
     except ValidationError as error:  # bounds of what several turns have come to
-        raise paths.renamed(first_fault(error)) from error
+        raise first_fault(error, names) from error
 
 
 def _output(body: CountTokensRequest) -> Json:
@@ -154,7 +166,7 @@ def _parts(body: CountTokensRequest) -> Iterator[_Part]:
         yield from _turn(turn, f"messages[{i}].content")
 
 
-def _turn(turn: Turn, path: str) -> Iterator[_Part]:
+def _turn(turn: InputMessage, path: str) -> Iterator[_Part]:
     if isinstance(turn.content, str):
         yield _Part(turn.role, path, turn.content)
         return

@@ -73,7 +73,7 @@ OUTPUT_CONFIG: dict[str, Known] = {
 KNOWN: dict[type[BaseModel], Mapping[str, Known]] = {
     schema_messages.MessagesRequest: MESSAGES,
     schema_messages.CountTokensRequest: COUNT,
-    schema_messages.Turn: {},
+    schema_messages.InputMessage: {},
     schema_messages.TextBlock: TEXT,
     schema_messages.ThinkingBlock: THINKING,
     schema_messages.ToolUseBlock: TOOL_USE,
@@ -87,7 +87,7 @@ KNOWN: dict[type[BaseModel], Mapping[str, Known]] = {
 
 TEXTS = ByType({"text": schema_messages.TextBlock}, "only text is")
 BODY: dict[str, Inner] = {
-    "messages": schema_messages.Turn,
+    "messages": schema_messages.InputMessage,
     "system": TEXTS,
     "tools": ByType(
         {"custom": schema_messages.OfferedTool},
@@ -101,7 +101,7 @@ BODY: dict[str, Inner] = {
 INNER: dict[type[BaseModel], Mapping[str, Inner]] = {
     schema_messages.MessagesRequest: BODY,
     schema_messages.CountTokensRequest: BODY,
-    schema_messages.Turn: {
+    schema_messages.InputMessage: {
         "content": ByType(
             schema_messages.BLOCKS, "only text, thinking, tool_use and tool_result are"
         )

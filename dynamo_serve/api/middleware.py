@@ -11,6 +11,8 @@ from urllib.parse import quote
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from dynamo_serve.api.sse import CONNECTION
+
 logger = logging.getLogger(__name__)
 
 PLAIN_ID = re.compile(r"[\x21-\x7e]{1,128}")
@@ -37,6 +39,7 @@ class RequestId:
         scope.setdefault("state", {})["request_id"] = request_id
         began = time.monotonic()
         is_messages = scope["path"].startswith(MESSAGES)
+        connection = scope.get(CONNECTION)
         status = 0
 
         async def send_with_id(message: Message) -> None:
@@ -45,6 +48,8 @@ class RequestId:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers[HEADER] = request_id
+                if connection is not None and connection.leaves_unread:
+                    headers["Connection"] = "close"
                 if is_messages:
                     headers[MESSAGES_HEADER] = request_id
             await send(message)

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 
 from dynamo_serve.api.edge import Edge
 from dynamo_serve.api.enforce import chat_grammar
-from dynamo_serve.api.generate import check_open, job_of, respond_to
+from dynamo_serve.api.generate import check_takes, job_of, respond_to
 from dynamo_serve.api.marks import HEADER as LAST_EVENT_ID
 from dynamo_serve.api.openapi import takes
 from dynamo_serve.api.prompts import completion_prompts
@@ -29,8 +29,9 @@ def openai_routes(edge: Edge) -> APIRouter:
             return await go_on(edge, http, last)
         body = await edge.body(http, ChatRequest)
         model = edge.model_name(body.model)
-        check_open(edge, http, body)
-        ids, parsing = await chat_prompt(body, edge.tokenizer, edge.dialect)
+        check_takes(edge, http, body)
+        limit = edge.service.spec.max_model_len
+        ids, parsing = await chat_prompt(body, edge.encoder(http), edge.dialect, limit)
         grammars = edge.grammars_of(http.state.caller)
         grammar = await chat_grammar(body, parsing, grammars, edge.tokenizer)
         job = job_of(edge, http, body, [ids], model, grammar, parsing)
@@ -43,10 +44,14 @@ def openai_routes(edge: Edge) -> APIRouter:
             return await go_on(edge, http, last)
         body = await edge.body(http, CompletionRequest)
         model = edge.model_name(body.model)
-        check_open(edge, http, body)
+        check_takes(edge, http, body)
         grammar = await edge.grammars_of(http.state.caller).of(body)
         prompts = await completion_prompts(
-            body, edge.tokenizer, edge.service.spec.vocab_size, edge.server.max_choices
+            body,
+            edge.encoder(http),
+            edge.service.spec.vocab_size,
+            edge.server.max_choices,
+            edge.service.spec.max_model_len,
         )
         return await respond_to(edge, http, job_of(edge, http, body, prompts, model, grammar))
 

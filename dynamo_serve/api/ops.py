@@ -66,7 +66,7 @@ def token_routes(edge: Edge) -> APIRouter:
         edge.model_name(body.model)
         edge.service.check_open()
         text, add_special = await _text(body, edge)
-        ids = await edge.tokenizer.encode_async(text, add_special_tokens=add_special)
+        ids = await edge.encoder(http).ids(text, add_special_tokens=add_special)
         args = (edge.tokenizer, ids, edge.service.spec.max_model_len, body.return_token_strs)
         if len(ids) <= INLINE_TOKENS:
             return _json(_tokens(*args))

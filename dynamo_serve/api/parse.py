@@ -12,7 +12,8 @@ from pydantic import BaseModel, ValidationError
 
 from dynamo_serve.api import fields, size
 from dynamo_serve.api.bodies import INNER, KNOWN
-from dynamo_serve.api.by_type import Inner, model_of
+from dynamo_serve.api.by_type import ByType, Inner
+from dynamo_serve.api.names import OWN, Names
 from dynamo_serve.errors import InvalidRequest, PayloadTooLarge
 
 MAX_DEPTH = 64  # a schema takes two for each of its own levels (`structured.max_depth`)
@@ -161,13 +162,14 @@ def _sift(value: Any, part: type[BaseModel], path: str, on_unknown: str) -> Any:
 def _sift_one(value: Any, inner: Inner, path: str, on_unknown: str) -> Any:
     if not isinstance(value, dict):
         return value  # if its type is wrong, the model will say so
-    return _sift(value, model_of(inner, value, path), f"{path}.", on_unknown)
+    part = inner.model_of(value, path) if isinstance(inner, ByType) else inner
+    return _sift(value, part, f"{path}.", on_unknown)
 
 
-def first_fault(error: ValidationError) -> InvalidRequest:
+def first_fault(error: ValidationError, names: Names = OWN) -> InvalidRequest:
     """The first of what a model says is wrong, with its path."""
     fault = error.errors(include_url=False, include_context=False)[0]
-    path = _path(fault["loc"])
+    path = names.of(_path(fault["loc"]))
     if fault["type"] == "missing":
         return InvalidRequest(f"'{path}' is required.", param=path)
     expected = fault["msg"][0].lower() + fault["msg"][1:]

@@ -12,11 +12,12 @@ from fastapi import APIRouter, Request, Response
 from dynamo_serve.api.auth import credentials
 from dynamo_serve.api.capable import check_generates
 from dynamo_serve.api.edge import Edge
+from dynamo_serve.api.encoding import TextEncoder
+from dynamo_serve.api.hang_up import hang_up, until_hang_up
 from dynamo_serve.api.openapi import takes
 from dynamo_serve.api.prompts import check_ids, render_messages
 from dynamo_serve.api.render import answer
 from dynamo_serve.api.schema import PrefixRequest
-from dynamo_serve.api.sse import hang_up, until_hang_up
 from dynamo_serve.api.tools import check_tools, for_template
 from dynamo_serve.config import CacheSection
 from dynamo_serve.core import request as core
@@ -39,7 +40,8 @@ def prefix_routes(edge: Edge, cache: CacheSection) -> APIRouter:
         edge.service.check_open()
         check_generates(edge.service.spec)
         _check_time(body.ttl_s, cache.pinned_ttl_max_s)
-        request = _request(edge, http, await _token_ids(edge, body), body)
+        ids = await _token_ids(edge, body, edge.encoder(http))
+        request = _request(edge, http, ids, body)
         pinning = edge.service.prefixes.pin(request, body.name, body.ttl_s)
         prefix = await until_hang_up(pinning, hang_up(http.receive))
         return answer(_told(edge, prefix, await _known(edge)), 201)
@@ -73,10 +75,11 @@ def _check_time(ttl: float, longest: float) -> None:
         raise InvalidRequest(what, param="ttl_s")
 
 
-async def _token_ids(edge: Edge, body: PrefixRequest) -> list[int]:
+async def _token_ids(edge: Edge, body: PrefixRequest, encoder: TextEncoder) -> list[int]:
     """Raises `InvalidRequest`, also for what does not fill a page."""
     if (body.prompt is None) == (body.messages is None):
         raise InvalidRequest("Give either 'prompt' or 'messages'.", param="prompt")
+    limit = edge.service.spec.max_model_len
     if body.messages is not None:
         check_tools(body.tools, edge.dialect)
         messages, arguments = body.messages, body.chat_template_kwargs
@@ -84,12 +87,12 @@ async def _token_ids(edge: Edge, body: PrefixRequest) -> list[int]:
         text = await render_messages(
             messages, edge.tokenizer, arguments, add_generation_prompt=False, tools=shown
         )
-        ids = await edge.tokenizer.encode_async(text)
+        ids = await encoder.prompt_ids(text, limit, "messages")
     elif body.chat_template_kwargs or body.tools:
         name = "chat_template_kwargs" if body.chat_template_kwargs else "tools"
         raise InvalidRequest(f"'{name}' goes with messages, not with a prompt.", param=name)
     elif isinstance(body.prompt, str):
-        ids = await edge.tokenizer.encode_async(body.prompt, add_special_tokens=True)
+        ids = await encoder.prompt_ids(body.prompt, limit, "prompt", add_special_tokens=True)
     else:
         ids = body.prompt or []
         check_ids(ids, edge.service.spec.vocab_size, "prompt")

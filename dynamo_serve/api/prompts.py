@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
+from dynamo_serve.api.encoding import TextEncoder
+from dynamo_serve.api.names import OWN, Names
 from dynamo_serve.api.parse import is_deep
 from dynamo_serve.api.schema import CompletionRequest
 from dynamo_serve.api.schema_message import Message, Part
@@ -15,6 +18,7 @@ from dynamo_serve.errors import InvalidRequest, UnsupportedField
 from dynamo_serve.text.tokenizer import Tokenizer
 
 MAX_TEMPLATE_VALUES = 1024
+At = Callable[[str], str]  # a message: the client's name of what is in it
 INLINE_MESSAGES = 64  # rendering more than so many could hold up every other stream
 
 
@@ -24,12 +28,13 @@ async def render_messages(
     arguments: Mapping[str, Any],
     add_generation_prompt: bool = True,
     tools: Sequence[Mapping[str, Any]] = (),
+    names: Names = OWN,
 ) -> str:
     """The prompt text of a conversation, rendered on a thread if it is long or about tools.
 
     Raises `InvalidRequest` and `UnsupportedField`.
     """
-    args = (messages, tokenizer, arguments, add_generation_prompt, tools)
+    args = (messages, tokenizer, arguments, add_generation_prompt, tools, names)
     is_plain = not tools and not any(message.tool_calls for message in messages)
     if is_plain and len(messages) <= INLINE_MESSAGES:
         return _render(*args)
@@ -42,23 +47,30 @@ def _render(
     arguments: Mapping[str, Any],
     add_generation_prompt: bool,
     tools: Sequence[Mapping[str, Any]],
+    names: Names,
 ) -> str:
-    _check_size(arguments)
+    _check_size(arguments, names)
     for name in arguments:
         if name in tokenizer.template_parameters:
-            raise UnsupportedField(
-                f"'chat_template_kwargs.{name}' is set by the server.",
-                param=f"chat_template_kwargs.{name}",
-            )
-    return tokenizer.render_chat(
-        [_plain(m, f"messages[{i}]", tokenizer) for i, m in enumerate(messages)],
-        tools=tools,
-        add_generation_prompt=add_generation_prompt,
-        template_arguments=arguments,
-    )
+            path = names.of(f"chat_template_kwargs.{name}")
+            raise UnsupportedField(f"'{path}' is set by the server.", param=path)
+    plain = [
+        _plain(message, partial(names.in_message, i), tokenizer)
+        for i, message in enumerate(messages)
+    ]
+    try:
+        return tokenizer.render_chat(
+            plain,
+            tools=tools,
+            add_generation_prompt=add_generation_prompt,
+            template_arguments=arguments,
+        )
+    except InvalidRequest as error:
+        error.param = names.of("messages")
+        raise
 
 
-def _check_size(arguments: Mapping[str, Any]) -> None:
+def _check_size(arguments: Mapping[str, Any], names: Names) -> None:
     """What a template walks through has to be small: it is a program, and runs to its end."""
     waiting, num_values = [*arguments.values()], 0
     while waiting and num_values <= MAX_TEMPLATE_VALUES:
@@ -67,24 +79,22 @@ def _check_size(arguments: Mapping[str, Any]) -> None:
         if isinstance(value, (dict, list)):
             waiting += value.values() if isinstance(value, dict) else value
     if num_values > MAX_TEMPLATE_VALUES:
-        raise InvalidRequest(
-            f"'chat_template_kwargs' holds more than {MAX_TEMPLATE_VALUES} values.",
-            param="chat_template_kwargs",
-        )
+        path = names.of("chat_template_kwargs")
+        raise InvalidRequest(f"'{path}' holds more than {MAX_TEMPLATE_VALUES} values.", param=path)
 
 
-def _plain(message: Message, path: str, tokenizer: Tokenizer) -> dict[str, Any]:
+def _plain(message: Message, at: At, tokenizer: Tokenizer) -> dict[str, Any]:
     """A message as templates know it."""
     role = message.role
     if role == "function":
+        path = at("role")
         raise UnsupportedField(
-            f"'{path}.role': messages of role 'function' are not supported; use 'tool'.",
-            param=f"{path}.role",
+            f"'{path}': messages of role 'function' are not supported; use 'tool'.", param=path
         )
-    _check_fields(message, path, tokenizer)
+    _check_fields(message, at, tokenizer)
     if role == "developer" and not tokenizer.knows_developer_role:
         role = "system"
-    plain: dict[str, Any] = {"role": role, "content": _content(message, path)}
+    plain: dict[str, Any] = {"role": role, "content": _content(message, at)}
     if message.name is not None:
         plain["name"] = message.name
     if message.reasoning_content is not None:
@@ -96,7 +106,7 @@ def _plain(message: Message, path: str, tokenizer: Tokenizer) -> dict[str, Any]:
     return plain
 
 
-def _check_fields(message: Message, path: str, tokenizer: Tokenizer) -> None:
+def _check_fields(message: Message, at: At, tokenizer: Tokenizer) -> None:
     """Raise for what does not go with the role, or with the template."""
     own = {
         "tool_calls": ("assistant", message.tool_calls),
@@ -105,28 +115,29 @@ def _check_fields(message: Message, path: str, tokenizer: Tokenizer) -> None:
     }
     for name, (role, value) in own.items():
         if value and message.role != role:
-            raise InvalidRequest(
-                f"'{path}.{name}' goes with messages of role {role!r}.", param=f"{path}.{name}"
-            )
+            path = at(name)
+            raise InvalidRequest(f"'{path}' goes with messages of role {role!r}.", param=path)
     if message.role == "tool" and not message.tool_call_id:
-        raise InvalidRequest(f"'{path}.tool_call_id' is required.", param=f"{path}.tool_call_id")
+        path = at("tool_call_id")
+        raise InvalidRequest(f"'{path}' is required.", param=path)
     if (message.role == "tool" or message.tool_calls) and not tokenizer.takes_tools:
-        name = "role" if message.role == "tool" else "tool_calls"
+        path = at("role" if message.role == "tool" else "tool_calls")
         raise UnsupportedField(
-            f"'{path}.{name}' is not supported: this model's chat template has no place for tools.",
-            param=f"{path}.{name}",
+            f"'{path}' is not supported: this model's chat template has no place for tools.",
+            param=path,
         )
 
 
-def _content(message: Message, path: str) -> str:
+def _content(message: Message, at: At) -> str:
     if message.content is None:
         if message.tool_calls:
             return ""
-        raise InvalidRequest(f"'{path}.content' is required.", param=f"{path}.content")
+        path = at("content")
+        raise InvalidRequest(f"'{path}' is required.", param=path)
     if isinstance(message.content, str):
         return message.content
     parts = enumerate(message.content)
-    return "".join(_part_text(part, f"{path}.content[{i}]") for i, part in parts)
+    return "".join(_part_text(part, at, f"content[{i}]") for i, part in parts)
 
 
 def _plain_call(call: ToolCall) -> dict[str, Any]:
@@ -146,26 +157,32 @@ def _arguments(text: str) -> dict[str, Any] | str:
     return text
 
 
-def _part_text(part: Part, path: str) -> str:
+def _part_text(part: Part, at: At, inner: str) -> str:
     if part.type != "text":
+        path = at(f"{inner}.type")
         raise UnsupportedField(
-            f"'{path}.type': parts of type {part.type[:40]!r} are not supported, only 'text'.",
-            param=f"{path}.type",
+            f"'{path}': parts of type {part.type[:40]!r} are not supported, only 'text'.",
+            param=path,
         )
     # cache_control and the like would be lost on the way to the template.
     if extra := next((k for k, v in (part.model_extra or {}).items() if v is not None), None):
-        raise UnsupportedField(
-            f"'{path}.{extra[:40]}' is not supported.", param=f"{path}.{extra[:40]}"
-        )
+        path = at(f"{inner}.{extra[:40]}")
+        raise UnsupportedField(f"'{path}' is not supported.", param=path)
     if part.text is None:
-        raise InvalidRequest(f"'{path}.text' is required.", param=f"{path}.text")
+        path = at(f"{inner}.text")
+        raise InvalidRequest(f"'{path}' is required.", param=path)
     return part.text
 
 
 async def completion_prompts(
-    body: CompletionRequest, tokenizer: Tokenizer, vocab_size: int, max_prompts: int
+    body: CompletionRequest,
+    encoder: TextEncoder,
+    vocab_size: int,
+    max_prompts: int,
+    limit: int | None = None,
 ) -> list[list[int]]:
-    """The ids of each prompt; text gets the special tokens the model wants, ids are taken as is."""
+    """The ids of each prompt; text gets the special tokens the model wants, ids are taken as is.
+    `limit`: as for `TextEncoder.prompt_ids`."""
     texts, id_lists = prompt_kind(body.prompt)
     if len(texts) + len(id_lists) > max_prompts:
         raise InvalidRequest(
@@ -176,7 +193,9 @@ async def completion_prompts(
     for i, ids in enumerate(id_lists):
         path = "prompt" if isinstance(body.prompt[0], int) else f"prompt[{i}]"
         check_ids(ids, vocab_size, path)
-    prompts = [await tokenizer.encode_async(text, add_special_tokens=True) for text in texts]
+    prompts = [
+        await encoder.prompt_ids(text, limit, "prompt", add_special_tokens=True) for text in texts
+    ]
     if not all(prompts):
         raise InvalidRequest("'prompt' is empty.", param="prompt")
     return prompts + id_lists

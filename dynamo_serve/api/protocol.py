@@ -12,35 +12,22 @@ import struct
 from typing import Any, NoReturn
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import (
-    STATUS_LINE,
-    HttpToolsProtocol,
-    RequestResponseCycle,
-)
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from dynamo_serve.api.gate import Gate
-from dynamo_serve.api.render import to_json
+from dynamo_serve.api.head_size import HeadSize, address_too_long, headers_too_large
+from dynamo_serve.api.linger import Linger, Yielding
+from dynamo_serve.api.refusal import refusal
 from dynamo_serve.api.sse import CONNECTION
 from dynamo_serve.api.watch import Watch
 from dynamo_serve.config import ServerSection
-from dynamo_serve.errors import (
-    AddressTooLong,
-    HeadersTooLarge,
-    InvalidRequest,
-    RequestError,
-    RequestTimeout,
-    TryLater,
-)
+from dynamo_serve.errors import InvalidRequest, RequestError, RequestTimeout
 
-MAX_URL_BYTES = 8_192
-MAX_HEADERS = 100
-MAX_HEADER_BYTES = 32_768
-MAX_HEAD_BYTES = MAX_URL_BYTES + MAX_HEADER_BYTES + 1024
 MAX_AHEAD = 16  # requests sent before the one before them was answered
 MAX_AHEAD_BYTES = 65_536  # in the bodies of these
 RESERVE_S = 1.0  # for the headers, if there is no room unless they are a probe's
-LINGER_S = 1.0  # for a refused client to read why; to close on what it still sends would be a reset
-LINGER_BYTES = 1_000_000
+REST_BYTES = 1_000_000  # of a body after its answer, for the connection to be kept
+LINGER_BODIES = 4  # of the largest size, that are thrown away after the last answer
 NO_LINGER = struct.pack("ii", 1, 0)  # on, for no seconds: a reset
 
 
@@ -68,11 +55,13 @@ class LimitedProtocol(HttpToolsProtocol):
         self._watch: Watch = None  # type: ignore[assignment]  # with the transport
         self._active: RequestResponseCycle | None = None  # `cycle` is the one being read
         self._in_head = True  # or between two requests; else in a body
-        self._num_heads = self._num_complete = 0
-        self._head_bytes = self._header_bytes = self._num_headers = self._ahead_bytes = 0
+        self._head_size = HeadSize()
+        self._num_heads = self._num_complete = self._ahead_bytes = 0
         self._fault: RequestError | None = None
-        self._is_refused = False
-        self._lingered = 0
+        self._linger: Linger = None  # type: ignore[assignment]  # with the transport
+        self._exit: Yielding = None  # type: ignore[assignment]  # with the transport
+        self._is_upgrade = False
+        self._rest_bytes = 0
 
     # A connection begins and ends
 
@@ -80,10 +69,13 @@ class LimitedProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=self.limits.stream_buffer_bytes)
         self._watch = Watch(transport, self.limits.send_timeout_s, self.cut)
+        most = max(REST_BYTES, LINGER_BODIES * self.limits.max_body_bytes)
+        self._linger = Linger(transport, most, self.limits.body_timeout_s, self.cut)
+        self._exit = Yielding(transport, self._close)
         seconds = self.limits.header_timeout_s
         if not self.gate.enter(self):
             seconds = min(seconds, RESERVE_S)
-        if not self._is_refused:
+        if not self._linger.is_on:
             self._deadline = self.loop.call_later(seconds, self._on_slow_head)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -95,6 +87,8 @@ class LimitedProtocol(HttpToolsProtocol):
         # Else it refers to itself, and stays until the collector of cycles looks at all there is.
         self._unset_keepalive_if_required()
         self._watch.forget()
+        self._linger.forget()
+        self._exit.forget()
         for cycle in filter(None, (self.cycle, self._active)):
             cycle.scope.pop(CONNECTION, None)  # type: ignore[misc]
 
@@ -118,46 +112,49 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def refuse(self, error: RequestError) -> None:
         """Answer with `error` and leave; where another answer is due before it, just close."""
-        if self._is_refused or self.transport.is_closing():
+        if self._linger.is_on or self.transport.is_closing():
             return
-        self._is_refused = True
-        self._forget_deadline()
-        self._unset_keepalive_if_required()
         if self._active is not None and self.is_answering:
             is_own = self._active is self.cycle and not self._in_head
             if self._active.response_started or not is_own:
                 self.cut()
                 return
             self._hang_up()
-        self.transport.write(self._rendered(error))
-        try:
-            self.transport.write_eof()
-        except (OSError, NotImplementedError):  # a connection that is gone, or encrypted
+        self.transport.write(refusal(error, self.server_state.default_headers))
+        self._leave()
+
+    @property
+    def leaves_unread(self) -> bool:
+        """Whether an answer that begins now is the last: the rest of its request's body is not
+        asked for, or too long to be read for nothing."""
+        if self._in_head or self._active is not self.cycle:
+            return False
+        declared = int(dict(self.cycle.scope["headers"]).get(b"content-length", 0))
+        return self.cycle.waiting_for_100_continue or declared > REST_BYTES
+
+    def _close(self) -> None:
+        """Everything is answered that will be, or else cannot be."""
+        if self._linger.is_on:
+            return
+        is_all_read = self._in_head and not self.pipeline and not self._is_upgrade
+        if is_all_read or self.is_answering:
             self.transport.close()
+            self._watch.start()
+        else:
+            self._leave()
+
+    def _leave(self) -> None:
+        self._forget_deadline()
+        self._unset_keepalive_if_required()
+        self._linger.begin()
+        self._watch.start()
         self.gate.leave(self)
         self.flow.resume_reading()
-        self._deadline = self.loop.call_later(LINGER_S, self.cut)
-
-    def _rendered(self, error: RequestError) -> bytes:
-        body = to_json(error.body()).encode()
-        headers = [
-            *self.server_state.default_headers,
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(body)).encode()),
-            (b"connection", b"close"),
-        ]
-        if isinstance(error, TryLater):
-            headers.append((b"retry-after", error.retry_after_header.encode()))
-        lines = [b"%s: %s\r\n" % header for header in headers]
-        return b"".join([STATUS_LINE[error.status], *lines, b"\r\n", body])
 
     # What the client sends
 
     def data_received(self, data: bytes) -> None:
-        if self._is_refused:
-            self._lingered += len(data)
-            if self._lingered > LINGER_BYTES:
-                self.cut()
+        if self._is_thrown_away(len(data)):
             return
         self._unset_keepalive_if_required()
         if self._deadline is None:
@@ -166,18 +163,25 @@ class LimitedProtocol(HttpToolsProtocol):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
+            self._is_upgrade = True
             self.cycle.keep_alive = False  # answered as HTTP, and what follows is not read
         except httptools.HttpParserError:
             self.refuse(self._fault or InvalidRequest("This is not a request in HTTP/1.1."))
         else:
-            if was_in_head and self._in_head and self._num_complete == num_complete:
-                self._count_head(len(data))
+            is_between = was_in_head and self._in_head and self._num_complete == num_complete
+            if is_between and self._head_size.add_bytes(len(data)):
+                self.refuse(headers_too_large())
 
-    def _count_head(self, num_bytes: int) -> None:
-        """The parser shows a header when it has ended; until then only its bytes are seen."""
-        self._head_bytes += num_bytes
-        if self._head_bytes > MAX_HEAD_BYTES:
-            self.refuse(_headers_too_large())
+    def _is_thrown_away(self, num_bytes: int) -> bool:
+        """Whether nobody needs these bytes: not even the parser, which looks for a next request."""
+        if not self._in_head and self.cycle.response_complete:
+            self._rest_bytes += num_bytes
+            if self._rest_bytes > REST_BYTES:
+                self._close()
+        if self._linger.is_on or self._is_upgrade:
+            self._linger.take(num_bytes)
+            return True
+        return False
 
     def _stop(self, error: RequestError) -> NoReturn:
         self._fault = error
@@ -188,20 +192,19 @@ class LimitedProtocol(HttpToolsProtocol):
             self._stop(InvalidRequest(f"More than {MAX_AHEAD} requests ahead of their answers."))
         super().on_message_begin()
         self._num_heads += 1
-        self._num_headers = self._header_bytes = self._head_bytes = 0
+        self._head_size.begin()
+        self._unset_keepalive_if_required()
         if self._deadline is None:
             self._expect(self.limits.header_timeout_s, self._on_slow_head)
 
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
-        if len(self.url) > MAX_URL_BYTES:
-            self._stop(AddressTooLong(f"The address is longer than {MAX_URL_BYTES} bytes."))
+        if self._head_size.is_too_long(self.url):
+            self._stop(address_too_long())
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._num_headers += 1
-        self._header_bytes += len(name) + len(value)
-        if self._num_headers > MAX_HEADERS or self._header_bytes > MAX_HEADER_BYTES:
-            self._stop(_headers_too_large())
+        if self._head_size.add_header(name, value):
+            self._stop(headers_too_large())
         if self._in_head:  # after the body they are trailers, which nobody has asked for
             super().on_header(name, value)
 
@@ -213,6 +216,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if not self.gate.is_guest(self):
             self.cycle.keep_alive = False
         self._in_head = False
+        self._rest_bytes = 0
         self._expect(self.limits.body_timeout_s, self._on_slow_body)
         if self.cycle is not self._active:
             # What waits is bounded by `MAX_AHEAD`; who does not read does not see a hang-up.
@@ -229,11 +233,14 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_message_complete()
         self._in_head = True
         self._num_complete += 1
-        self._head_bytes = 0
+        self._head_size.begin()
         self._forget_deadline()
+        if self.cycle.response_complete:
+            self._wait_for_next()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._active = cycle
+        cycle.transport = self._exit
         cycle.scope[CONNECTION] = self  # type: ignore[literal-required]
         if not self.pipeline:
             self._ahead_bytes = 0
@@ -273,16 +280,15 @@ class LimitedProtocol(HttpToolsProtocol):
     # What the client takes
 
     def on_response_complete(self) -> None:
-        super().on_response_complete()
-        if self.transport.is_closing():
-            self._watch.start()
+        if not self._linger.is_on:  # else the connection has no next request
+            super().on_response_complete()
+
+    def _wait_for_next(self) -> None:
+        seconds, then = self.timeout_keep_alive, self.timeout_keep_alive_handler
+        self.timeout_keep_alive_task = self.loop.call_later(seconds, then)
 
     def timeout_keep_alive_handler(self) -> None:
         self._close()
-
-    def _close(self) -> None:
-        self.transport.close()
-        self._watch.start()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -290,9 +296,5 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if not self.transport.is_closing():
+        if not (self.transport.is_closing() or self._linger.is_on):
             self._watch.stop()
-
-
-def _headers_too_large() -> HeadersTooLarge:
-    return HeadersTooLarge(f"More than {MAX_HEADERS} headers or {MAX_HEADER_BYTES} bytes of them.")

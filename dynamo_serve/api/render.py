@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from starlette.responses import Response
@@ -21,6 +21,7 @@ Json = dict[str, Any]
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 # Some clients end a line at these, as Python's splitlines does; an event must stay one line.
+PIECE = 32  # elements of a list
 _LINE_ENDS = {ord(c): f"\\u{ord(c):04x}" for c in "\x85\u2028\u2029"}
 
 
@@ -28,6 +29,20 @@ def to_json(value: object) -> str:
     """Compact JSON on a single line."""
     text = _encode(value)
     return text if text.isascii() else text.translate(_LINE_ENDS)
+
+
+def to_long_json(value: Any) -> str:
+    """The same of what is long, in pieces: to encode it at once lets no other thread run."""
+    match value:
+        case dict():
+            inner = (f"{to_json(key)}:{to_long_json(each)}" for key, each in value.items())
+            return f"{{{','.join(inner)}}}"
+        case list() | tuple() if len(value) > PIECE:
+            starts = range(0, len(value), PIECE)
+            return f"[{','.join(to_json(value[at : at + PIECE])[1:-1] for at in starts)}]"
+        case list() | tuple():
+            return f"[{','.join(map(to_long_json, value))}]"
+    return to_json(value)
 
 
 def answer(value: Any, status: int = 200) -> Response:
@@ -256,13 +271,13 @@ class Envelope:
             "system_fingerprint": job.fingerprint,
         }
 
-    def chunk(self, choice: Json) -> str:
-        return self._head_json + to_json(choice) + self._tail_json
+    def chunk(self, choice: Json, encode: Callable[[Any], str] = to_json) -> str:
+        return self._head_json + encode(choice) + self._tail_json
 
-    def prompt_chunk(self, choice: Json) -> str:
+    def prompt_chunk(self, choice: Json, encode: Callable[[Any], str] = to_json) -> str:
         """A chunk that also carries the ids of the (one) prompt."""
         ids = to_json(self._job.prompts[0])
-        return f'{self._head_json}{to_json(choice)}],"prompt_token_ids":{ids}{self._tail_json[1:]}'
+        return f'{self._head_json}{encode(choice)}],"prompt_token_ids":{ids}{self._tail_json[1:]}'
 
     def usage_chunk(self, usage: Json) -> str:
         return f'{self._head_json}],"usage":{to_json(usage)}}}'

@@ -27,7 +27,7 @@ def rendering_routes(edge: Edge) -> APIRouter:
         body = await edge.body(http, ChatRequest)
         model = edge.model_name(body.model)
         edge.service.check_open()
-        ids, _ = await chat_prompt(body, edge.tokenizer, edge.dialect)
+        ids, _ = await chat_prompt(body, edge.encoder(http), edge.dialect)
         return await _answer(_head(http, model), [ids], is_list=False)
 
     @routes.post("/completions/render", openapi_extra=takes(CompletionRequest))
@@ -37,7 +37,7 @@ def rendering_routes(edge: Edge) -> APIRouter:
         model = edge.model_name(body.model)
         edge.service.check_open()
         prompts = await completion_prompts(
-            body, edge.tokenizer, edge.service.spec.vocab_size, edge.server.max_choices
+            body, edge.encoder(http), edge.service.spec.vocab_size, edge.server.max_choices
         )
         return await _answer(_head(http, model), prompts, is_list=True)
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from fastapi import APIRouter, Request, Response
 
 from dynamo_serve.api.edge import Edge
+from dynamo_serve.api.encoding import TextEncoder
 from dynamo_serve.api.numbers import cosine, ranking, sigmoid, vector_of
 from dynamo_serve.api.openapi import takes
 from dynamo_serve.api.render import to_json
@@ -16,15 +17,15 @@ from dynamo_serve.api.vectors import (
     Wanted,
     asked,
     check_count,
-    check_open,
+    inputs,
     most_tokens,
     refuse,
     respond,
+    unread,
     vectors_of,
 )
 from dynamo_serve.core.engine import EngineSpec
 from dynamo_serve.errors import ContextTooLong, InvalidRequest
-from dynamo_serve.text.inputs import encode
 
 SCORE = "score"  # the pooling of cross-encoders
 
@@ -39,10 +40,11 @@ def rerank_routes(edge: Edge) -> APIRouter:
         query and scores the pair (0 to 1); other models embed them, and the score is the cosine."""
         body = await edge.body(http, RerankRequest)
         model = edge.model_name(body.model)
-        spec = check_open(edge, http, body)
+        edge.check_open(unread(body, http.state.caller))
+        spec = edge.service.spec
         _check(edge, body, spec)
         texts = [d if isinstance(d, str) else d.text for d in body.documents]
-        wanted = await _wanted(edge, body, texts, spec)
+        wanted = await _wanted(edge.encoder(http), body, texts, spec)
         call = asked(edge, http, body, wanted, "rerank")
         found = await vectors_of(edge, http, call)
         scores = await asyncio.to_thread(_scores, body, wanted.pooling, found)
@@ -64,26 +66,27 @@ def _check(edge: Edge, body: RerankRequest, spec: EngineSpec) -> None:
     check_count(len(body.documents), "documents", edge)
 
 
-async def _wanted(edge: Edge, body: RerankRequest, texts: list[str], spec: EngineSpec) -> Wanted:
+async def _wanted(
+    encoder: TextEncoder, body: RerankRequest, texts: list[str], spec: EngineSpec
+) -> Wanted:
     """Pairs, or the documents and then the query."""
     paths, most = [f"documents[{i}]" for i in range(len(texts))], most_tokens(body, spec)
     if spec.pooling == SCORE:
-        await _check_query(edge, body.query, spec.max_model_len)
-        pairs = await encode(edge.tokenizer, texts, before=body.query, most=most)
+        await _check_query(encoder, body.query, spec.max_model_len)
+        pairs = await inputs(encoder, texts, paths, spec, before=body.query, most=most)
         return Wanted(pairs, paths, SCORE, beside=" with 'query'")
-    inputs = await encode(edge.tokenizer, [*texts, body.query], most=most)
-    return Wanted(inputs, [*paths, "query"], spec.pooling)
+    paths.append("query")
+    made = await inputs(encoder, [*texts, body.query], paths, spec, most=most)
+    return Wanted(made, paths, spec.pooling)
 
 
-async def _check_query(edge: Edge, query: str, most: int) -> None:
+async def _check_query(encoder: TextEncoder, query: str, most: int) -> None:
     """Raise `ContextTooLong` for what would be in every pair and does not fit by itself."""
-    (alone,) = await encode(edge.tokenizer, [query])
+    remedy = f"the model takes {most} with a document. Shorten it."
+    await encoder.check_fits(query, most, "'query'", remedy, "query")
+    (alone,) = await encoder.inputs([query])
     if len(alone.ids) > most:
-        raise ContextTooLong(
-            f"'query' has {len(alone.ids)} tokens, the model takes {most} with a document. Shorten "
-            "it.",
-            param="query",
-        )
+        raise ContextTooLong(f"'query' has {len(alone.ids)} tokens, {remedy}", param="query")
 
 
 def _scores(body: RerankRequest, pooling: str, found: list[bytes]) -> list[float]:

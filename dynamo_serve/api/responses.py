@@ -11,12 +11,12 @@ from fastapi import APIRouter, Request, Response
 from dynamo_serve.api.choices import run
 from dynamo_serve.api.edge import Edge
 from dynamo_serve.api.enforce import chat_grammar
-from dynamo_serve.api.generate import check_open, job_of
+from dynamo_serve.api.generate import check_takes, job_of
 from dynamo_serve.api.job import Job
 from dynamo_serve.api.marks import HEADER as LAST_EVENT_ID
 from dynamo_serve.api.openapi import takes
 from dynamo_serve.api.render import answer
-from dynamo_serve.api.responses_chat import Chat
+from dynamo_serve.api.responses_chat import ResponseChat, chat_of
 from dynamo_serve.api.responses_items import Placed, conversation, told_back
 from dynamo_serve.api.responses_object import ResponseFace, ResponseWriter, head_of
 from dynamo_serve.api.responses_store import ResponseStore
@@ -32,12 +32,12 @@ COUNTED = {"object": "response.input_tokens", "input_tokens": 12}
 MAX_PAGE, PAGE = 100, 20
 
 
-class Turn(NamedTuple):
+class Exchange(NamedTuple):
     """A request, the items up to its answer, and the chat that they are."""
 
     body: ResponsesRequest
     placed: list[Placed]
-    chat: Chat
+    chat: ResponseChat
 
 
 def responses_routes(edge: Edge, store: ResponseStore) -> APIRouter:
@@ -53,21 +53,19 @@ def responses_routes(edge: Edge, store: ResponseStore) -> APIRouter:
                 "again without this header.",
                 param=LAST_EVENT_ID,
             )
-        turn = await _turn(edge, http, store)
-        is_kept = store.wants(turn.body.store)
-        with turn.chat.in_our_terms():
-            job = await _job(edge, http, turn)
-        return await _answer(edge, http, job, turn, store, is_kept=is_kept)
+        exchange = await _exchange(edge, http, store)
+        is_kept = store.wants(exchange.body.store)
+        job = await _job(edge, http, exchange.chat)
+        return await _answer(edge, http, job, exchange, store, is_kept=is_kept)
 
     @routes.post("/input_tokens", openapi_extra=takes(ResponsesRequest, told=COUNTED))
     async def count(http: Request) -> Response:
         """How many tokens the prompt of such a request has. Nothing is generated."""
-        turn = await _turn(edge, http, store)
-        edge.model_name(turn.body.model)
+        exchange = await _exchange(edge, http, store)
+        edge.model_name(exchange.body.model)
         edge.service.check_open()
-        store.wants(turn.body.store)
-        with turn.chat.in_our_terms():
-            ids, _ = await chat_prompt(turn.chat.request, edge.tokenizer, edge.dialect)
+        store.wants(exchange.body.store)
+        ids, _ = await chat_prompt(exchange.chat, edge.encoder(http), edge.dialect)
         return answer({**COUNTED, "input_tokens": len(ids)})
 
     @routes.get("/{id}")
@@ -99,28 +97,28 @@ def responses_routes(edge: Edge, store: ResponseStore) -> APIRouter:
     return routes
 
 
-async def _turn(edge: Edge, http: Request, store: ResponseStore) -> Turn:
+async def _exchange(edge: Edge, http: Request, store: ResponseStore) -> Exchange:
     body = await edge.body(http, ResponsesRequest)
     placed = conversation(body, http.state.caller.tenant, store, edge.server.max_body_bytes)
-    return Turn(body, placed, Chat(body, placed))
+    return Exchange(body, placed, chat_of(body, placed))
 
 
-async def _job(edge: Edge, http: Request, turn: Turn) -> Job:
-    chat = turn.chat.request
+async def _job(edge: Edge, http: Request, chat: ResponseChat) -> Job:
     model = edge.model_name(chat.model)
-    check_open(edge, http, chat)
-    ids, parsing = await chat_prompt(chat, edge.tokenizer, edge.dialect)
+    check_takes(edge, http, chat)
+    encoder, limit = edge.encoder(http), edge.service.spec.max_model_len
+    ids, parsing = await chat_prompt(chat, encoder, edge.dialect, limit)
     grammars = edge.grammars_of(http.state.caller)
     grammar = await chat_grammar(chat, parsing, grammars, edge.tokenizer)
     return job_of(edge, http, chat, [ids], model, grammar, parsing)
 
 
 async def _answer(
-    edge: Edge, http: Request, job: Job, turn: Turn, store: ResponseStore, *, is_kept: bool
+    edge: Edge, http: Request, job: Job, exchange: Exchange, store: ResponseStore, *, is_kept: bool
 ) -> Response:
-    items = told_back(turn.placed, job.id) if is_kept else []
+    items = told_back(exchange.placed, job.id) if is_kept else []
     keep = partial(store.keep, http.state.caller.tenant, job.id, items)
-    writer = ResponseWriter(job, edge.tokenizer, head_of(turn.body, job, store=is_kept), keep)
+    writer = ResponseWriter(job, edge.tokenizer, head_of(exchange.body, job, store=is_kept), keep)
     updates = run(job, edge.service, edge.tokenizer, abort(http))
     return await respond(http, job, updates, ResponseFace(writer), edge.server.ping_interval_s)
 

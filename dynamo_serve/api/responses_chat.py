@@ -1,15 +1,14 @@
-"""A request to /v1/responses as the chat that it is, and the faults of that chat in its terms."""
+"""A request to /v1/responses as the chat that it is."""
 
 from __future__ import annotations
 
-import contextlib
-import re
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from pydantic import ValidationError
 
 from dynamo_serve.api import parse
+from dynamo_serve.api.names import Names
 from dynamo_serve.api.responses_items import Placed, messages_of
 from dynamo_serve.api.schema import ChatRequest, Sampled
 from dynamo_serve.api.schema_responses import (
@@ -18,19 +17,21 @@ from dynamo_serve.api.schema_responses import (
     ResponsesRequest,
     TextFormat,
 )
-from dynamo_serve.errors import InvalidRequest, RequestError
+from dynamo_serve.errors import InvalidRequest
 
 Json = dict[str, Any]
-CALL_FIELD = re.compile(r"messages\[(\d+)\][\w.\[\]]*")
-# What a chat calls it, and what a response does.
-NAMES = (
-    (re.compile(r"\bresponse_format(\.json_schema)?\b"), "text.format"),
-    (re.compile(r"\breasoning_effort\b"), "reasoning.effort"),
-    (re.compile(r"\bmax(_completion)?_tokens\b"), "max_output_tokens"),
-    (re.compile(r"\b(tools\[\d+\])\.function\b"), r"\1"),
-    (re.compile(r"\btool_choice\.function\b"), "tool_choice"),
-    (re.compile(r"^messages$|(?<=')messages(?=')"), "input"),
-)
+# What a chat calls a field, and what a response does.
+FIELDS = {
+    "response_format": "text.format",
+    "response_format.json_schema": "text.format",
+    "reasoning_effort": "reasoning.effort",
+    "max_tokens": "max_output_tokens",
+    "max_completion_tokens": "max_output_tokens",
+    "tools[].function": "tools[]",
+    "tool_choice.function": "tool_choice",
+    "messages": "input",
+    "logprobs": "include",
+}
 
 
 class ResponseChat(ChatRequest):
@@ -40,39 +41,18 @@ class ResponseChat(ChatRequest):
     is_resumable: ClassVar[bool] = False
 
 
-class Chat:
-    """`request`, and what its messages came from: call what reads it within `in_our_terms`."""
-
-    def __init__(self, body: ResponsesRequest, placed: Sequence[Placed]) -> None:
-        """Raises `InvalidRequest`."""
-        _check(body)
-        messages = messages_of(placed)
-        if body.instructions is not None:
-            system = {"role": "system", "content": body.instructions}
-            messages.insert(0, (system, "instructions"))
-        self._paths = [path for _, path in messages]
-        with self.in_our_terms():
-            self.request = _request(body, [message for message, _ in messages])
-
-    @contextlib.contextmanager
-    def in_our_terms(self) -> Generator[None]:
-        """Faults name the fields of /v1/responses."""
-        try:
-            yield
-        except RequestError as error:
-            error.message = self._renamed(error.message)
-            error.param = error.param and self._renamed(error.param)
-            raise
-
-    def _renamed(self, text: str) -> str:
-        text = CALL_FIELD.sub(self._path, text)
-        for name, ours in NAMES:
-            text = name.sub(ours, text)
-        return text
-
-    def _path(self, match: re.Match[str]) -> str:
-        number = int(match[1])
-        return self._paths[number] if number < len(self._paths) else match[0]
+def chat_of(body: ResponsesRequest, placed: Sequence[Placed]) -> ResponseChat:
+    """The chat, whose faults name what was sent. Raises `InvalidRequest`."""
+    _check(body)
+    messages = messages_of(placed)
+    if body.instructions is not None:
+        system = {"role": "system", "content": body.instructions}
+        messages.insert(0, (system, "instructions"))
+    names = Names(FIELDS, [path for _, path in messages])
+    try:
+        return _chat(body, [message for message, _ in messages]).named(names)
+    except ValidationError as error:  # too many messages, or calls in one
+        raise parse.first_fault(error, names) from error
 
 
 def _check(body: ResponsesRequest) -> None:
@@ -91,31 +71,28 @@ def _check(body: ResponsesRequest) -> None:
                 raise InvalidRequest(f'\'{path}\' needs "type": "json_schema".', param=path)
 
 
-def _request(body: ResponsesRequest, messages: list[Json]) -> ResponseChat:
+def _chat(body: ResponsesRequest, messages: list[Json]) -> ResponseChat:
     shared = {info.alias or name: getattr(body, name) for name, info in _sampled()}
     wish = body.text.format if body.text is not None else None
-    try:
-        return ResponseChat.model_validate(
-            {
-                **shared,
-                "messages": messages,
-                "max_completion_tokens": body.max_output_tokens,
-                "logprobs": LOGPROBS in body.include,
-                "top_logprobs": body.top_logprobs if LOGPROBS in body.include else None,
-                "response_format": None if wish is None else _format(wish),
-                "tools": [
-                    {"type": "function", "function": tool.model_dump(exclude={"type"})}
-                    for tool in body.tools
-                ],
-                "tool_choice": _choice(body.tool_choice),
-                "parallel_tool_calls": body.parallel_tool_calls,
-                "reasoning_effort": body.reasoning and body.reasoning.effort,
-                "thinking_token_budget": body.thinking_token_budget,
-                "chat_template_kwargs": body.chat_template_kwargs,
-            }
-        )
-    except ValidationError as error:  # too many messages, or calls in one
-        raise parse.first_fault(error) from error
+    return ResponseChat.model_validate(
+        {
+            **shared,
+            "messages": messages,
+            "max_completion_tokens": body.max_output_tokens,
+            "logprobs": LOGPROBS in body.include,
+            "top_logprobs": body.top_logprobs if LOGPROBS in body.include else None,
+            "response_format": None if wish is None else _format(wish),
+            "tools": [
+                {"type": "function", "function": tool.model_dump(exclude={"type"})}
+                for tool in body.tools
+            ],
+            "tool_choice": _choice(body.tool_choice),
+            "parallel_tool_calls": body.parallel_tool_calls,
+            "reasoning_effort": body.reasoning and body.reasoning.effort,
+            "thinking_token_budget": body.thinking_token_budget,
+            "chat_template_kwargs": body.chat_template_kwargs,
+        }
+    )
 
 
 def _sampled() -> list[tuple[str, Any]]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, PrivateAttr, Tag
 
+from dynamo_serve.api.names import OWN, Names
 from dynamo_serve.api.schema_base import (
     MAX_NAME,
     Model,
@@ -156,6 +157,18 @@ class Generation(Sampled):
     return_token_ids: bool = Field(
         False, description="Choices carry token_ids; prompt_token_ids come with the answer."
     )
+    _names: Names = PrivateAttr(default_factory=lambda: OWN)
+
+    @property
+    def names(self) -> Names:
+        """What the client calls these fields."""
+        return self._names
+
+    def named(self, names: Names) -> Self:
+        """The same, from a client that calls its fields otherwise."""
+        other = self.model_copy()
+        other._names = names
+        return other
 
 
 class ChatRequest(Generation):

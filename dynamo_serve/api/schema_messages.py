@@ -75,7 +75,7 @@ Block = Annotated[
 ]
 
 
-class Turn(Model):
+class InputMessage(Model):
     role: Literal["user", "assistant", "system"] = Field(
         description="Neighbours of one role become one message."
     )
@@ -170,7 +170,7 @@ class OutputConfig(Model):
 
 class CountTokensRequest(Model):
     model: str | None = Field(None, description="One of /v1/models; without it, the first.")
-    messages: list[Turn] = Field(
+    messages: list[InputMessage] = Field(
         min_length=1,
         max_length=MAX_MESSAGES,
         fail_fast=True,

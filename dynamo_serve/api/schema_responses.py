@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, Tag
@@ -132,11 +133,16 @@ class ReasoningConfig(Model):
     )
 
 
+def kind_without_type(item: Mapping[str, Any]) -> str:
+    """What an item is that does not say its type."""
+    return "item_reference" if "id" in item and "role" not in item else "message"
+
+
 def _item_kind(value: Any) -> str:
-    """The tag of an item; `fields_responses.item_model` has seen to it that it has one."""
-    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-    if kind is None and isinstance(value, dict) and "role" not in value and "id" in value:
-        kind = "item_reference"
+    """The tag of an item; `fields_responses.ITEMS` has seen to it that there is one."""
+    kind = getattr(value, "type", None)
+    if isinstance(value, dict):
+        kind = value.get("type") or kind_without_type(value)
     return f"#{kind if kind in ITEMS else 'message'}"
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, suppress
-from typing import Any, TypeVar
 
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
@@ -13,11 +12,13 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from dynamo_serve.api.choices import Head, Updates, fold
+from dynamo_serve.api.echo import scores_long_prompt
 from dynamo_serve.api.faces import Face
 from dynamo_serve.api.frames import frames
+from dynamo_serve.api.hang_up import hang_up, until_hang_up
 from dynamo_serve.api.job import Job
 from dynamo_serve.api.marks import HEADER, resume, written
-from dynamo_serve.api.render import to_json
+from dynamo_serve.api.render import to_json, to_long_json
 from dynamo_serve.delivery import nobody
 from dynamo_serve.errors import ServerHandover, ServerShutdown
 from dynamo_serve.text.stream import Delta
@@ -29,8 +30,6 @@ HEADERS = {
     "Cache-Control": "no-store",
     "X-Accel-Buffering": "no",  # a proxy that collects the events would hold them back
 }
-
-T = TypeVar("T")
 
 
 async def respond(
@@ -51,7 +50,11 @@ async def respond(
         events = frames(first, updates, job, face.writer(shows_ids=knows_ids(http)), heads)
         return EventStream(events, updates, ping, face.ping)
     answers, tally = await until_hang_up(fold(updates, job), hang_up(http.receive))
-    return Response(to_json(face.whole(answers, tally)), media_type="application/json")
+    if any(scores_long_prompt(deltas[0]) for deltas in answers):
+        text = await asyncio.to_thread(lambda: to_long_json(face.whole(answers, tally)))
+    else:
+        text = to_json(face.whole(answers, tally))
+    return Response(text, media_type="application/json")
 
 
 def knows_ids(http: Request) -> bool:
@@ -112,23 +115,3 @@ class EventStream(StreamingResponse):
                     return await hang_up(receive)
             except TimeoutError:
                 await send({"type": "http.response.body", "body": self._idle, "more_body": True})
-
-
-async def until_hang_up(work: Coroutine[Any, Any, T], client: Coroutine[Any, Any, None]) -> T:
-    """The result of `work`, which is cancelled if `client` ends first: then `ClientDisconnect`."""
-    task, watch = asyncio.create_task(work), asyncio.create_task(client)
-    try:
-        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientDisconnect
-        return task.result()
-    finally:
-        watch.cancel()
-        task.cancel()
-        await asyncio.wait({task, watch})  # what they held is the caller's again
-
-
-async def hang_up(receive: Receive) -> None:
-    """Return when the client has gone."""
-    while (await receive())["type"] != "http.disconnect":
-        pass

@@ -16,15 +16,16 @@ def template_arguments(body: ChatRequest, dialect: Dialect) -> dict[str, Any]:
     said twice.
     """
     arguments = dict(body.chat_template_kwargs)
+    named = body.names.of
     for field, variables in (
         ("reasoning_effort", _effort(body, dialect)),
         ("thinking_token_budget", _budget(body, dialect)),
     ):
         for name, value in variables.items():
             if name in arguments:
+                path, other = named(field), named(f"chat_template_kwargs.{name}")
                 raise InvalidRequest(
-                    f"'{field}' and 'chat_template_kwargs.{name}' say the same; send one of them.",
-                    param=field,
+                    f"'{path}' and '{other}' say the same; send one of them.", param=path
                 )
             arguments[name] = value
     return arguments
@@ -38,16 +39,16 @@ def _effort(body: ChatRequest, dialect: Dialect) -> dict[str, Any]:
         return {switch: False}
     if EFFORT in dialect.variables:
         return {EFFORT: effort}
+    path = body.names.of("reasoning_effort")
     if switch is not None:
         raise UnsupportedField(
-            f"'reasoning_effort': {effort!r} is not supported by this model: its thinking can be "
+            f"'{path}': {effort!r} is not supported by this model: its thinking can be "
             "turned off ('none') or left on, and knows no degrees.",
-            param="reasoning_effort",
+            param=path,
         )
     raise UnsupportedField(
-        "'reasoning_effort' is not supported by this model: its chat template has no variable for "
-        "thinking.",
-        param="reasoning_effort",
+        f"'{path}' is not supported by this model: its chat template has no variable for thinking.",
+        param=path,
     )
 
 
@@ -55,9 +56,9 @@ def _budget(body: ChatRequest, dialect: Dialect) -> dict[str, Any]:
     if body.thinking_token_budget is None:
         return {}
     if BUDGET not in dialect.variables:
+        path = body.names.of("thinking_token_budget")
         raise UnsupportedField(
-            "'thinking_token_budget' is not supported by this model: its chat template has no "
-            f"variable {BUDGET}.",
-            param="thinking_token_budget",
+            f"'{path}' is not supported by this model: its chat template has no variable {BUDGET}.",
+            param=path,
         )
     return {BUDGET: body.thinking_token_budget}

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from dynamo_serve.api.encoding import TextEncoder
+from dynamo_serve.api.names import OWN, Names
 from dynamo_serve.api.prompts import render_messages
 from dynamo_serve.api.schema import ChatRequest
 from dynamo_serve.api.schema_tools import NamedTool, Tool
 from dynamo_serve.api.thinking import template_arguments
 from dynamo_serve.errors import InvalidRequest, UnsupportedField
 from dynamo_serve.text.dialect import Dialect, Parsing, ends_thinking
-from dynamo_serve.text.tokenizer import Tokenizer
 
 NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}}
 
@@ -21,20 +22,22 @@ def offered(body: ChatRequest, dialect: Dialect) -> list[Tool]:
 
     Raises `InvalidRequest` and `UnsupportedField`.
     """
-    check_tools(body.tools, dialect, is_shown=body.tool_choice != "none")
+    check_tools(body.tools, dialect, body.names, is_shown=body.tool_choice != "none")
     _check_choice(body)
     return [] if body.tool_choice == "none" else list(body.tools)
 
 
-def check_tools(tools: Sequence[Tool], dialect: Dialect, *, is_shown: bool = True) -> None:
+def check_tools(
+    tools: Sequence[Tool], dialect: Dialect, names: Names = OWN, *, is_shown: bool = True
+) -> None:
     """Raises `InvalidRequest` and `UnsupportedField`."""
-    names: set[str] = set()
+    known: set[str] = set()
     for i, tool in enumerate(tools):
         name = tool.function.name
-        if name in names:
-            path = f"tools[{i}].function.name"
+        if name in known:
+            path = names.of(f"tools[{i}].function.name")
             raise InvalidRequest(f"'{path}': there are two tools called {name!r}.", param=path)
-        names.add(name)
+        known.add(name)
     if not (tools and is_shown):
         return
     if not dialect.takes_tools:
@@ -56,10 +59,8 @@ def _check_choice(body: ChatRequest) -> None:
     if not body.tools:
         raise InvalidRequest("'tool_choice' needs 'tools'.", param="tool_choice")
     if isinstance(choice, NamedTool) and not callable_tools(body, body.tools):
-        raise InvalidRequest(
-            f"'tool_choice.function.name': {choice.function.name!r} is none of 'tools'.",
-            param="tool_choice.function.name",
-        )
+        path = body.names.of("tool_choice.function.name")
+        raise InvalidRequest(f"'{path}': {choice.function.name!r} is none of 'tools'.", param=path)
 
 
 def for_template(tools: Sequence[Tool]) -> list[dict[str, Any]]:
@@ -78,17 +79,21 @@ def for_template(tools: Sequence[Tool]) -> list[dict[str, Any]]:
 
 
 async def chat_prompt(
-    body: ChatRequest, tokenizer: Tokenizer, dialect: Dialect
+    body: ChatRequest, encoder: TextEncoder, dialect: Dialect, limit: int | None = None
 ) -> tuple[list[int], Parsing | None]:
-    """The token ids of a conversation, and how to read what follows them.
+    """The token ids of a conversation, and how to read what follows them. `limit`: as for
+    `TextEncoder.prompt_ids`.
 
-    Raises `InvalidRequest` and `UnsupportedField`.
+    Raises `InvalidRequest`, `UnsupportedField` and what `TextEncoder.prompt_ids` raises.
     """
     tools = offered(body, dialect)
     arguments = template_arguments(body, dialect)
     shown = for_template(tools)
-    prompt = await render_messages(body.messages, tokenizer, arguments, tools=shown)
-    return await tokenizer.encode_async(prompt), parsing_of(body, tools, dialect, prompt)
+    prompt = await render_messages(
+        body.messages, encoder.tokenizer, arguments, tools=shown, names=body.names
+    )
+    ids = await encoder.prompt_ids(prompt, limit, body.names.of("messages"))
+    return ids, parsing_of(body, tools, dialect, prompt)
 
 
 def callable_tools(body: ChatRequest, tools: Sequence[Tool]) -> list[Tool]:

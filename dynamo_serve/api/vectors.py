@@ -15,9 +15,10 @@ from starlette.responses import Response
 
 from dynamo_serve.api.auth import credentials
 from dynamo_serve.api.edge import Edge
+from dynamo_serve.api.encoding import TextEncoder
+from dynamo_serve.api.hang_up import hang_up, until_hang_up
 from dynamo_serve.api.render import to_json
 from dynamo_serve.api.schema_vectors import Vectors
-from dynamo_serve.api.sse import hang_up, until_hang_up
 from dynamo_serve.api.terms import HEADER, Terms, terms_of
 from dynamo_serve.core.engine import EngineSpec
 from dynamo_serve.core.request import Finish, Pooling, Request
@@ -32,6 +33,7 @@ from dynamo_serve.errors import (
 from dynamo_serve.service import Service
 from dynamo_serve.text.inputs import Input
 
+SHORTEN = "Shorten it, or set truncate_prompt_tokens."
 AT_ONCE = 128  # requests of one call that are in the service; the next follows when one is done
 
 
@@ -45,7 +47,7 @@ class Wanted(NamedTuple):
     beside: str = ""
 
 
-class Asked(NamedTuple):
+class VectorCall(NamedTuple):
     """A call: the id of its answer, and the requests behind it."""
 
     id: str
@@ -56,15 +58,16 @@ class Asked(NamedTuple):
         return sum(len(request.prompt_ids) for request in self.requests)
 
 
-def check_open(edge: Edge, http: Http, body: Vectors) -> EngineSpec:
-    """What the engine is. Raises `Unavailable` unless new requests are accepted."""
-    try:
-        edge.service.check_open()
-    except Unavailable as error:
-        tenant, now = http.state.caller.tenant, time.monotonic()
-        unread = Request("", (), 0, tenant=tenant, arrival=now, class_name=body.class_name)
-        edge.service.turn_away(unread, error)
-    return edge.service.spec
+def unread(body: Vectors, caller: Caller) -> Request:
+    """What is known of a call at whose inputs nobody has looked."""
+    return Request(
+        id="",
+        prompt_ids=(),
+        max_tokens=0,
+        tenant=caller.tenant,
+        arrival=time.monotonic(),
+        class_name=body.class_name,
+    )
 
 
 def refuse(spec: EngineSpec, wish: str, remedy: str) -> NoReturn:
@@ -88,6 +91,25 @@ def most_tokens(body: Vectors, spec: EngineSpec) -> int | None:
     return most
 
 
+async def inputs(
+    encoder: TextEncoder,
+    texts: Sequence[str],
+    paths: Sequence[str],
+    spec: EngineSpec,
+    *,
+    before: str | None = None,
+    most: int | None = None,
+) -> list[Input]:
+    """The inputs that texts are, each with its path in the body, as `TextEncoder.inputs` makes
+    them. Raises `ContextTooLong` for one that cannot fit, unless it is cut to `most` tokens."""
+    if most is None:
+        limit = spec.max_model_len
+        remedy = f"the model takes {limit}. {SHORTEN}"
+        for text, path in zip(texts, paths, strict=True):
+            await encoder.check_fits(text, limit, f"'{path}'", remedy, path)
+    return await encoder.inputs(texts, before=before, most=most)
+
+
 def check_count(count: int, name: str, edge: Edge) -> None:
     """Raise `InvalidRequest` for more inputs than one call may have."""
     most = edge.server.max_inputs
@@ -99,14 +121,14 @@ def check_count(count: int, name: str, edge: Edge) -> None:
         )
 
 
-def asked(edge: Edge, http: Http, body: Vectors, wanted: Wanted, prefix: str) -> Asked:
+def asked(edge: Edge, http: Http, body: Vectors, wanted: Wanted, prefix: str) -> VectorCall:
     """The requests of a call. Raises `ContextTooLong` or `InvalidRequest` naming the input."""
     _check_lengths(wanted, edge.service.spec.max_model_len)
     # Asked again: between the headers and the end of the body the tenants may have been reloaded.
     caller = edge.access.caller(credentials(http.headers)).salted(body.cache_salt)
     tenancy, header = edge.access.tenancy, http.headers.get(HEADER)
     terms = terms_of(body, header, caller.tenant, tenancy, edge.max_queue_delay)
-    call = Asked(f"{prefix}-{secrets.token_hex(12)}", ())
+    call = VectorCall(f"{prefix}-{secrets.token_hex(12)}", ())
     call = call._replace(requests=tuple(_requests(call.id, wanted, caller, terms)))
     edge.lookup.add(caller.tenant, http.state.request_id, call)
     return call
@@ -119,7 +141,7 @@ def _check_lengths(wanted: Wanted, limit: int) -> None:
         if len(each.ids) > limit:
             raise ContextTooLong(
                 f"'{path}'{wanted.beside} has {len(each.ids)} tokens, the model takes {limit}. "
-                "Shorten it, or set truncate_prompt_tokens.",
+                + SHORTEN,
                 param=path,
             )
 
@@ -147,7 +169,7 @@ def _requests(call: str, wanted: Wanted, caller: Caller, terms: Terms) -> Iterat
         )
 
 
-async def vectors_of(edge: Edge, http: Http, call: Asked) -> list[bytes]:
+async def vectors_of(edge: Edge, http: Http, call: VectorCall) -> list[bytes]:
     """What the engine makes of each, in order. A hang-up cancels them all, and so does one that
     fails; its error is raised."""
     work = _together(edge.service, call.requests)

@@ -33,7 +33,7 @@ class Assembled:
     scenario: Scenario
     facts: endpoint.Facts
     texts: Texts
-    dialect: bodies.Dialect
+    extras: bodies.BodyExtras
     bandwidth: float | None = None  # bytes per second
 
     @property
@@ -51,7 +51,7 @@ class Assembled:
         return Options(
             url=url,
             driving=Driving(
-                dialect=self.dialect,
+                extras=self.extras,
                 concurrency=scenario.concurrency,
                 duration=scenario.duration,
                 grace=scenario.grace,
@@ -79,7 +79,7 @@ class Assembled:
             **({} if self.bandwidth is None else {"bandwidth": self.bandwidth}),
             "weights": {s.part.call.tenant: s.weight for s in sources(scenario)},
             "plan": {
-                **told(scenario),
+                **unusual(scenario),
                 "texts": self.texts.about() | {"exact": self.texts.is_exact},
             },
         }
@@ -111,14 +111,14 @@ async def _assemble(url: str, scenario: Scenario) -> Assembled:
         patience = endpoint.Patience(scenario.wait)
         facts = await endpoint.facts(client, scenario.model, _any_key(scenario), patience)
         bandwidth = memory_speed.of_server(url, scenario, facts.server)
-        dialect = bodies.Dialect(
+        extras = bodies.BodyExtras(
             model=facts.model,
             usage=scenario.usage,
             explain=bool(facts.server),
             extra=tuple(scenario.extra.items()),
         )
-        texts = await _texts(client, scenario, facts, dialect, patience)
-        return Assembled(scenario, facts, texts, dialect, bandwidth)
+        texts = await _texts(client, scenario, facts, extras, patience)
+        return Assembled(scenario, facts, texts, extras, bandwidth)
     finally:
         await client.close()
 
@@ -126,14 +126,14 @@ async def _assemble(url: str, scenario: Scenario) -> Assembled:
 def without_server(scenario: Scenario) -> Assembled:
     """For a dry run: texts are as long as one token a word makes them."""
     texts = _known_texts(scenario, vocab_size=32_000) or WordTexts()
-    return Assembled(scenario, endpoint.Facts(scenario.model), texts, bodies.Dialect())
+    return Assembled(scenario, endpoint.Facts(scenario.model), texts, bodies.BodyExtras())
 
 
 async def _texts(
     client: Client,
     scenario: Scenario,
     facts: endpoint.Facts,
-    dialect: bodies.Dialect,
+    extras: bodies.BodyExtras,
     patience: endpoint.Patience,
 ) -> Texts:
     known = _known_texts(scenario, facts.vocab_size)
@@ -142,7 +142,7 @@ async def _texts(
     first = sources(scenario)[0]
     said = ({"role": "user", "content": ""},) if first.shape.is_chat else ()
     call = replace(first.part.call, messages=said)
-    return await endpoint.calibrated(client, call, replace(dialect, explain=False), patience)
+    return await endpoint.calibrated(client, call, replace(extras, explain=False), patience)
 
 
 def _known_texts(scenario: Scenario, vocab_size: int | None) -> Texts | None:
@@ -203,7 +203,7 @@ def _times(scenario: Scenario, rng: random.Random) -> Iterator[float] | None:
     return made[kind]() if kind in made else None
 
 
-def told(scenario: Scenario) -> dict[str, Any]:
+def unusual(scenario: Scenario) -> dict[str, Any]:
     """What the scenario says that is not the default, without keys and what is no part of it."""
     usual = Scenario()
     names = [name for name in Scenario.__dataclass_fields__ if name not in APART]

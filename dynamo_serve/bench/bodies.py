@@ -12,7 +12,7 @@ CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
 
 @dataclass(frozen=True, slots=True)
-class Dialect:
+class BodyExtras:
     """What this endpoint is asked for besides: counts at the end of streams, where a server's time
     went (`explain` of our own), and fields for every request."""
 
@@ -26,8 +26,8 @@ def path_of(call: Call) -> str:
     return CHAT if call.messages else COMPLETIONS
 
 
-def body_of(call: Call, dialect: Dialect) -> bytes:
-    body: dict[str, Any] = {"model": dialect.model} if dialect.model else {}
+def body_of(call: Call, extras: BodyExtras) -> bytes:
+    body: dict[str, Any] = {"model": extras.model} if extras.model else {}
     if call.messages:
         body["messages"] = [dict(message) for message in call.messages]
     else:
@@ -35,9 +35,9 @@ def body_of(call: Call, dialect: Dialect) -> bytes:
     body["max_tokens"] = call.max_tokens
     if call.is_stream:
         body["stream"] = True
-        if dialect.usage:
+        if extras.usage:
             body["stream_options"] = {"include_usage": True}
-    if dialect.explain:
+    if extras.explain:
         body["explain"] = True
     if call.class_name:
         body["class"] = call.class_name
@@ -45,7 +45,7 @@ def body_of(call: Call, dialect: Dialect) -> bytes:
         body["priority"] = call.priority
     if call.deadline is not None:
         body["deadline_ms"] = max(1, round(call.deadline * 1e3))
-    body |= dict(dialect.extra)
+    body |= dict(extras.extra)
     body |= call.extra
     return json.dumps(body, separators=(",", ":")).encode()
 

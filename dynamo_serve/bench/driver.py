@@ -28,7 +28,7 @@ class Driving:
     by one session from its first call to its last; without it everything is sent when due.
     `grace`: how long the calls under way may take once nothing more is begun."""
 
-    dialect: bodies.Dialect = field(default_factory=bodies.Dialect)
+    extras: bodies.BodyExtras = field(default_factory=bodies.BodyExtras)
     concurrency: int | None = None
     duration: float | None = None
     grace: float = 600.0
@@ -229,7 +229,7 @@ class Driver:
 
     async def _attempts(self, call: Call, blank: Record, ended: list[tuple[Record, str]]) -> None:
         raw = self._client.request(
-            "POST", bodies.path_of(call), bodies.body_of(call, self._driving.dialect), call.api_key
+            "POST", bodies.path_of(call), bodies.body_of(call, self._driving.extras), call.api_key
         )
         attempt, sent = 1, None
         while True:

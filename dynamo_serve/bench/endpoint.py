@@ -92,16 +92,16 @@ async def facts(client: Client, model: str, api_key: str, patience: Patience) ->
 
 
 async def calibrated(
-    client: Client, call: Call, dialect: bodies.Dialect, patience: Patience
+    client: Client, call: Call, extras: bodies.BodyExtras, patience: Patience
 ) -> WordTexts:
     """How many tokens a word has by this server's count, from two short calls: their difference
     is free of what a chat template adds. Raises `EndpointError`."""
-    few, many = [await _count(client, call, dialect, words, patience) for words in (FEW, MANY)]
+    few, many = [await _count(client, call, extras, words, patience) for words in (FEW, MANY)]
     return WordTexts(max(0.1, (many - few) / (MANY - FEW)))
 
 
 async def _count(
-    client: Client, call: Call, dialect: bodies.Dialect, words: int, patience: Patience
+    client: Client, call: Call, extras: bodies.BodyExtras, words: int, patience: Patience
 ) -> int:
     text = WordTexts().make(words, random.Random(words))
     is_chat = bool(call.messages)
@@ -113,9 +113,7 @@ async def _count(
         api_key=call.api_key,
         extra=call.extra,
     )
-    raw = client.request(
-        "POST", bodies.path_of(asked), bodies.body_of(asked, dialect), call.api_key
-    )
+    raw = client.request("POST", bodies.path_of(asked), bodies.body_of(asked, extras), call.api_key)
     answer = await _answer(client, raw, "a first short request", patience)
     said = _finished(answer)
     if answer.status != 200 or said.error:

@@ -46,7 +46,7 @@ class Notes:
     def __call__(self, what: str) -> None:
         self.counts[what] += 1
 
-    def told(self) -> list[str]:
+    def lines(self) -> list[str]:
         return [f"{count}: {what}" for what, count in self.counts.most_common()]
 
 

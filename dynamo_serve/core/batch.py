@@ -77,7 +77,6 @@ class Work(NamedTuple):
     banned_ids: frozenset[int] = frozenset()
     draft_len: int = 0
     copied_from: int | None = None
-    grammar: Grammar | None = None
     request: Request | None = None
     said: str = ""
     scores: bool = False
@@ -94,6 +93,10 @@ class Work(NamedTuple):
             return None
         place, num_tokens = divmod(self.position, page_size)
         return PageCopy(self.copied_from, self.page_table[place], num_tokens)
+
+    @property
+    def grammar(self) -> Grammar | None:
+        return self.request.grammar if self.request is not None else None
 
     @property
     def pooling(self) -> Pooling | None:

@@ -174,7 +174,7 @@ class Scheduler:
                 continue  # cancelled while the step was in flight
             out = produced.get(work.seq_id) or SequenceOutput(work.seq_id)
             if (event := self.life.accept(seq, work, out, now)) is not None:
-                events.append(seq.told(event, out) if out.texts or out.fault else event)
+                events.append(seq.forwarded(event, out) if out.texts or out.fault else event)
         self.life.totals["output"] += sum([len(event.token_ids) for event in events])
         if batch.phase is Phase.DECODE and self.bill.step is not None:
             accepted = self.life.totals["draft_accepted"] - accepted

@@ -192,7 +192,6 @@ class Sequence:
             request.stop_ids if num_tokens - prompt_len < request.min_tokens else NONE_BANNED,
             len(draft),
             self.copied_from,
-            request.grammar,
             request,
             self.said,
             request.sampling.prompt_logprobs is not None and self.scores,
@@ -220,7 +219,7 @@ class Sequence:
         scores, self.prompt_logprobs = self.prompt_logprobs, ()
         return event._replace(cached_tokens=self.cached_tokens, prompt_logprobs=scores)
 
-    def told(self, event: TokenEvent, out: SequenceOutput) -> TokenEvent:
+    def forwarded(self, event: TokenEvent, out: SequenceOutput) -> TokenEvent:
         """An event with what only engines that forward requests add to it."""
         texts = out.texts[: len(event.token_ids)]
         self.said += "".join(texts)

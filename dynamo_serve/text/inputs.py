@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from dynamo_serve.text.tokenizer import INLINE_CHARACTERS, Tokenizer
+from dynamo_serve.text.tokenizer import Tokenizer
 
 
 class Input(NamedTuple):
@@ -16,23 +15,14 @@ class Input(NamedTuple):
     second_at: int = 0
 
 
-async def encode(
+def inputs_of(
     tokenizer: Tokenizer,
     texts: Sequence[str],
-    *,
     before: str | None = None,
     most: int | None = None,
 ) -> list[Input]:
     """Each of `texts`, or `before` and it as a pair, with the special tokens that the model wants;
-    of what is longer than `most` tokens the text is cut. On a thread if there is much of it."""
-    if sum(map(len, texts)) + len(before or "") <= INLINE_CHARACTERS:
-        return _encode(tokenizer, texts, before, most)
-    return await asyncio.to_thread(_encode, tokenizer, texts, before, most)
-
-
-def _encode(
-    tokenizer: Tokenizer, texts: Sequence[str], before: str | None, most: int | None
-) -> list[Input]:
+    of what is longer than `most` tokens the text is cut."""
     return [_input(*made) for made in tokenizer.encode_pairs(texts, before, most)]
 
 

@@ -10,7 +10,7 @@ from dynamo_serve.text.parts import CallPart, Parts, joined
 from dynamo_serve.text.stream import Delta, Transcript
 
 
-class Message:
+class PartedTranscript:
     """A transcript whose deltas have `parts`.
 
     It goes token by token, so that what has been told after so many tokens never depends on how

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import json
 import threading
 from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,9 @@ from transformers.utils import cached_file
 
 from dynamo_serve.errors import InvalidRequest
 from dynamo_serve.text.dialect import takes_tools
+from dynamo_serve.text.fewest import Fewest
 from dynamo_serve.text.pieces import Pieces, WholeTexts, is_byte_level
 
-# Above this many characters, encoding would hold up the event loop for a millisecond and more.
-INLINE_CHARACTERS = 8_192
 # A template is a program of the model's authors; these are how it stumbles over odd messages.
 TEMPLATE_FAULTS = (
     TemplateError,
@@ -131,11 +130,14 @@ class Tokenizer:
         found = self._tokenizer(*parts, **truncation)
         return list(found["input_ids"]), list(found.get("token_type_ids", ()))
 
-    async def encode_async(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
-        """`encode`, on a thread if the text is long."""
-        if len(text) <= INLINE_CHARACTERS:
-            return self.encode(text, add_special_tokens=add_special_tokens)
-        return await asyncio.to_thread(self.encode, text, add_special_tokens=add_special_tokens)
+    def fewest_tokens(self, text: str) -> int:
+        """So many `encode` makes of `text` at least, found without it; 0 where that cannot be said.
+        Takes milliseconds for a megabyte, and more the first time."""
+        return 0 if self._fewest is None else self._fewest.of(text)
+
+    @cached_property
+    def _fewest(self) -> Fewest | None:
+        return Fewest(self._backend) if self._fast else None
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """The text of `ids`; ids that are no token yield nothing."""

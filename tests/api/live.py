@@ -80,9 +80,14 @@ def save_model(folder: Path) -> str:
 
 @contextlib.contextmanager
 def serving(
-    service: Service, tokenizer: Tokenizer, settings: Config, metrics: Metrics | None = None
+    service: Service,
+    tokenizer: Tokenizer,
+    settings: Config,
+    metrics: Metrics | None = None,
+    **http_options: Any,
 ) -> Generator[str]:
-    """Start `service` and HTTP in a thread; yields the base URL, stops both at the end."""
+    """Start `service` and HTTP in a thread; yields the base URL, stops both at the end.
+    `http_options` are of uvicorn's configuration."""
     # With the protocol spelled out asyncio switches Nagle's algorithm off; without it every answer
     # waits 40 ms for an acknowledgement.
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
@@ -93,6 +98,9 @@ def serving(
         app = app_of(service, tokenizer, settings, metrics)
         http = http_settings(app, settings.server)
         http.timeout_graceful_shutdown = 2
+        for name, value in http_options.items():
+            assert hasattr(http, name)
+            setattr(http, name, value)
         server = Server(http)
 
         async def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from collections.abc import Generator
 from typing import Any
 
@@ -12,7 +13,8 @@ import openai
 import pytest
 
 from dynamo_serve import bundled
-from dynamo_serve.api.echo import Echo
+from dynamo_serve.api import render
+from dynamo_serve.api.echo import INLINE_SCORES, Echo
 from dynamo_serve.config import CacheSection, Config, EngineSection, ModelSection
 from dynamo_serve.service import Service
 from dynamo_serve.text.tokenizer import Tokenizer
@@ -185,3 +187,52 @@ def test_an_answer_is_as_likely_as_it_was_when_it_was_made(real: openai.OpenAI) 
     assert told.logprobs.token_logprobs[-count:] == pytest.approx(
         made.logprobs.token_logprobs, abs=1e-3
     )
+
+
+LONG = {"prompt": [5] * (INLINE_SCORES + 2), "max_tokens": 1}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"echo": True, "logprobs": 5},
+        {"echo": True, "logprobs": 5, "stream": True},
+        {"prompt_logprobs": 5},
+        {"prompt_logprobs": 5, "n": 2},
+    ],
+)
+def test_those_of_a_long_prompt_are_rendered_beside_the_event_loop(
+    url: str, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]
+) -> None:
+    named: list[str] = []
+    token_text, encode, longest = Tokenizer.token_text, render._encode, 0
+
+    def naming(self: Tokenizer, token_id: int) -> str:
+        named.append(threading.current_thread().name)
+        return token_text(self, token_id)
+
+    def encoding(value: object) -> str:
+        nonlocal longest
+        if isinstance(value, list | tuple):
+            longest = max(longest, len(value))
+        return encode(value)
+
+    monkeypatch.setattr(Tokenizer, "token_text", naming)
+    monkeypatch.setattr(render, "_encode", encoding)
+    body = {**LONG, **fields}
+    answer = httpx.post(url + TEXT, json=body)
+    assert answer.status_code == 200
+    beside = [name for name in named if name.startswith("asyncio_")]
+    # A stream tells the scores of its answer as they come, on the event loop.
+    assert len(beside) >= INLINE_SCORES and len(named) - len(beside) <= 6 * bool("stream" in body)
+    assert longest <= render.PIECE
+
+
+def test_json_in_pieces_is_the_same() -> None:
+    value = {
+        "text": 'a"\u2028é',
+        "none": [],
+        "many": [{"a": (1, None, 2.5)}] * (2 * render.PIECE + 1),
+        "few": [[], {}, ({"deep": list(range(100))},), True],
+    }
+    assert render.to_long_json(value) == render.to_json(value)

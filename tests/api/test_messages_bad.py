@@ -11,9 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dynamo_serve.api.messages_paths import Paths
 from dynamo_serve.config import Config
-from dynamo_serve.errors import InvalidRequest, Overloaded, QuotaExceeded, Unavailable
+from dynamo_serve.errors import Overloaded, QuotaExceeded, Unavailable
 from dynamo_serve.service import Service
 from dynamo_serve.text.tokenizer import Tokenizer
 from tests.api.conftest import Stubbed
@@ -176,14 +175,14 @@ def test_more_calls_than_a_message_may_have() -> None:
     assert "at most 128" in fault(answer)[2]
 
 
-@pytest.mark.parametrize("place", ["77", "9" * 5000])
-def test_what_a_client_wrote_may_look_like_a_path(place: str) -> None:
-    param = f'response_format.json_schema.schema.properties["\'messages[{place}]"].not'
-    error = Paths(["messages[0].content"], has_effort=False).renamed(
-        InvalidRequest(f"'{param}': this keyword is not followed here.", param=param)
+@pytest.mark.parametrize("quoted", ["reasoning_effort", "tools", "stop", "messages_0"])
+def test_what_a_client_wrote_may_look_like_a_field(base: str, quoted: str) -> None:
+    fields = {"tools": TOOLS, "tool_choice": {"type": "tool", "name": quoted}}
+    _, param, message = fault(httpx.post(base + MESSAGES, json=body(**fields)))
+    assert (param, message) == (
+        "tool_choice.name",
+        f"'tool_choice.name': {quoted!r} is none of 'tools'.",
     )
-    assert error.param is not None and error.param.startswith("output_config.format.schema.")
-    assert f"'messages[{place}]" in error.message and f"'messages[{place}]" in error.param
 
 
 FACTS: dict[str, Any] = {"retry_after": 2.5, "reason": "full"}

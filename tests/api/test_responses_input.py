@@ -48,7 +48,7 @@ FAULTS: list[tuple[Json, str, str]] = [
     (
         {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]},
         "input[0].content[0].type",
-        "parts of type 'input_image' are not supported",
+        "'input_image' is not supported here, only 'input_text', 'output_text'",
     ),
     (
         {"input": [{"role": "user", "content": [{"text": "x"}]}]},
@@ -158,11 +158,25 @@ def test_the_template_names_the_item_that_it_has_no_place_for() -> None:
     assert "'input[1]' is not supported" in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    "quoted", ["reasoning_effort", "messages", "max_tokens", "response_format"]
+)
+def test_what_a_client_wrote_may_look_like_a_field(base: str, quoted: str) -> None:
+    fields = {"tools": [CLOCK], "tool_choice": {"type": "function", "name": quoted}}
+    error = httpx.post(base + PATH, json={"input": "hello", **fields}).json()["error"]
+    told = f"'tool_choice.name': {quoted!r} is none of 'tools'."
+    assert (error["param"], error["message"]) == ("tool_choice.name", told)
+
+
 def test_a_degree_that_is_said_twice_is_named() -> None:
     fields = {"reasoning": {"effort": "low"}, "chat_template_kwargs": {"reasoning_effort": "low"}}
     with talking(GRADED, says_it("Hello.")) as (_, base):
         answer = httpx.post(base + PATH, json={"input": "x", **fields})
-    assert answer.json()["error"]["param"] == "reasoning.effort"
+    error = answer.json()["error"]
+    assert error["param"] == "reasoning.effort"
+    assert error["message"].startswith(
+        "'reasoning.effort' and 'chat_template_kwargs.reasoning_effort'"
+    )
 
 
 HARMLESS: Json = {

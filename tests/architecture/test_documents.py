@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dynamo_serve import __version__, reference, settings
-from tests.architecture.source import ROOT
+from tests.architecture.source import PACKAGE, ROOT, modules
 
 DOCUMENTS = sorted(
     path
@@ -77,3 +77,37 @@ def test_the_lock_pins_every_dependency_of_the_package_exactly() -> None:
     names = {re.split(r"[<>=\[]", requirement)[0].lower() for requirement in wanted}
     assert names - pinned.keys() == set()
     assert pinned["torch"] == "2.13.0"
+
+
+FOLDER_LINE = re.compile(r"^\*\*(`[^*]+`)\*\*$", re.MULTILINE)
+
+
+def named_modules() -> dict[str, set[str]]:
+    """Of each folder of the package, the modules that docs/architecture.md names."""
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    core, others = page.split("## The core's modules")[1].split("## The other modules")
+    rest, _, _ = others.partition("## Vocabulary")
+    _, *parts = FOLDER_LINE.split(rest)
+    named = {"core": modules_in(core)}
+    for folders, table in zip(parts[::2], parts[1::2], strict=True):
+        for folder in re.findall(r"`(?:dynamo_serve/)?([^`]*)`", folders):
+            named[folder.strip("/")] = modules_in(table)
+    return named
+
+
+def modules_in(table: str) -> set[str]:
+    """What stands in the first column."""
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    return {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+
+
+def test_every_module_is_in_the_tables_and_what_is_there_is_one() -> None:
+    named = named_modules()
+    there = {
+        (str(path.parent.relative_to(PACKAGE)).removeprefix("."), path.stem)
+        for path in modules()
+        if path.stem != "__init__"
+    }
+    missing = {place for place in there if place[1] not in named.get(place[0], set())}
+    assert not missing, "docs/architecture.md does not name them"
+    assert set().union(*named.values()) <= {name for _, name in there}

@@ -25,10 +25,10 @@ LAW: dict[str, tuple[str, ...]] = {
     "dynamo_serve.grammar_schema": (),
     "dynamo_serve.grammar_process": ("core.", "grammars", "grammar_schema", "llguidance."),
     "dynamo_serve.fair_queue": (),
-    "dynamo_serve.grammar_turns": ("fair_queue",),
+    "dynamo_serve.turns": ("fair_queue",),
     "dynamo_serve.grammar_helper": ("errors", "process"),
     "dynamo_serve.grammar_checker": (
-        *("config", "core.", "errors", "grammar_helper", "grammar_turns", "grammars"),
+        *("config", "core.", "errors", "grammar_helper", "turns", "grammars"),
     ),
     "dynamo_serve.config_cache": ("config_field",),
     "dynamo_serve.config_field": (),
@@ -111,10 +111,11 @@ LAW: dict[str, tuple[str, ...]] = {
     "dynamo_serve.metrics_tiers": ("core.",),
     "dynamo_serve.metrics_tenants": ("prometheus_client.",),
     "dynamo_serve.api.gate": ("errors",),
+    "dynamo_serve.api.refusal": ("api.", "errors", "uvicorn."),
     "dynamo_serve.api.protocol": ("api.", "config", "errors", "httptools.", "uvicorn."),
     "dynamo_serve.api.": (
         *("", "api.", "config", "core.", "delivery", "directory", "errors", "grammar_checker"),
-        *("grammar_helper", "grammars", "prefixes"),
+        *("grammar_helper", "grammars", "prefixes", "turns"),
         *("service", "shared", "tenants", "text.", "fastapi.", "starlette.", "pydantic."),
     ),
     "dynamo_serve.settings_key": ("yaml.",),
@@ -145,6 +146,7 @@ LAW: dict[str, tuple[str, ...]] = {
     "dynamo_serve.cli": (
         *("", "errors", "settings", "chat", "cli_bench_parser", "cli_keys", "cli_replay"),
         *("cli_serve", "cli_simulate_parser", "cli_triton", "shared", "tenants"),
+        "text.without_torch",
     ),
     "dynamo_serve.cli_triton": ("config", "engines.triton_server."),
     "dynamo_serve.cli_simulate_parser": ("cli_simulate",),

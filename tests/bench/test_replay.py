@@ -52,7 +52,7 @@ def of(*arrivals: Arrival) -> Recording:
 def planned(*arrivals: Arrival, **wishes: Any) -> tuple[list[Planned], list[str]]:
     notes = Notes()
     plan = list(plan_of(of(*arrivals), Wishes(400, **wishes), notes))
-    return plan, notes.told()
+    return plan, notes.lines()
 
 
 def prompt_of(planned: Planned) -> tuple[int, ...]:

@@ -18,13 +18,14 @@ import pytest
 
 from bench.stub_server import Delays, Stub, serving
 from dynamo_serve.bench import about, record
-from dynamo_serve.bench.bodies import Dialect
+from dynamo_serve.bench.bodies import BodyExtras
 from dynamo_serve.bench.driver import Driving, sessions
 from dynamo_serve.bench.plan import Behaviour, Call, Planned
 from dynamo_serve.bench.record import Record, Run
 from dynamo_serve.bench.run import Options, execute
 from dynamo_serve.errors import ConfigError
 from tests.architecture.source import ROOT
+from tests.tries import sooner_or_later
 
 FAST = Delays(first=0.002, gap=0.001)
 CALL = Call(kind="test", prompt="word word", max_tokens=4, prompt_tokens=2)
@@ -68,7 +69,7 @@ def test_a_stream_is_recorded_with_its_times_and_counts(stub: Stub, is_chat: boo
 def test_what_is_sent_is_what_the_call_says(stub: Stub) -> None:
     call = replace(CALL, prompt=(3, 4, 5), class_name="batch", priority=2, deadline=1.5,
                    extra={"top_k": 5})  # fmt: skip
-    run(stub, call, dialect=Dialect("the-model", extra=(("temperature", 0),)))
+    run(stub, call, extras=BodyExtras("the-model", extra=(("temperature", 0),)))
     (_, body), *rest = stub.seen
     assert not rest
     assert body == {
@@ -163,8 +164,10 @@ def test_a_slow_reader_takes_as_long_as_its_rate_says(stub: Stub) -> None:
     assert slow.end is not None
     assert slow.end - slow.sent > 0.8  # 200 events of 80 bytes; the last read is not waited for
     assert slow.gaps == ()
-    assert len(swift.gaps) > 100
     assert slow.output_tokens == swift.output_tokens == 200
+    sooner_or_later(
+        lambda: only(run(stub, replace(CALL, max_tokens=200))).gaps or None, "read as it came"
+    )
 
 
 def test_connections_are_used_again(stub: Stub) -> None:
@@ -221,8 +224,7 @@ def test_latencies_count_from_when_a_call_was_due() -> None:
         found = execute(plan, Options(stub.url, Driving(concurrency=1)))
     waited = [(r.first or 0.0) - r.due for r in found.records]
     assert [r.due for r in found.records] == [number * 0.02 for number in range(10)]
-    assert waited[1] > 0.45
-    assert waited == sorted(waited, reverse=True)
+    assert all(wait > 0.45 - r.due for wait, r in zip(waited, found.records, strict=True))
     sent_late = [r.sent - r.due for r in found.records]
     assert sent_late[1] > 0.4  # there was one place, and it was taken
 

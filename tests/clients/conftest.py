@@ -15,6 +15,8 @@ import pytest
 from dynamo_serve.bench import own_server
 from scripts import clients
 from scripts.clients import Kit
+from tests.clients.judging import InOnePiece, Judge
+from tests.tries import sooner_or_later
 
 SCRIPTS = Path(__file__).parent / "scripts"
 PATIENCE_S = 180.0  # importing some of these takes long on a busy machine
@@ -48,6 +50,19 @@ class Programs:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._told: dict[tuple[str, str, str], dict[str, Any]] = {}
+
+    def judge(self, judge: Judge, kit: Kit, program: str, feature: str, url: str) -> None:
+        """Whether `feature` came to what it has to, and once in pieces where it is a stream."""
+
+        def attempt() -> bool | None:
+            try:
+                judge(self.ask(kit, program, feature, url))
+            except InOnePiece:
+                del self._told[kit.name, program, url]
+                return None
+            return True
+
+        assert sooner_or_later(attempt, "in pieces")
 
     def ask(self, kit: Kit, program: str, feature: str, url: str) -> Any:
         """What `feature` of a program came to; fails with the program's own words."""

@@ -64,14 +64,14 @@ AI_SDK: dict[str, Judge] = {
 
 @pytest.mark.parametrize("feature", ANTHROPIC)
 def test_official(programs: Programs, url: str, feature: str) -> None:
-    ANTHROPIC[feature](programs.ask(PYTHON, "anthropic_client.py", feature, url))
+    programs.judge(ANTHROPIC[feature], PYTHON, "anthropic_client.py", feature, url)
 
 
 @pytest.mark.parametrize("feature", LANGCHAIN)
 def test_langchain(programs: Programs, url: str, feature: str) -> None:
-    LANGCHAIN[feature](programs.ask(PYTHON, "langchain_anthropic_client.py", feature, url))
+    programs.judge(LANGCHAIN[feature], PYTHON, "langchain_anthropic_client.py", feature, url)
 
 
 @pytest.mark.parametrize("feature", AI_SDK)
 def test_ai_sdk(programs: Programs, url: str, feature: str) -> None:
-    AI_SDK[feature](programs.ask(NODE, "ai_sdk_providers.mjs", feature, url))
+    programs.judge(AI_SDK[feature], NODE, "ai_sdk_providers.mjs", feature, url)

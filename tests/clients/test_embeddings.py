@@ -50,13 +50,13 @@ RAG: dict[str, Judge] = {
 
 @pytest.mark.parametrize("feature", EMBEDDING)
 def test_vectors(programs: Programs, url: str, feature: str) -> None:
-    EMBEDDING[feature](programs.ask(PYTHON, "embedding_clients.py", feature, url))
+    programs.judge(EMBEDDING[feature], PYTHON, "embedding_clients.py", feature, url)
 
 
 @pytest.mark.parametrize("feature", RAG)
 def test_answers_from_local_documents(programs: Programs, url: str, feature: str) -> None:
-    RAG[feature](programs.ask(PYTHON_OPENAI_2, "llamaindex_rag.py", feature, url))
+    programs.judge(RAG[feature], PYTHON_OPENAI_2, "llamaindex_rag.py", feature, url)
 
 
 def test_ai_sdk(programs: Programs, url: str) -> None:
-    judging.two_vectors(programs.ask(NODE, "ai_sdk_providers.mjs", "embeddings", url))
+    programs.judge(judging.two_vectors, NODE, "ai_sdk_providers.mjs", "embeddings", url)

@@ -35,4 +35,4 @@ JUDGES: dict[str, Judge] = {
 
 @pytest.mark.parametrize("feature", JUDGES)
 def test_instructor(programs: Programs, url: str, feature: str) -> None:
-    JUDGES[feature](programs.ask(PYTHON_OPENAI_2, "instructor_client.py", feature, url))
+    programs.judge(JUDGES[feature], PYTHON_OPENAI_2, "instructor_client.py", feature, url)

@@ -27,4 +27,4 @@ JUDGES: dict[str, Judge] = {
 
 @pytest.mark.parametrize("feature", JUDGES)
 def test_chat_model(programs: Programs, url: str, feature: str) -> None:
-    JUDGES[feature](programs.ask(PYTHON, "langchain_client.py", feature, url))
+    programs.judge(JUDGES[feature], PYTHON, "langchain_client.py", feature, url)

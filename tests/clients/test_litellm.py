@@ -84,16 +84,16 @@ JUDGES = {**test_openai.PYTHON, "refusal": told_by_status}
 
 @pytest.mark.parametrize("feature", JUDGES)
 def test_chat(programs: Programs, proxy: str, feature: str) -> None:
-    JUDGES[feature](programs.ask(PYTHON_OPENAI_2, "openai_client.py", feature, proxy))
+    programs.judge(JUDGES[feature], PYTHON_OPENAI_2, "openai_client.py", feature, proxy)
 
 
 @pytest.mark.parametrize("feature", test_responses.JUDGES)
 def test_responses_through_it(programs: Programs, proxy: str, feature: str) -> None:
     judge = test_responses.JUDGES[feature]
-    judge(programs.ask(PYTHON, "responses_client.py", feature, proxy))
+    programs.judge(judge, PYTHON, "responses_client.py", feature, proxy)
 
 
 @pytest.mark.parametrize("feature", test_embeddings.EMBEDDING)
 def test_embeddings_through_it(programs: Programs, proxy: str, feature: str) -> None:
     judge = test_embeddings.EMBEDDING[feature]
-    judge(programs.ask(PYTHON, "embedding_clients.py", feature, proxy))
+    programs.judge(judge, PYTHON, "embedding_clients.py", feature, proxy)

@@ -20,7 +20,7 @@ def chat(told: Any) -> None:
 def stream(told: Any) -> None:
     assert told["text"] == told["whole"]
     assert "fox" in told["text"]
-    assert told["pieces"] > 10
+    judging.in_pieces(told["pieces"])
 
 
 def some_text(told: Any) -> None:
@@ -41,4 +41,4 @@ JUDGES: dict[str, Judge] = {
 
 @pytest.mark.parametrize("feature", JUDGES)
 def test_llm(programs: Programs, url: str, feature: str) -> None:
-    JUDGES[feature](programs.ask(PYTHON_OPENAI_2, "llamaindex_client.py", feature, url))
+    programs.judge(JUDGES[feature], PYTHON_OPENAI_2, "llamaindex_client.py", feature, url)

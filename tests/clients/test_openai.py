@@ -50,9 +50,9 @@ NODE = {
 @pytest.mark.parametrize("kit", [clients.PYTHON, clients.PYTHON_OPENAI_2], ids=["3", "2"])
 @pytest.mark.parametrize("feature", PYTHON)
 def test_python(programs: Programs, url: str, kit: Kit, feature: str) -> None:
-    PYTHON[feature](programs.ask(kit, "openai_client.py", feature, url))
+    programs.judge(PYTHON[feature], kit, "openai_client.py", feature, url)
 
 
 @pytest.mark.parametrize("feature", NODE)
 def test_node(programs: Programs, url: str, feature: str) -> None:
-    NODE[feature](programs.ask(clients.NODE, "openai_client.mjs", feature, url))
+    programs.judge(NODE[feature], clients.NODE, "openai_client.mjs", feature, url)

@@ -24,4 +24,4 @@ JUDGES: dict[str, Judge] = {
 
 @pytest.mark.parametrize("feature", JUDGES)
 def test_responses(programs: Programs, url: str, feature: str) -> None:
-    JUDGES[feature](programs.ask(PYTHON, "responses_client.py", feature, url))
+    programs.judge(JUDGES[feature], PYTHON, "responses_client.py", feature, url)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from dynamo_serve.core.request import NO_ID, Finish, Summary, TokenEvent, TokenLogprob
 from dynamo_serve.text.detokenizer import Detokenizer
 from dynamo_serve.text.dialect import Parsing, Reader
-from dynamo_serve.text.message import Message
+from dynamo_serve.text.message import PartedTranscript
 from dynamo_serve.text.parts import CallPart, Parts, joined
 from dynamo_serve.text.pieces import byte_alphabet
 from dynamo_serve.text.stream import Delta, Transcript
@@ -26,9 +26,9 @@ CALL = '<tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call>'
 HERMES = Parsing("hermes", NAMES)
 
 
-def message(parsing: Parsing, stops: tuple[str, ...] = ()) -> Message:
+def message(parsing: Parsing, stops: tuple[str, ...] = ()) -> PartedTranscript:
     detokenizer = Detokenizer(TOKENIZER.decode, TOKENIZER.special_ids, alone=TOKENIZER.alone)
-    return Message(Transcript(detokenizer, stops), Reader(parsing))
+    return PartedTranscript(Transcript(detokenizer, stops), Reader(parsing))
 
 
 def byte_ids(text: str) -> list[int]:

@@ -1,4 +1,3 @@
-import asyncio
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -7,7 +6,7 @@ import pytest
 from transformers import ByT5Tokenizer
 
 from dynamo_serve.errors import InvalidRequest
-from dynamo_serve.text.tokenizer import INLINE_CHARACTERS, Tokenizer
+from dynamo_serve.text.tokenizer import Tokenizer
 from tests.text.tiny import byte_level, sentencepiece_like
 
 TOKENIZER = Tokenizer(byte_level())
@@ -60,11 +59,6 @@ def test_threads_share_a_tokenizer() -> None:
     with ThreadPoolExecutor(8) as pool:
         ids = list(pool.map(TOKENIZER.encode, texts))
         assert list(pool.map(TOKENIZER.decode, ids)) == texts
-
-
-def test_long_texts_are_encoded_alike_off_the_event_loop() -> None:
-    text = "hello world " * INLINE_CHARACTERS
-    assert asyncio.run(TOKENIZER.encode_async(text)) == TOKENIZER.encode(text)
 
 
 @pytest.mark.parametrize("text", [TEXT, "a\x00\x7f\xad", "  two spaces"])

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from llguidance import LLMatcher
 
 from dynamo_serve.core.batch import Work
-from dynamo_serve.grammars import told
+from dynamo_serve.grammars import in_short
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ class Follower:
             self._matcher = self.start.result().deep_copy()
         matcher, unread, self._unread = self._matcher, self._unread, []
         if unread and not matcher.consume_tokens(unread):
-            return Masks(error=f"the grammar cannot be followed: {told(matcher.get_error())}")
+            return Masks(error=f"the grammar cannot be followed: {in_short(matcher.get_error())}")
         if matcher.is_stopped() and not matcher.is_error():
             return Masks(is_over=True)
         rows = [_without(matcher.compute_bitmask(), banned)]
@@ -105,7 +105,7 @@ class Follower:
         if num_drafted:
             matcher.rollback(num_drafted)
         if matcher.is_error():
-            return Masks(error=f"the grammar is too complex: {told(matcher.get_error())}")
+            return Masks(error=f"the grammar is too complex: {in_short(matcher.get_error())}")
         if not all(map(_has_any, rows)):
             return Masks(error="no token of the model can follow where its grammar has got to")
         return Masks(tuple(rows))
@@ -121,7 +121,7 @@ class Follower:
         began = time.thread_time()
         for count, token in enumerate(tokens, start=1):
             if not matcher.consume_token(token):
-                return Taken(count, error=f"the grammar is lost: {told(matcher.get_error())}")
+                return Taken(count, error=f"the grammar is lost: {in_short(matcher.get_error())}")
             self.length += 1
             if matcher.is_stopped():
                 self.is_over = True

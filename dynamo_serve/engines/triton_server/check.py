@@ -7,7 +7,7 @@ import time
 from typing import NamedTuple
 
 from dynamo_serve.config import TritonSection
-from dynamo_serve.engines.triton_server.dialects import dialect_of
+from dynamo_serve.engines.triton_server.dialects import triton_dialect
 from dynamo_serve.engines.triton_server.faults import Fault
 from dynamo_serve.engines.triton_server.server import Server, Spoken
 from dynamo_serve.errors import EngineStartError
@@ -30,7 +30,7 @@ async def _check(address: str, settings: TritonSection) -> Report:
     server, spoken = Server(address, settings), None
     try:
         declared = await server.declared()
-        spoken = Spoken(dialect_of(declared, settings.dialect, settings.model), declared)
+        spoken = Spoken(triton_dialect(declared, settings.dialect, settings.model), declared)
         began = time.monotonic()
         await server.canary(spoken)
         return Report(address, spoken, time.monotonic() - began)

@@ -62,7 +62,7 @@ class Piece(NamedTuple):
     is_whole: bool = False
 
 
-class Dialect(Protocol):
+class TritonDialect(Protocol):
     """`refused` and `infers` are those of `EngineSpec`."""
 
     name: str
@@ -266,7 +266,7 @@ KNOWN_BY: dict[type[Vllm] | type[Tensors] | type[Dserve], tuple[str, ...]] = {
 }
 
 
-def dialect_of(declared: Declared, wanted: str, model: str) -> Dialect:
+def triton_dialect(declared: Declared, wanted: str, model: str) -> TritonDialect:
     """Raises `EngineStartError` for a model that is none of those known."""
     if not declared.is_decoupled:
         raise EngineStartError(

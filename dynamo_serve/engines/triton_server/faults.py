@@ -53,7 +53,7 @@ class Fault(Exception):
         return "full" if self.elsewhere else "failed"
 
 
-def told(message: str) -> Fault:
+def fault_of(message: str) -> Fault:
     """What a server said in its stream."""
     said = f"the Triton server says: {message}"
     if any(part in message for part in BROKEN):

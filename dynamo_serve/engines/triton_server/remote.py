@@ -14,7 +14,7 @@ from typing import Any
 
 from dynamo_serve.config import TritonSection
 from dynamo_serve.engines.triton_server import faults
-from dynamo_serve.engines.triton_server.dialects import Piece, dialect_of
+from dynamo_serve.engines.triton_server.dialects import Piece, triton_dialect
 from dynamo_serve.engines.triton_server.endpoints import Budget, Endpoint, pick
 from dynamo_serve.engines.triton_server.faults import Fault
 from dynamo_serve.engines.triton_server.server import Server, Spoken
@@ -91,7 +91,7 @@ class Remote:
         declared = [each for each in found if not isinstance(each, BaseException)]
         if not declared:
             raise EngineStartError(self._nobody(found))
-        dialect = dialect_of(declared[0], self._settings.dialect, self._settings.model)
+        dialect = triton_dialect(declared[0], self._settings.dialect, self._settings.model)
         self.spoken = Spoken(dialect, declared[0])
         checks = await asyncio.gather(*map(self._check, self._endpoints), return_exceptions=True)
         if not any(endpoint.is_open for endpoint in self._endpoints):
@@ -136,7 +136,7 @@ class Remote:
         try:
             await self._try(stream)
         except Fault as fault:
-            log.warning("request %s failed after %d tokens: %s", *stream.told, fault)
+            log.warning("request %s failed after %d tokens: %s", *stream.so_far, fault)
             stream.fail(fault)
         except Exception as error:  # ours; whoever waits has to know
             log.exception("request %s failed", stream.seq_id)

@@ -19,7 +19,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from dynamo_serve.config import TritonSection
 from dynamo_serve.engines.triton_server import faults
-from dynamo_serve.engines.triton_server.dialects import Ask, Dialect, Piece
+from dynamo_serve.engines.triton_server.dialects import Ask, Piece, TritonDialect
 from dynamo_serve.engines.triton_server.faults import Fault
 from dynamo_serve.engines.triton_server.tensors import Declared, outputs_of, request_of
 from dynamo_serve.errors import EngineStartError
@@ -42,7 +42,7 @@ READY, LOST = grpc.ChannelConnectivity.READY, grpc.ChannelConnectivity.TRANSIENT
 class Spoken:
     """How all servers are asked."""
 
-    dialect: Dialect
+    dialect: TritonDialect
     declared: Declared
 
 
@@ -102,7 +102,7 @@ class Server:
             await call.done_writing()
             while (response := await call.read()) is not grpc.aio.EOF:
                 if response.error_message:
-                    raise faults.told(response.error_message)
+                    raise faults.fault_of(response.error_message)
                 piece = _read(spoken.dialect, response.infer_response)
                 is_final = _is_final(response.infer_response)
                 if piece is not None:
@@ -191,7 +191,7 @@ def _content(settings: TritonSection, name: str) -> bytes | None:
     return content
 
 
-def _read(dialect: Dialect, response: Any) -> Piece | None:
+def _read(dialect: TritonDialect, response: Any) -> Piece | None:
     try:
         piece = dialect.piece(outputs_of(response))
         if piece is not None:

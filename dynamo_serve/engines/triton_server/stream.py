@@ -42,7 +42,7 @@ class Stream:
         self._held = ""  # text of a response that counts no token
 
     @property
-    def told(self) -> tuple[str, int]:
+    def so_far(self) -> tuple[str, int]:
         """For the log."""
         return self.seq_id, self.num_tokens
 

@@ -13,7 +13,7 @@ import yaml
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from dynamo_serve.engines.triton_server.dialects import dialect_of
+from dynamo_serve.engines.triton_server.dialects import triton_dialect
 from dynamo_serve.engines.triton_server.tensors import Declared
 from scripts import tritonserver
 from scripts.tritonserver import MODELS, Running
@@ -53,7 +53,7 @@ def test_each_is_decoupled_batched_and_explained(name: str) -> None:
 @pytest.mark.parametrize(("name", "dialect"), ASKED.items())
 def test_each_speaks_a_dialect_and_has_priorities(name: str, dialect: str) -> None:
     declared = Declared.of(config_of(name))
-    spoken = dialect_of(declared, "auto", name)
+    spoken = triton_dialect(declared, "auto", name)
     assert spoken.name == dialect
     assert declared.priority_levels == 3
     assert not {"temperature", "top_p", "seed", "presence_penalty"} & spoken.refused.keys()

@@ -10,8 +10,8 @@ import pytest
 
 from dynamo_serve.config import ModelSection
 from dynamo_serve.core.request import NO_ID, Finish, Sampling
-from dynamo_serve.engines.triton_server.dialects import Ask, Piece, dialect_of
-from dynamo_serve.engines.triton_server.faults import Fault, told
+from dynamo_serve.engines.triton_server.dialects import Ask, Piece, triton_dialect
+from dynamo_serve.engines.triton_server.faults import Fault, fault_of
 from dynamo_serve.engines.triton_server.marks import refused_for
 from dynamo_serve.engines.triton_server.stream import Stream
 from dynamo_serve.engines.triton_server.tensors import Declared, decode, encode, request_of
@@ -43,7 +43,7 @@ def test_values_come_back_as_they_went(datatype: str) -> None:
 
 
 def test_a_vllm_model_is_asked_with_one_text_of_parameters() -> None:
-    dialect = dialect_of(declared(VLLM), "auto", "m")
+    dialect = triton_dialect(declared(VLLM), "auto", "m")
     assert dialect.name == "vllm" and dialect.infers == ()
     ask = Ask("Hi", 5, 2, SAMPLING, ignore_eos=True, stop_token_ids=(3, 9))
     values = dialect.values(ask)
@@ -57,13 +57,13 @@ def test_a_vllm_model_is_asked_with_one_text_of_parameters() -> None:
 
 def test_what_an_older_vllm_backend_does_not_tell_is_said_to_be_inferred() -> None:
     old = {"text_input": "BYTES", "stream": "BOOL", "sampling_parameters": "BYTES"}
-    dialect = dialect_of(declared(old), "auto", "m")
+    dialect = triton_dialect(declared(old), "auto", "m")
     assert dialect.values(Ask("Hi", 5)).keys() == old.keys()
     assert set(dialect.infers) == {"usage", "finish_reason"}
 
 
 def test_tensors_are_sent_under_the_names_that_the_model_has_and_no_others() -> None:
-    dialect = dialect_of(declared(TENSORS, is_batched=True), "auto", "m")
+    dialect = triton_dialect(declared(TENSORS, is_batched=True), "auto", "m")
     values = dialect.values(Ask("Hi", 5, 2, SAMPLING))
     assert values == {
         **{"text_input": "Hi", "max_tokens": 5, "stream": True, "temperature": 0.5, "top_k": 7},
@@ -86,11 +86,11 @@ LLMAPI = {
 def test_nobody_is_promised_that_another_server_sets_prompts_apart() -> None:
     own = {"input_ids": "INT32", "request": "BYTES"}
     for inputs in (VLLM, TENSORS, LLMAPI, own):
-        assert "cache_salt" in dialect_of(declared(inputs), "auto", "m").refused
+        assert "cache_salt" in triton_dialect(declared(inputs), "auto", "m").refused
 
 
 def test_the_llm_api_has_names_of_its_own_and_repeats_what_it_has_said() -> None:
-    dialect = dialect_of(declared(LLMAPI), "auto", "m")
+    dialect = triton_dialect(declared(LLMAPI), "auto", "m")
     assert (dialect.name, dialect.infers) == ("llmapi", ("usage",))
     assert dialect.values(Ask("Hi", 5, 0, SAMPLING)) == {
         **{"text_input": "Hi", "streaming": True, "sampling_param_max_tokens": 5},
@@ -108,7 +108,7 @@ def test_the_llm_api_has_names_of_its_own_and_repeats_what_it_has_said() -> None
         assert piece is not None
         one.push(piece)
     assert taken(one) == ("naïve", 3, Finish.STOP)
-    assert dialect_of(declared({**LLMAPI, "max_tokens": "INT32"}), "auto", "m").name == "llmapi"
+    assert triton_dialect(declared({**LLMAPI, "max_tokens": "INT32"}), "auto", "m").name == "llmapi"
 
 
 def test_a_server_that_takes_back_what_it_has_said_has_failed() -> None:
@@ -139,7 +139,7 @@ def test_a_request_has_the_shape_that_the_model_declares() -> None:
 )
 def test_a_model_that_cannot_be_asked_is_named(about: Declared, wanted: str, told: str) -> None:
     with pytest.raises(EngineStartError, match=told):
-        dialect_of(about, wanted, "m")
+        triton_dialect(about, wanted, "m")
 
 
 def taken(stream: Stream) -> tuple[str, int, Finish | None]:
@@ -201,7 +201,7 @@ def test_a_stream_that_nobody_takes_from_ends() -> None:
 def test_what_a_server_says_tells_who_is_at_fault(
     message: str, kind: str, ejects: bool, elsewhere: bool
 ) -> None:
-    fault = told(message)
+    fault = fault_of(message)
     assert (fault.kind, fault.ejects, fault.elsewhere) == (kind, ejects, elsewhere)
     assert message in fault.message
 

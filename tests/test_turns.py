@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 
-from dynamo_serve.grammar_turns import Turns
+from dynamo_serve.turns import Turns
 
 
 class Clock:
