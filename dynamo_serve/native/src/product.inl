@@ -92,15 +92,24 @@ INLINE void for_panels(const Linear &l, int64_t grain, const Body &body) {
            [&](int64_t task) { body(task * grain, smaller((task + 1) * grain, panels)); });
 }
 
+// With several rows to do for each stretch of weights, a processor does not look far enough for
+// the next by itself. Where these were read just now, by the rows before, `ahead` is 0.
+constexpr int64_t AHEAD = 8192;  // bytes
+INLINE void fetch_ahead(const void *weights, int64_t bytes, int64_t ahead) {
+  for (int64_t i = 0; i < bytes; i += 64)
+    _mm_prefetch(static_cast<const char *>(weights) + ahead + i, _MM_HINT_T0);
+}
+
 // ── plain: float activations, weights of any type ─────────────────────────────────────────────
 
-template <class W, int ROWS, class To>
+template <int ROWS, class W, class To>
 INLINE void plain_block(const Linear &l, const W *w, const float *x, int64_t stride, int64_t token,
-                        int64_t panel, const To &to) {
+                        int64_t panel, int64_t ahead, const To &to) {
   constexpr int PARTS = PANEL / WIDTH;
   vec sums[ROWS][PARTS] = {};
   for (int64_t k = 0; k < l.inputs; k++) {
     vec part[PARTS];
+    fetch_ahead(w + k * PANEL, PANEL * sizeof(W), ahead);
     for (int i = 0; i < PARTS; i++) part[i] = load(w + k * PANEL + i * WIDTH);
     for (int r = 0; r < ROWS; r++)
       for (int i = 0; i < PARTS; i++) sums[r][i] += splat(x[(token + r) * stride + k]) * part[i];
@@ -119,10 +128,10 @@ INLINE void plain_product(const Linear &l, const float *x, int64_t stride, int64
   for_panels(l, panels_per_task(l), [&](int64_t first, int64_t last) {
     for (int64_t panel = first; panel < last; panel++) {
       const W *w = static_cast<const W *>(l.weights) + panel * PANEL * l.inputs;
-      int64_t token = 0;
-      for (; token + ROWS <= tokens; token += ROWS)
-        plain_block<W, ROWS>(l, w, x, stride, token, panel, to);
-      for (; token < tokens; token++) plain_block<W, 1>(l, w, x, stride, token, panel, to);
+      for (int64_t token = 0; token < tokens; token += ROWS)
+        for_count<ROWS>(tokens - token, [&](auto rows) {
+          plain_block<rows.value>(l, w, x, stride, token, panel, token == 0 ? AHEAD : 0, to);
+        });
     }
   });
 }
@@ -131,17 +140,13 @@ INLINE void plain_product(const Linear &l, const float *x, int64_t stride, int64
 // ── pairs: two products per lane and instruction ──────────────────────────────────────────────
 
 constexpr int64_t PAIRS_ROWS = 8;
-constexpr int64_t AHEAD = 8192;  // bytes of weights: with eight rows to do, no processor looks so far
 
-// `ahead` 0: these weights were read just now.
 template <int ROWS, class To>
 INLINE void pairs_block(const Linear &l, const bf16 *w, const bf16 *x, int64_t stride,
                         int64_t token, int64_t panel, int64_t ahead, const To &to) {
   vec sums[ROWS][2] = {};
   for (int64_t k = 0; k < l.inputs; k += 2, w += 2 * PANEL) {
-    const char *next = reinterpret_cast<const char *>(w) + ahead;
-    _mm_prefetch(next, _MM_HINT_T0);
-    _mm_prefetch(next + 64, _MM_HINT_T0);
+    fetch_ahead(w, 128, ahead);
     const auto low = (__m512bh)_mm512_loadu_si512(w), high = (__m512bh)_mm512_loadu_si512(w + 32);
     for (int r = 0; r < ROWS; r++) {
       int32_t both;
