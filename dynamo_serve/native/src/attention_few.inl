@@ -3,11 +3,6 @@
 constexpr int64_t KEYS = 32;     // per round
 constexpr int64_t FEW_ROWS = 8;  // queries per KV head
 
-template <int N>
-struct Count {
-  static constexpr int value = N;
-};
-
 // scores[r][t] = q[r] . k, for one row of K.
 template <int ROWS, class Q, class Page>
 INLINE void score(const Page *k, const Q *q, int64_t dim, int64_t t, float *scores) {
@@ -187,19 +182,10 @@ INLINE void attend_few(const Attention &a, const Step &step, const Plan &plan, c
                        int64_t first_head, int64_t last_head, const In *queries,
                        int64_t query_stride, In *out, int64_t out_stride) {
   const int64_t group = a.heads / a.kv_heads, rows = piece.tokens * group;
-  const auto run = [&](auto count, int64_t row) {
-    const Few<In, Page, count.value> few{a,   step, plan, piece, first_head, last_head - first_head,
-                                         row, group};
-    few.run(queries, query_stride, out, out_stride);
-  };
-  for (int64_t row = 0; row < rows; row += FEW_ROWS) switch (smaller(FEW_ROWS, rows - row)) {
-      case 1: run(Count<1>{}, row); break;
-      case 2: run(Count<2>{}, row); break;
-      case 3: run(Count<3>{}, row); break;
-      case 4: run(Count<4>{}, row); break;
-      case 5: run(Count<5>{}, row); break;
-      case 6: run(Count<6>{}, row); break;
-      case 7: run(Count<7>{}, row); break;
-      default: run(Count<8>{}, row);
-    }
+  for (int64_t row = 0; row < rows; row += FEW_ROWS)
+    for_count<FEW_ROWS>(rows - row, [&](auto count) {
+      const Few<In, Page, count.value> few{
+          a, step, plan, piece, first_head, last_head - first_head, row, group};
+      few.run(queries, query_stride, out, out_stride);
+    });
 }

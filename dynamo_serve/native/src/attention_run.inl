@@ -1,16 +1,11 @@
 // Which kernel takes which part of a step, and the merge at the end.
 
-#if LEVEL >= 3
-constexpr bool HAS_TILES = true;
-#else
-constexpr bool HAS_TILES = false;
-#endif
-constexpr int64_t MANY_ROWS = 10;  // queries per KV head from which on tiles pay
-constexpr int64_t TILE_ROWS = 128; // that one task takes
+constexpr int64_t MANY_ROWS = 10;   // queries per KV head from which on packing KV pays
+constexpr int64_t PIECE_ROWS = 128; // that one task takes then
 
 template <class In, class Page>
-INLINE bool takes_tiles(const Attention &a, const Segment &s) {
-  return HAS_TILES && sizeof(In) == 2 && sizeof(Page) == 2 && a.head_dim % 32 == 0 &&
+INLINE bool has_many(const Attention &a, const Segment &s) {
+  return LEVEL >= 2 && sizeof(In) == 2 && sizeof(Page) == 2 && a.head_dim % 32 == 0 &&
          s.tokens * (a.heads / a.kv_heads) >= MANY_ROWS;
 }
 
@@ -20,7 +15,7 @@ INLINE void cut_pieces(Plan &plan, const Attention &a) {
   const int64_t group = a.heads / a.kv_heads;
   for (int64_t i = 0; i < plan.num_segments; i++) {
     const Segment &s = plan.segments.data[i];
-    const int64_t rows = takes_tiles<In, Page>(a, s) ? TILE_ROWS : FEW_ROWS;
+    const int64_t rows = has_many<In, Page>(a, s) ? PIECE_ROWS : FEW_ROWS;
     const int64_t tokens = larger(1, rows / group);
     for (int64_t token = 0; token < s.tokens; token += tokens)
       plan.pieces.at(plan.num_pieces++) =
@@ -58,9 +53,9 @@ INLINE void attend(const Attention &a, const Step &step, Plan &plan, const In *q
     const Piece &piece = plan.pieces.data[task / cuts];
     const int64_t first = task % cuts * per_task;
     const int64_t last = smaller(a.kv_heads, first + per_task);
-#if LEVEL >= 3
+#if LEVEL >= 2
     if constexpr (sizeof(In) == 2 && sizeof(Page) == 2)
-      if (takes_tiles<In, Page>(a, plan.segments.data[piece.segment])) {
+      if (has_many<In, Page>(a, plan.segments.data[piece.segment])) {
         for (int64_t head = first; head < last; head++)
           attend_many(a, step, plan, piece, head, queries, query_stride, out, out_stride);
         return;

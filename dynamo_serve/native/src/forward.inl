@@ -31,7 +31,7 @@ template <class Act, class To>
 INLINE void product(const Linear &l, const Act *x, int64_t stride, int64_t tokens, const To &to) {
   if constexpr (sizeof(Act) == 2) {
 #if LEVEL >= 2
-    tile_product(l, x, stride, tokens, to);
+    narrow_product(l, x, stride, tokens, to);
 #endif
   } else if (l.type == FLOAT32) {
     plain_product<float>(l, x, stride, tokens, to);
@@ -144,7 +144,7 @@ void forward_with(const Model &m, const Step &step) {
 
 void forward(const Model &m, const Step &step) {
 #if LEVEL >= 2
-  if (in_tiles(m.head.type)) return forward_with<bf16>(m, step);
+  if (is_narrow(m.head.type)) return forward_with<bf16>(m, step);
 #endif
   forward_with<float>(m, step);
 }
@@ -174,7 +174,7 @@ void linear(const Linear &l, const float *x, float *y, int64_t tokens) {
       product(l, input, stride, tokens, Sink<float, REPLACE>{y, outputs, 0});
   };
 #if LEVEL >= 2
-  if (in_tiles(l.type)) {
+  if (is_narrow(l.type)) {
     static Buffer<bf16> narrowed;
     const int64_t stride = l.inputs + PAD;
     narrowed.at(round_up(tokens, 32) * stride);

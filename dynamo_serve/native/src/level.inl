@@ -15,8 +15,8 @@ namespace NAMESPACE {
 #include "elementwise.inl"
 #include "attention.inl"
 #include "attention_few.inl"
-#if LEVEL >= 3
-#include "attention_amx.inl"
+#if LEVEL >= 2
+#include "attention_many.inl"
 #endif
 #include "attention_run.inl"
 #include "forward.inl"

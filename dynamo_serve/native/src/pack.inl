@@ -11,7 +11,8 @@ INLINE void put_weight(int8_t *to, float x) { *to = static_cast<int8_t>(__builti
 
 // Where (input, column) of a panel lies.
 INLINE int64_t place_in_panel(int64_t input, int64_t column, int32_t type) {
-  if (!in_tiles(type)) return input * PANEL + column;
+  if (!is_narrow(type)) return input * PANEL + column;
+  if (LEVEL == 2) return input / 2 * 2 * PANEL + column * 2 + input % 2;
   const int64_t depth = depth_of(type), together = depth / 16;
   const int64_t step = input / depth, inner = input % depth;
   return step * PANEL * depth + column / 16 * 16 * depth + inner / together * 16 * together +
@@ -33,7 +34,7 @@ INLINE float scale_of(const void *rows, int32_t type, int64_t row, int64_t input
 template <class Row, class Packed>
 INLINE void pack_column(Packed *panel, int64_t column, const Row *row, int64_t inputs, int32_t type,
                         float inverse) {
-  const int64_t together = in_tiles(type) ? depth_of(type) / 16 : 1;
+  const int64_t together = is_narrow(type) ? depth_of(type) / 16 : 1;
   int64_t i = 0;
   for (; i + together <= inputs; i += together) {
     Packed *to = panel + place_in_panel(i, column, type);

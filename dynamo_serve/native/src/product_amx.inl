@@ -206,7 +206,7 @@ INLINE float quantize(const bf16 *x, int64_t n, int8_t *out) {
 }
 
 template <class To>
-INLINE void tile_product(const Linear &l, const bf16 *x, int64_t stride, int64_t tokens,
+INLINE void narrow_product(const Linear &l, const bf16 *x, int64_t stride, int64_t tokens,
                          const To &to) {
   if (l.type != INT8) {
     tile_panels<false>(l, reinterpret_cast<const char *>(x), stride * 2, nullptr, tokens, to);

@@ -39,6 +39,19 @@ struct Buffer {
   }
 };
 
+template <int N>
+struct Count {
+  static constexpr int value = N;
+};
+
+// Call `body` with a constant: `count`, or MOST if that is less.
+template <int MOST, class Body>
+INLINE void for_count(int64_t count, const Body &body) {
+  if constexpr (MOST > 1)
+    if (count < MOST) return for_count<MOST - 1>(count, body);
+  body(Count<MOST>{});
+}
+
 INLINE vec splat(float x) { return x - vec{}; }
 INLINE ivec first_integers() {
   ivec x{};

@@ -1,5 +1,5 @@
-// Many queries of one KV head on AMX: a round packs some keys and values into tiles once and runs
-// all queries of the piece over them, as in FlashAttention (Dao et al. 2022).
+// Many queries of one KV head: a round packs some keys and values into tiles once and runs all
+// queries of the piece over them, as in FlashAttention (Dao et al. 2022).
 
 constexpr int64_t ROUND = 128;  // keys
 
@@ -70,6 +70,7 @@ struct Round {
   }
 };
 
+#if LEVEL >= 3
 // C [32][32] (row stride `c_stride` bytes) = or += A [32][32 * steps] times two columns of tiles.
 INLINE void multiply_32(const char *a, int64_t a_stride, const char *b0, const char *b1,
                         int64_t b_step, int64_t steps, float *c, int64_t c_stride, bool add) {
@@ -100,6 +101,36 @@ INLINE void multiply_32(const char *a, int64_t a_stride, const char *b0, const c
   _tile_stored(2, to + 16 * c_stride, c_stride);
   _tile_stored(3, to + 16 * c_stride + 64, c_stride);
 }
+#else
+INLINE void configure_tiles() {}
+
+// The same without tiles.
+INLINE void multiply_32(const char *a, int64_t a_stride, const char *b0, const char *b1,
+                        int64_t b_step, int64_t steps, float *c, int64_t c_stride, bool add) {
+  constexpr int ROWS = 8;
+  for (int64_t row = 0; row < 32; row += ROWS) {
+    vec sums[ROWS][2] = {};
+    float *to = c + row * (c_stride / 4);
+    if (add)
+      for (int r = 0; r < ROWS; r++)
+        for (int j = 0; j < 2; j++) sums[r][j] = load(to + r * (c_stride / 4) + 16 * j);
+    for (int64_t step = 0; step < steps; step++)
+      for (int64_t pair = 0; pair < 16; pair++) {
+        const auto low = (__m512bh)_mm512_loadu_si512(b0 + step * b_step + pair * 64);
+        const auto high = (__m512bh)_mm512_loadu_si512(b1 + step * b_step + pair * 64);
+        for (int r = 0; r < ROWS; r++) {
+          int32_t both;
+          __builtin_memcpy(&both, a + (row + r) * a_stride + step * 64 + pair * 4, 4);
+          const auto x = (__m512bh)_mm512_set1_epi32(both);
+          sums[r][0] = _mm512_dpbf16_ps(sums[r][0], x, low);
+          sums[r][1] = _mm512_dpbf16_ps(sums[r][1], x, high);
+        }
+      }
+    for (int r = 0; r < ROWS; r++)
+      for (int j = 0; j < 2; j++) store(to + r * (c_stride / 4) + 16 * j, sums[r][j]);
+  }
+}
+#endif
 
 // A task's memory; rows are padded to a multiple of 32.
 struct Workspace {
