@@ -1,0 +1,78 @@
+// Linear layers by AVX-512 BF16 and VNNI: each lane multiplies a group of inputs, two of bfloat16 or
+// four of int8, by the same token's. vpdpbusd wants one side without a sign: weights are packed 128
+// larger, and sums begin at what this adds, which depends on the token alone.
+
+constexpr int64_t GROUPS_ROWS = 8;
+constexpr int64_t AHEAD = 8192;  // bytes of weights: with eight rows to do, no processor looks so far
+
+// Tokens as they go into groups: `stride` in bytes; factors and offsets as `Quantized` has them.
+struct Rows {
+  const char *x;
+  int64_t stride;
+  const float *factors;
+  const int32_t *offsets;
+};
+
+template <bool INT>
+INLINE __m512i multiply_group(__m512i sums, int32_t group, __m512i weights) {
+  const __m512i x = _mm512_set1_epi32(group);
+  if constexpr (INT) return _mm512_dpbusd_epi32(sums, weights, x);
+  else return (__m512i)_mm512_dpbf16_ps((__m512)sums, (__m512bh)x, (__m512bh)weights);
+}
+
+template <bool INT>
+INLINE vec to_float(__m512i sums) {
+  return INT ? (vec)_mm512_cvtepi32_ps(sums) : (vec)sums;
+}
+
+// `ahead` 0: these weights were read just now.
+template <bool INT, int ROWS, class To>
+INLINE void group_block(const Linear &l, const char *w, const Rows &rows, int64_t token,
+                        int64_t panel, int64_t ahead, const To &to) {
+  __m512i sums[ROWS][2];
+  for (int r = 0; r < ROWS; r++)
+    sums[r][0] = sums[r][1] = _mm512_set1_epi32(INT ? rows.offsets[token + r] : 0);
+  const char *x = rows.x + token * rows.stride, *end = x + l.inputs * size_of(l.type);
+  for (; x < end; x += 4, w += 128) {
+    _mm_prefetch(w + ahead, _MM_HINT_T0);
+    _mm_prefetch(w + ahead + 64, _MM_HINT_T0);
+    const __m512i low = _mm512_loadu_si512(w), high = _mm512_loadu_si512(w + 64);
+    for (int r = 0; r < ROWS; r++) {
+      int32_t group;
+      __builtin_memcpy(&group, x + r * rows.stride, 4);
+      sums[r][0] = multiply_group<INT>(sums[r][0], group, low);
+      sums[r][1] = multiply_group<INT>(sums[r][1], group, high);
+    }
+  }
+  for (int r = 0; r < ROWS; r++) {
+    alignas(64) float y[PANEL];
+    store(y, to_float<INT>(sums[r][0]));
+    store(y + 16, to_float<INT>(sums[r][1]));
+    to.take(l, token + r, panel, y, INT ? rows.factors[token + r] : 1.0f);
+  }
+}
+
+template <bool INT, class To>
+INLINE void group_panels(const Linear &l, const Rows &rows, int64_t tokens, const To &to) {
+  for_panels(l, panels_per_task(l), [&](int64_t first, int64_t last) {
+    for (int64_t panel = first; panel < last; panel++) {
+      const auto *w = static_cast<const char *>(l.weights) + panel * panel_bytes(l);
+      for (int64_t token = 0; token < tokens; token += GROUPS_ROWS)
+        for_count<GROUPS_ROWS>(tokens - token, [&](auto count) {
+          group_block<INT, count.value>(l, w, rows, token, panel, token == 0 ? AHEAD : 0, to);
+        });
+    }
+  });
+}
+
+template <class To>
+INLINE void narrow_product(const Linear &l, const bf16 *x, int64_t stride, int64_t tokens,
+                         const To &to) {
+  if (l.type != INT8) {
+    const Rows rows{reinterpret_cast<const char *>(x), stride * 2, nullptr, nullptr};
+    return group_panels<false>(l, rows, tokens, to);
+  }
+  const Quantized q = quantize_rows(x, l.inputs, stride, tokens);
+  const Rows rows{reinterpret_cast<const char *>(q.whole), q.stride, q.factors, q.offsets};
+  group_panels<true>(l, rows, tokens, to);
+}
