@@ -16,8 +16,7 @@ struct Rows {
 template <bool INT>
 INLINE __m512i multiply_group(__m512i sums, int32_t group, __m512i weights) {
   const __m512i x = _mm512_set1_epi32(group);
-  if constexpr (INT) return _mm512_dpbusd_epi32(sums, weights, x);
-  else return (__m512i)_mm512_dpbf16_ps((__m512)sums, (__m512bh)x, (__m512bh)weights);
+  return INT ? dot_fours(sums, weights, x) : (__m512i)dot_pairs((vec)sums, weights, x);
 }
 
 template <bool INT>
