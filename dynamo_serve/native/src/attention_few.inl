@@ -11,9 +11,9 @@ INLINE void score(const Page *k, const Q *q, int64_t dim, int64_t t, float *scor
 #if LEVEL >= 2
   if constexpr (sizeof(Q) == 2 && sizeof(Page) == 2)
     for (; i + 32 <= dim; i += 32) {
-      const __m512i key = _mm512_loadu_si512(k + i);
+      const auto key = (__m512bh)_mm512_loadu_si512(k + i);
       for (int r = 0; r < ROWS; r++)
-        sums[r] = dot_pairs(sums[r], key, _mm512_loadu_si512(q + r * dim + i));
+        sums[r] = _mm512_dpbf16_ps(sums[r], key, (__m512bh)_mm512_loadu_si512(q + r * dim + i));
     }
 #endif
   for (; i + WIDTH <= dim; i += WIDTH) {
@@ -58,14 +58,14 @@ INLINE void add_pairs(const bf16 *v, const int64_t *offsets, int64_t count, int6
     for (int64_t t = 0; t < count; t += 2) {  // the weight of a key beyond the last is 0
       const __m512i even = _mm512_loadu_si512(v + offsets[t] + i);
       const __m512i odd = _mm512_loadu_si512(v + offsets[t + 1 < count ? t + 1 : t] + i);
-      const __m512i low = _mm512_permutex2var_epi16(even, interleave.low, odd);
-      const __m512i high = _mm512_permutex2var_epi16(even, interleave.high, odd);
+      const auto low = (__m512bh)_mm512_permutex2var_epi16(even, interleave.low, odd);
+      const auto high = (__m512bh)_mm512_permutex2var_epi16(even, interleave.high, odd);
       for (int r = 0; r < ROWS; r++) {
         int32_t both;
         __builtin_memcpy(&both, &narrowed[r][t], 4);
-        const __m512i weight = _mm512_set1_epi32(both);
-        sums[r][0] = dot_pairs(sums[r][0], low, weight);
-        sums[r][1] = dot_pairs(sums[r][1], high, weight);
+        const auto weight = (__m512bh)_mm512_set1_epi32(both);
+        sums[r][0] = _mm512_dpbf16_ps(sums[r][0], low, weight);
+        sums[r][1] = _mm512_dpbf16_ps(sums[r][1], high, weight);
       }
     }
     for (int r = 0; r < ROWS; r++)

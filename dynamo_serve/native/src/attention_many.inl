@@ -116,14 +116,14 @@ INLINE void multiply_32(const char *a, int64_t a_stride, const char *b0, const c
         for (int j = 0; j < 2; j++) sums[r][j] = load(to + r * (c_stride / 4) + 16 * j);
     for (int64_t step = 0; step < steps; step++)
       for (int64_t pair = 0; pair < 16; pair++) {
-        const __m512i low = _mm512_loadu_si512(b0 + step * b_step + pair * 64);
-        const __m512i high = _mm512_loadu_si512(b1 + step * b_step + pair * 64);
+        const auto low = (__m512bh)_mm512_loadu_si512(b0 + step * b_step + pair * 64);
+        const auto high = (__m512bh)_mm512_loadu_si512(b1 + step * b_step + pair * 64);
         for (int r = 0; r < ROWS; r++) {
           int32_t both;
           __builtin_memcpy(&both, a + (row + r) * a_stride + step * 64 + pair * 4, 4);
-          const __m512i x = _mm512_set1_epi32(both);
-          sums[r][0] = dot_pairs(sums[r][0], x, low);
-          sums[r][1] = dot_pairs(sums[r][1], x, high);
+          const auto x = (__m512bh)_mm512_set1_epi32(both);
+          sums[r][0] = _mm512_dpbf16_ps(sums[r][0], x, low);
+          sums[r][1] = _mm512_dpbf16_ps(sums[r][1], x, high);
         }
       }
     for (int r = 0; r < ROWS; r++)

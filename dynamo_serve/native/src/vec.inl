@@ -130,22 +130,6 @@ INLINE void store(bf16 *p, vec x) {
 }
 #endif
 
-#if LEVEL >= 2
-// Sums of products, 16 lanes of two bfloat16. In assembly, because around the intrinsics gcc 12
-// copies every sum to another register and back, which takes longer than the products.
-INLINE vec dot_pairs(vec sums, __m512i a, __m512i b) {
-  asm("vdpbf16ps %2, %1, %0" : "+v"(sums) : "v"(a), "v"(b));
-  return sums;
-}
-#endif
-#if LEVEL == 2
-// Likewise of four int8, of which `a` has no sign.
-INLINE __m512i dot_fours(__m512i sums, __m512i a, __m512i b) {
-  asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(a), "v"(b));
-  return sums;
-}
-#endif
-
 INLINE float get(const float *p) { return *p; }
 INLINE float get(const bf16 *p) { return widen(*p); }
 INLINE void put(float *p, float x) { *p = x; }
