@@ -10,8 +10,10 @@ from dynamo_serve.native.packing import pack_linear
 from dynamo_serve.native.structs import Type
 
 # Relative to the norm of the result. bfloat16 is exact in its weights here, and rounds what comes
-# in; int8 rounds weights to 1/254 of the largest in their row, and on AMX what comes in as well.
+# in; int8 rounds weights to 1/254 of the largest in their row, and where whole numbers are
+# multiplied what comes in as well.
 TOLERANCE = {Type.FLOAT32: 2e-6, Type.BFLOAT16: 5e-3, Type.INT8: 2e-2}
+WHOLE_NUMBERS = ("amx", "avx512_bf16")  # sets that multiply them with int8 weights
 SHAPES = ((96, 128), (70, 64), (32, 192), (1, 64))  # outputs, inputs; panels full and in part
 
 
@@ -81,12 +83,13 @@ def test_a_row_that_is_no_number_stays_alone_and_is_not_hidden(
     assert torch.isfinite(found[torch.arange(20) != 7]).all()
 
 
-def test_any_number_of_threads_gives_the_same_bits(kernels: Kernels) -> None:
+@pytest.mark.parametrize("kind", list(Type))
+def test_any_number_of_threads_gives_the_same_bits(kernels: Kernels, kind: Type) -> None:
     weights, x = random(512, 128), random(70, 128)
     results = []
     for threads in (1, 2, 5, 3):
         kernels.set_threads(threads)
-        results += [run(kernels, weights, x, Type.BFLOAT16) for _ in range(20)]
+        results += [run(kernels, weights, x, kind) for _ in range(20)]
     assert all(torch.equal(results[0], result) for result in results)
 
 
@@ -96,3 +99,22 @@ def test_int8_keeps_what_a_weight_is_to_half_a_step(kernels: Kernels) -> None:
     found = run(kernels, weights, torch.eye(64), Type.INT8).T
     step = weights.abs().amax(dim=1, keepdim=True) / 127
     assert ((found - weights).abs() <= 0.51 * step + 1e-6).all()
+
+
+def rounded(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each row in whole numbers, the largest 127, and what one step of the row is worth."""
+    worth = x.abs().amax(dim=1) / 127
+    return (x * (1 / worth)[:, None]).round().long(), worth
+
+
+@pytest.mark.parametrize("tokens", [1, 6, 17, 49])
+@pytest.mark.parametrize("inputs", [64, 2176, 70_016])
+def test_int8_sums_whole_numbers_without_error(kernels: Kernels, inputs: int, tokens: int) -> None:
+    """Bit for bit the sets that round what comes in, up to sums that need all of 32 bits."""
+    if kernels.name not in WHOLE_NUMBERS:
+        pytest.skip("this set multiplies in float")
+    weights, x = random(37, inputs), random(tokens, inputs).bfloat16().float()
+    weights[3], x[0] = 1, -1  # the largest sum that there is
+    (w, steps), (whole, worth) = rounded(weights), rounded(x)
+    sums = (whole @ w.T).float()
+    assert torch.equal(run(kernels, weights, x, Type.INT8), sums * (steps * worth[:, None]))

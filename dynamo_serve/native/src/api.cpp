@@ -43,7 +43,7 @@ bool runs_here(const Kernels &k) {
       !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl"))
     return false;
   if (&k == &ds::avx512_kernels) return true;
-  if (!__builtin_cpu_supports("avx512bf16")) return false;
+  if (!__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("avx512vnni")) return false;
   return &k == &ds::avx512_bf16_kernels || has_amx();
 }
 

@@ -8,8 +8,13 @@ namespace ds {
 namespace NAMESPACE {
 #include "vec.inl"
 #include "product.inl"
+#if LEVEL >= 2
+#include "quantize.inl"
 #if LEVEL >= 3
 #include "product_amx.inl"
+#else
+#include "product_groups.inl"
+#endif
 #endif
 #include "pack.inl"
 #include "elementwise.inl"

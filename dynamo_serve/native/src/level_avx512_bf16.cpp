@@ -1,4 +1,4 @@
-#pragma GCC target("avx2,fma,bmi2,prfchw,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")
+#pragma GCC target("avx2,fma,bmi2,prfchw,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni")
 #define LEVEL 2
 #define NAMESPACE avx512_bf16
 #include "level.inl"

@@ -7,13 +7,17 @@ INLINE float weight_at(const void *rows, int32_t type, int64_t index) {
 
 INLINE void put_weight(float *to, float x) { *to = x; }
 INLINE void put_weight(bf16 *to, float x) { *to = narrow(x); }
-INLINE void put_weight(int8_t *to, float x) { *to = static_cast<int8_t>(__builtin_rintf(x)); }
+INLINE void put_weight(int8_t *to, float x) {
+  const auto whole = static_cast<int32_t>(__builtin_rintf(x));
+  *to = static_cast<int8_t>(LEVEL == 2 ? whole ^ 128 : whole);  // groups: 128 more, without a sign
+}
 
 // Where (input, column) of a panel lies.
 INLINE int64_t place_in_panel(int64_t input, int64_t column, int32_t type) {
   if (!is_narrow(type)) return input * PANEL + column;
-  if (LEVEL == 2) return input / 2 * 2 * PANEL + column * 2 + input % 2;
   const int64_t depth = depth_of(type), together = depth / 16;
+  const int64_t group = input / together * together;
+  if (LEVEL == 2) return group * PANEL + column * together + input % together;
   const int64_t step = input / depth, inner = input % depth;
   return step * PANEL * depth + column / 16 * 16 * depth + inner / together * 16 * together +
          column % 16 * together + inner % together;

@@ -3,7 +3,8 @@
 //
 // Layouts of a panel, `inputs` padded with zeros to a multiple of DEPTH:
 //   plain   [inputs][32]                                             any type, widened when read
-//   pairs   [inputs / 2][32][2]                         bfloat16     (what vdpbf16ps wants)
+//   groups  [inputs / 2][32][2]                         bfloat16     (what vdpbf16ps wants)
+//           [inputs / 4][32][4]                         int8 + 128   (what vpdpbusd wants)
 //   tiles   [inputs / 32][2][16 pairs][16 outputs][2]   bfloat16     (what AMX wants)
 //           [inputs / 64][2][16 fours][16 outputs][4]   int8
 // A gated panel holds 16 gates and the 16 ups that belong to them.
@@ -12,7 +13,7 @@ constexpr int64_t PANEL = 32;
 
 // Whether products narrow what comes in, and so want the weights of several inputs side by side.
 INLINE bool is_narrow(int32_t type) {
-  return (type == BFLOAT16 && LEVEL >= 2) || (type == INT8 && LEVEL >= 3);
+  return LEVEL >= 2 && type != FLOAT32;
 }
 INLINE int64_t depth_of(int32_t type) { return !is_narrow(type) ? 1 : type == INT8 ? 64 : 32; }
 INLINE int64_t size_of(int32_t type) { return type == FLOAT32 ? 4 : type == INT8 ? 1 : 2; }
@@ -135,46 +136,3 @@ INLINE void plain_product(const Linear &l, const float *x, int64_t stride, int64
     }
   });
 }
-
-#if LEVEL == 2
-// ── pairs: two products per lane and instruction ──────────────────────────────────────────────
-
-constexpr int64_t PAIRS_ROWS = 8;
-
-template <int ROWS, class To>
-INLINE void pairs_block(const Linear &l, const bf16 *w, const bf16 *x, int64_t stride,
-                        int64_t token, int64_t panel, int64_t ahead, const To &to) {
-  vec sums[ROWS][2] = {};
-  for (int64_t k = 0; k < l.inputs; k += 2, w += 2 * PANEL) {
-    fetch_ahead(w, 128, ahead);
-    const auto low = (__m512bh)_mm512_loadu_si512(w), high = (__m512bh)_mm512_loadu_si512(w + 32);
-    for (int r = 0; r < ROWS; r++) {
-      int32_t both;
-      __builtin_memcpy(&both, x + (token + r) * stride + k, 4);
-      const auto a = (__m512bh)_mm512_set1_epi32(both);
-      sums[r][0] = _mm512_dpbf16_ps(sums[r][0], a, low);
-      sums[r][1] = _mm512_dpbf16_ps(sums[r][1], a, high);
-    }
-  }
-  for (int r = 0; r < ROWS; r++) {
-    alignas(64) float y[PANEL];
-    store(y, sums[r][0]);
-    store(y + 16, sums[r][1]);
-    to.take(l, token + r, panel, y, 1.0f);
-  }
-}
-
-template <class To>
-INLINE void narrow_product(const Linear &l, const bf16 *x, int64_t stride, int64_t tokens,
-                         const To &to) {
-  for_panels(l, panels_per_task(l), [&](int64_t first, int64_t last) {
-    for (int64_t panel = first; panel < last; panel++) {
-      const auto *w = static_cast<const bf16 *>(l.weights) + panel * (panel_bytes(l) / 2);
-      for (int64_t token = 0; token < tokens; token += PAIRS_ROWS)
-        for_count<PAIRS_ROWS>(tokens - token, [&](auto rows) {
-          pairs_block<rows.value>(l, w, x, stride, token, panel, token == 0 ? AHEAD : 0, to);
-        });
-    }
-  });
-}
-#endif

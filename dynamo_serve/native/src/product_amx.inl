@@ -190,21 +190,6 @@ INLINE void tile_panels(const Linear &l, const char *x, int64_t stride, const fl
   });
 }
 
-// Round `n` values to int8, the largest to 127; returns what one step is worth (NaN if any is).
-INLINE float quantize(const bf16 *x, int64_t n, int8_t *out) {
-  vec most{}, zero{};
-  for (int64_t i = 0; i < n; i += 16) {
-    most = larger((vec)_mm512_abs_ps(load(x + i)), most);
-    zero += load(x + i) * 0.0f;
-  }
-  const float worth = largest(most) / 127.0f + sum(zero), inverse = worth > 0 ? 1.0f / worth : 0.0f;
-  for (int64_t i = 0; i < n; i += 16) {
-    const __m512i whole = _mm512_cvtps_epi32(load(x + i) * inverse);
-    _mm_storeu_si128(reinterpret_cast<__m128i *>(out + i), _mm512_cvtsepi32_epi8(whole));
-  }
-  return worth;
-}
-
 template <class To>
 INLINE void narrow_product(const Linear &l, const bf16 *x, int64_t stride, int64_t tokens,
                          const To &to) {
@@ -212,12 +197,6 @@ INLINE void narrow_product(const Linear &l, const bf16 *x, int64_t stride, int64
     tile_panels<false>(l, reinterpret_cast<const char *>(x), stride * 2, nullptr, tokens, to);
     return;
   }
-  const int64_t width = l.inputs + 64, rows = round_up(tokens, 32);
-  auto *factors = static_cast<float *>(thread_scratch(QUANTIZED, rows * (width + 4)));
-  auto *whole = reinterpret_cast<int8_t *>(factors + rows);
-  parallel(divide_up(tokens, 4), [&](int64_t block) {
-    for (int64_t i = block * 4; i < smaller(tokens, block * 4 + 4); i++)
-      factors[i] = quantize(x + i * stride, l.inputs, whole + i * width);
-  });
-  tile_panels<true>(l, reinterpret_cast<const char *>(whole), width, factors, tokens, to);
+  const Quantized q = quantize_rows(x, l.inputs, stride, tokens);
+  tile_panels<true>(l, reinterpret_cast<const char *>(q.whole), q.stride, q.factors, tokens, to);
 }
