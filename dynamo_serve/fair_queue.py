@@ -37,6 +37,14 @@ class FairQueue(Generic[T]):
             del self._waiting[tenant]
         return thing
 
+    def discard(self, tenant: str, thing: T) -> None:
+        """Forget what is not to be done any more, if it still waits."""
+        things = self._waiting.get(tenant)
+        if things is not None and thing in things:
+            things.remove(thing)
+            if not things:
+                del self._waiting[tenant]
+
     def charge(self, seconds: float) -> None:
         """What the thing took that was popped last."""
         assert self._served is not None

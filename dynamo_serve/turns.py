@@ -15,7 +15,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Turn(Generic[T, R]):
     thing: T
     answer: asyncio.Future[R]
@@ -44,7 +44,11 @@ class Turns(Generic[T, R]):
         turn: _Turn[T, R] = _Turn(thing, asyncio.get_running_loop().create_future())
         self._queue.push(tenant, turn)
         self._go_on()
-        return await turn.answer
+        try:
+            return await turn.answer
+        except asyncio.CancelledError:
+            self._queue.discard(tenant, turn)  # or it would hold `thing` until its turn
+            raise
 
     def _go_on(self) -> None:
         while self._running is None and (turn := self._queue.pop()) is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from weakref import ref
 
 from dynamo_serve.turns import Turns
 
@@ -82,6 +83,36 @@ def test_a_turn_that_nobody_waits_for_is_left_out() -> None:
 
     asyncio.run(ask())
     assert done == [0, 1, 3]
+
+
+def test_what_nobody_waits_for_is_not_held_until_its_turn() -> None:
+    class Text:
+        """Takes memory."""
+
+    begun, go_on = threading.Event(), threading.Event()
+
+    def work(text: Text) -> None:
+        begun.set()
+        assert go_on.wait(30)
+
+    async def ask() -> None:
+        turns = Turns[Text, None](work)
+        first = asyncio.create_task(turns.run("a", Text()))
+        for tenant in ("a", "b", "b"):
+            text = Text()
+            left, alive = asyncio.create_task(turns.run(tenant, text)), ref(text)
+            await asyncio.sleep(0)
+            assert await asyncio.to_thread(begun.wait, 30)
+            left.cancel()
+            await asyncio.wait((left,))
+            del left, text
+            assert alive() is None
+        assert not first.done()
+        go_on.set()
+        await first
+        await turns.run("b", Text())
+
+    asyncio.run(ask())
 
 
 def test_what_work_raises_is_raised_to_who_asked() -> None:

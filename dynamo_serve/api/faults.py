@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dynamo_serve.api.messages_errors import error_body
 from dynamo_serve.api.middleware import MESSAGES
 from dynamo_serve.api.render import to_json
-from dynamo_serve.errors import InvalidRequest, RequestError, TryLater, Unauthorized
+from dynamo_serve.errors import (
+    InvalidRequest,
+    RequestError,
+    ServerShutdown,
+    TryLater,
+    Unauthorized,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +31,32 @@ def add_fault_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, on_http_exception)
     app.add_exception_handler(ClientDisconnect, on_hang_up)
     app.add_exception_handler(Exception, on_bug)
+    app.add_middleware(Shutdown)
+
+
+class Shutdown:
+    """Tells those whose answer has not begun that the server ends before it. Only that cancels a
+    request, and the cancellation is no `Exception`, for which there are handlers."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        has_begun = scope["type"] != "http"
+
+        async def noted(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noted)
+        except asyncio.CancelledError:
+            if has_begun:
+                raise
+            error = ServerShutdown("the server is shutting down", retry_after=5.0)
+            answer = await on_request_error(Request(scope), error)
+            await answer(scope, receive, send)
 
 
 async def on_request_error(http: Request, error: Exception) -> Response:

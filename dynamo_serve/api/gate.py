@@ -69,7 +69,9 @@ class Gate:
         self.forget(connection)
         self._leaving[connection] = None
         if len(self._leaving) > LEAVING:
-            next(iter(self._leaving)).cut()
+            oldest = next(iter(self._leaving))
+            self.forget(oldest)  # it closes later, and each that leaves before then needs a place
+            oldest.cut()
 
     def forget(self, connection: Connection) -> None:
         """`connection` is closed. May be told twice."""

@@ -18,14 +18,16 @@ from typing import Any
 
 from tokenizers import models
 
-from dynamo_serve.text.pieces import byte_alphabet
+from dynamo_serve.text.pieces import BYTE_PIECE, byte_alphabet
 
 SPACE, MARK = b" ", "▁".encode()
 NOT_IN_UTF8 = {0xC0, 0xC1, *range(0xF5, 0x100)}
 PIECE_BYTES = 65_536  # counted at once, for the other threads of this process
 ASCII = range(0x80)
-# Neither takes a byte from a text; the first two may add some.
-PLAIN_SPLITS = frozenset({"ByteLevel", "Metaspace", "Digits"})
+# None of these takes a byte from a text. The first two write it otherwise, and may add to it: only
+# one of them can be followed.
+SPELLINGS = frozenset({"ByteLevel", "Metaspace"})
+PLAIN_SPLITS = SPELLINGS | {"Digits"}
 SPLITS = frozenset({"Split", "Punctuation"})  # neither do these, unless told to
 NO_LENGTH = 0
 
@@ -82,10 +84,10 @@ def _longest(backend: Any) -> list[int] | None:
     if not (is_byte_level or model.byte_fallback) or missing - NOT_IN_UTF8:
         return None
     added = backend.get_added_tokens_decoder().values()
-    tokens = _byte_level(vocabulary, byte_of) if is_byte_level else map(str.encode, vocabulary)
+    tokens = _byte_level(vocabulary, byte_of) if is_byte_level else map(_with_bytes, vocabulary)
     longest = [1] * 256
     has_marks = not is_byte_level or bool({"Replace", "Metaspace"} & _steps(backend))
-    for token in chain(tokens, (str(token.content).encode() for token in added)):
+    for token in chain(tokens, _contents(added, backend.normalizer)):
         # Where spaces are written as marks, each may be meant by the other.
         widest = token.replace(SPACE, MARK) if has_marks else token
         for byte in {*token, *(SPACE + MARK if has_marks and MARK in widest else b"")}:
@@ -101,6 +103,22 @@ def _byte_level(vocabulary: Iterable[str], byte_of: dict[str, int]) -> Iterator[
     for token in vocabulary:
         if all(character in byte_of for character in token):
             yield bytes(map(byte_of.__getitem__, token))
+
+
+def _with_bytes(token: str) -> bytes:
+    """The bytes of a token, and those that it means if it is made of several tokens for bytes."""
+    if BYTE_PIECE.fullmatch(token):
+        return token.encode()  # `ignore_merges` finds it in a text, too
+    return token.encode() + bytes.fromhex("".join(BYTE_PIECE.findall(token)))
+
+
+def _contents(added: Iterable[Any], normalizer: Any) -> Iterator[bytes]:
+    """What added tokens are found by: some by what the normalizer makes of them, which may begin
+    with more."""
+    for token in added:
+        yield str(token.content).encode()
+        if token.normalized and normalizer is not None:
+            yield str(normalizer.normalize_str(token.content)).encode()
 
 
 @cache
@@ -120,7 +138,9 @@ def _keeps_all(normalizer: Any) -> bool:
 
 
 def _splits_only(pre_tokenizer: Any) -> bool:
-    """Whether it drops nothing of what it splits."""
+    """Whether it drops nothing of what it splits, and one can tell what of a text is in a token."""
+    if sum(part["type"] in SPELLINGS for part in _parts(pre_tokenizer)) > 1:
+        return False
     for part in _parts(pre_tokenizer):
         is_split = part["type"] in SPLITS and part.get("behavior") != "Removed"
         is_own_mark = part["type"] == "Metaspace" and part.get("replacement") != "▁"

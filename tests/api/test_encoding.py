@@ -113,6 +113,17 @@ def test_who_goes_before_its_turn_is_forgotten(base: str, slow: Slow) -> None:
     assert slow.num_begun == 2
 
 
+def test_who_waits_when_the_server_ends_is_told_so(tokenizer: Tokenizer, slow: Slow) -> None:
+    stub = StubService(says(tokenizer, "hi"))
+    with ThreadPoolExecutor(1) as pool:
+        with serving(stub, tokenizer, config(), timeout_graceful_shutdown=0) as base:
+            asked = pool.submit(post, base, "/tokenize", {"prompt": LONG})
+            assert slow.begun.acquire(timeout=WAIT_S)
+        answer = asked.result()
+    assert answer.status_code == 503 and answer.headers["Retry-After"]
+    assert answer.json()["error"]["code"] == "server_shutdown"
+
+
 def test_so_many_may_wait_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoding, "MOST_OF_A_TENANT", 2)
     monkeypatch.setattr(encoding, "MOST_WAITING", 3)

@@ -51,6 +51,24 @@ def marked() -> Backend:
     return backend
 
 
+def found_as_normalized() -> Backend:
+    """As before, and the token is found behind the mark that is put before it, too."""
+    backend = marked()
+    backend.add_tokens([AddedToken("gift", normalized=True)])
+    return backend
+
+
+def merging_bytes() -> Backend:
+    backend: Backend = sentencepiece_like().backend_tokenizer
+    parts = [f"<0x{byte:02X}>" for byte in "你".encode()]
+    merges = [(parts[0], parts[1]), (parts[0] + parts[1], parts[2]), ("h", "e")]
+    vocab = backend.get_vocab()
+    for merge in merges:
+        vocab.setdefault("".join(merge), len(vocab))
+    backend.model = models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True)
+    return backend
+
+
 def qwen() -> Backend:
     split = pre_tokenizers.Split(" ", "isolated")
     parts = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(use_regex=False)])
@@ -63,6 +81,8 @@ BOUNDED = {
     "composed": qwen,
     "bytes as a last resort": lambda: sentencepiece_like().backend_tokenizer,
     "marked by the normalizer": marked,
+    "found as normalized": found_as_normalized,
+    "bytes that are merged": merging_bytes,
 }
 
 
@@ -71,6 +91,7 @@ def test_no_text_has_less(kind: str) -> None:
     backend, rng = BOUNDED[kind](), random.Random(5)
     fewest = Fewest(backend)
     words = ["<|im_end|>", "<strip me>", "a b", "a▁b", " " * 40, "▁" * 9, "hello", *MARKS]
+    words += [" gift" * 30, "你" * 9]
     for alphabet in ALPHABETS:
         for _ in range(200):
             letters = rng.choices([*alphabet, *rng.sample(words, 2)], k=rng.randrange(60))
@@ -100,7 +121,17 @@ def removing() -> Backend:
     return byte_level_backend(pre_tokenizer=parts)
 
 
+def spelled_twice(*spellings: Any) -> Backend:
+    return byte_level_backend(pre_tokenizer=pre_tokenizers.Sequence([*spellings]))
+
+
 UNBOUNDED = {
+    "bytes of bytes": lambda: spelled_twice(
+        pre_tokenizers.ByteLevel(add_prefix_space=False), pre_tokenizers.ByteLevel()
+    ),
+    "marks among bytes": lambda: spelled_twice(
+        pre_tokenizers.ByteLevel(), pre_tokenizers.Metaspace()
+    ),
     "lower case": lambda: byte_level_backend(normalizer=normalizers.Lowercase()),
     "compatibility": lambda: byte_level_backend(normalizer=normalizers.NFKC()),
     "stripped": lambda: byte_level_backend(normalizer=normalizers.Strip()),
