@@ -123,9 +123,9 @@ def test_the_bundled_model_embeds_in_chunks_and_talks_beside_it() -> None:
     text = "A page is a fixed run of KV slots. " * 12
     found: list[list[float]] = []
     said: set[str] = set()
-    with_last = ModelSection(pooling="last")
+    with_last = ModelSection(pooling="last", dtype="float32")
     for pooling, most in (("mean", 512), ("mean", 24), ("last", 512), ("last", 24)):
-        model = with_last if pooling == "last" else ModelSection(pooling="mean")
+        model = with_last if pooling == "last" else ModelSection(pooling="mean", dtype="float32")
         scheduler = SchedulerSection(max_prefill_tokens=most, max_mixed_tokens=most)
         with served(str(bundled.path()), model=model, scheduler=scheduler) as (*_, client):
             stream = client.completions.create(
