@@ -7,7 +7,7 @@ import random
 import pytest
 
 from dynamo_serve.core.loop import Cancel, Command, Submit
-from dynamo_serve.core.request import Request
+from dynamo_serve.core.request import Request, Resumed
 from dynamo_serve.core.scheduler import Limits
 from dynamo_serve.core.tiers import DISK, HOST, MOST_KEPT, Found, Kept, Place, Tier, TierSpec
 from tests.core.tiers import RoughEngine, serve
@@ -174,6 +174,32 @@ def test_a_cancelled_request_leaves_its_copies_nothing_to_spoil() -> None:
     settle(harness)
     assert not harness.scheduler.pool.num_used
     assert ask(harness, "c") == 16
+
+
+def test_a_suspect_waits_for_the_pages_that_copies_hold() -> None:
+    """Everybody else makes way at once; a page that is being restored cannot."""
+    harness = serve(pages=18)
+    ask(harness, "a")
+    flood(harness)
+    rough(harness).slowest = 50
+    harness.commands.append(Submit(Request("b", PROMPT, 2, arrival=harness.now)))
+    for _ in range(20):
+        harness.turn()
+        if harness.scheduler.running:
+            break
+    assert harness.scheduler.running["b"].restoring
+    large = tuple(i % VOCAB_SIZE for i in range(harness.engine.spec.max_model_len - 2))
+    suspect = Request("suspect", large, 2, arrival=harness.now)
+    goes_on = Resumed((), harness.now, "engine_lost", None, 0, is_suspect=True)
+    harness.commands.append(Submit(suspect, goes_on))
+    harness.turn()
+    assert not harness.scheduler.running, "nobody runs before the suspect"
+    assert {seq.id for seq in harness.scheduler.waiting} == {"b", "suspect"}
+    for _ in range(2000):
+        harness.turn()
+        if harness.scheduler.is_idle:
+            break
+    assert [e.request_id for e in harness.events if e.finish][-2:] == ["suspect", "b"]
 
 
 def test_nothing_goes_down_while_there_is_room_and_something_to_do() -> None:
