@@ -1,5 +1,8 @@
 """Build the native kernels with ASan and UBSan and run their tests on that build.
 
+AMX is emulated in it: its kernels are tested on any processor with AVX-512 and bfloat16, and the
+sanitizers, which do not know the instructions, see what tiles read and write.
+
 The sanitizer's runtime has to be in the process before anything else, hence the preload; leaks
 are not looked for, because Python and torch keep memory until the end.
 """
@@ -21,6 +24,7 @@ COMPILE = [
     *("g++", "-std=c++17", "-O1", "-g", "-fPIC", "-fno-omit-frame-pointer"),
     *("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"),
     *("-Wno-psabi", "-Wno-maybe-uninitialized"),
+    *("-DDS_TILES_ARE_EMULATED", "-include", str(ROOT / "tests" / "native" / "tiles.h")),
 ]
 
 
