@@ -29,6 +29,10 @@ def int8(args: argparse.Namespace, port: int) -> Peer:
     return ours(args, port, "model.quantization=int8")
 
 
+def variant(args: argparse.Namespace, port: int) -> Peer:
+    return ours(args, port, *args.variant)
+
+
 def transformers(args: argparse.Namespace, port: int) -> Peer:
     command = [str(args.transformers), "serve", str(args.model), "--continuous-batching",
                "--device", "cpu", "--dtype", "bfloat16", "--attn-implementation", "sdpa",
@@ -76,6 +80,7 @@ def llama(args: argparse.Namespace, port: int) -> Peer:
 SERVERS = {
     "dynamo_serve": ours,
     "int8": int8,
+    "variant": variant,
     "vllm": vllm,
     "openvino": openvino,
     "llama": llama,

@@ -143,6 +143,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--gguf", type=Path, help="its model")
     parser.add_argument("--transformers", type=Path, help="the transformers command")
     parser.add_argument("--int8", action="store_true", help="ours with int8 weights, too")
+    parser.add_argument("--variant", nargs="+", help="ours with these settings, too")
     parser.add_argument("--repeat", type=int, default=2)
     parser.add_argument("--only", nargs="+", default=["W1", "W2", "W3", "W4"])
     parser.add_argument("--set", action="append", default=[], help="a dynamo_serve setting")

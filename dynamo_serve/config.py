@@ -188,11 +188,16 @@ class EngineSection:
 
 @dataclass(frozen=True, slots=True)
 class SchedulerSection:
-    max_prefill_tokens: int = setting(
-        512, "Prompt tokens in a step while nothing is being decoded.", low=1
-    )
+    max_prefill_tokens: int = setting(2048, "Prompt tokens in a step, at most.", low=1)
     max_mixed_tokens: int = setting(
-        256, "Prompt tokens in a step that decodes, too; more throughput, longer gaps.", low=1
+        2048, "Prompt tokens in a step that decodes, too, at most.", low=1
+    )
+    max_step_ms: float = setting(
+        250.0,
+        "Prompt tokens make a step take no longer than this, by learned step times, or than four"
+        " times what decoding takes alone: more throughput, longer gaps; 0: only tokens count.",
+        low=0,
+        high=600_000,
     )
     max_queue_delay_ms: float = setting(
         3.0,

@@ -32,6 +32,7 @@ def limits_of(config: Config, spec: EngineSpec) -> Limits:
     return Limits(
         max_prefill_tokens=config.scheduler.max_prefill_tokens,
         max_mixed_tokens=config.scheduler.max_mixed_tokens,
+        max_step_seconds=config.scheduler.max_step_ms / 1000 or inf,
         max_decode_sequences=config.scheduler.max_decode_sequences,
         max_queue_delay=config.scheduler.max_queue_delay_ms / 1000,
         max_waiting=config.scheduler.max_waiting,

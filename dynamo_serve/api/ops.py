@@ -151,6 +151,7 @@ def server_routes(edge: Edge, config: Config) -> APIRouter:
                 "page_size": spec.page_size,
                 "num_pages": spec.num_pages,
                 "max_prefill_tokens": config.scheduler.max_prefill_tokens,
+                "max_step_ms": config.scheduler.max_step_ms,
                 "max_decode_sequences": config.scheduler.max_decode_sequences,
                 "max_waiting": config.scheduler.max_waiting,
                 "max_choices": config.server.max_choices,

@@ -19,8 +19,8 @@ from dynamo_serve.core.evidence import WINDOW, Evidence, Window
 from dynamo_serve.core.journal import Kind, Reason
 from dynamo_serve.core.ladder import ENGINE_SECONDS, RUNGS, SETTLE_SECONDS, Mode, Restraint, Rung
 from dynamo_serve.core.lifecycle import Lifecycle
+from dynamo_serve.core.limits import Limits
 from dynamo_serve.core.outlook import Ease
-from dynamo_serve.core.pace import Limits
 from dynamo_serve.core.stats import Standing
 from dynamo_serve.core.wear import Wear
 

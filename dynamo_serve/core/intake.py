@@ -10,7 +10,8 @@ from dynamo_serve.core.batch import Phase
 from dynamo_serve.core.journal import Kind, Reason
 from dynamo_serve.core.ladder import Brake, Restraint
 from dynamo_serve.core.lifecycle import Lifecycle
-from dynamo_serve.core.pace import Limits, Pace, Prompts
+from dynamo_serve.core.limits import Limits
+from dynamo_serve.core.pace import Pace, Prompts
 from dynamo_serve.core.preemption import Preemption
 from dynamo_serve.core.sequence import Sequence
 from dynamo_serve.core.shares import Account

@@ -43,6 +43,7 @@ class Reason(Enum):
     # chunk: what cut it (tokens, position)
     WHOLE = "whole"  # nothing: the prompt's end
     TOKEN_CAP = "token_cap"  # max_prefill_tokens, max_mixed_tokens
+    STEP_TIME = "step_time"  # max_step_ms
     ITL_TARGET = "itl_target"  # the tightest running sequence
     SHARED = "shared"  # other prompts got their part
     AHEAD = "ahead"  # nothing: it goes ahead of others, for its TTFT target

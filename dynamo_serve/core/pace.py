@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass
 from math import inf
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ from dynamo_serve.core.batch import Phase
 from dynamo_serve.core.journal import Kind, Reason
 from dynamo_serve.core.ladder import Restraint
 from dynamo_serve.core.lifecycle import Lifecycle
+from dynamo_serve.core.limits import Limits
 from dynamo_serve.core.preemption import shape_of
 from dynamo_serve.core.sequence import Sequence
 from dynamo_serve.core.shares import Account
@@ -19,39 +19,7 @@ from dynamo_serve.core.step_cost import StepCost, StepShape
 from dynamo_serve.core.tenant import Class
 
 MIN_CHUNK = 16  # prompt tokens that a step runs whatever was promised: prefill must not stand still
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """The caps of a step: `max_queue_delay` in seconds, the others in tokens and sequences.
-
-    With `mix_phases` a step decodes every live sequence and fills up with prompt chunks, of at most
-    `max_mixed_tokens`; without, prefill and decode steps alternate. With `fit_chunks` the size of a
-    chunk follows from the ITL targets of whoever is decoding; without, only from the caps.
-    What of a page is to be reused is copied where that takes `copy_seconds` and is at least
-    `min_copied_tokens`; without the former, never.
-    `max_draft_tokens` of one sequence are verified in a step; 0 is for engines that cannot. With
-    `hold_steps` a step is held between two layers for prompts that cannot wait for its end. With
-    `ladder` the server takes rungs by itself when promises are missed; `ladder_max_tokens` are left
-    to answers whose length nobody stated while batch-class work is capped, and `lighter` says that
-    there are lighter weights. With `whole_prompts` no prompt is cut into chunks, however long.
-    """
-
-    max_prefill_tokens: int = 512
-    max_decode_sequences: int = 64
-    max_queue_delay: float = 0.003
-    max_waiting: int = 10_000
-    max_mixed_tokens: int = 512
-    max_draft_tokens: int = 0
-    mix_phases: bool = False
-    fit_chunks: bool = True
-    hold_steps: bool = False
-    ladder: bool = False
-    ladder_max_tokens: int = 512
-    lighter: bool = False
-    copy_seconds: float | None = None
-    min_copied_tokens: int = 4
-    whole_prompts: bool = False
+PRICED_CHUNK = 512  # prompt tokens of the step by which one more token is priced
 
 
 class Budget(NamedTuple):
@@ -92,22 +60,42 @@ class Pace:
         """What this step may spend on prompts. `base` is what else it runs. Without mixed steps
         the next decode step has to fit into the same time."""
         cap = self._cap(base, bool(decoding))
-        whole = Reason.TOKEN_CAP if self.restraint.chunk_part == 1.0 else Reason.SHRINK_CHUNKS
-        left = newcomers = inf
-        if self.limits.fit_chunks:
-            newcomers = self._for_newcomers(now)
-            left = min(policy.time_left(decoding, now), newcomers)
-        if left == inf:
-            return Budget(cap, whole, inf)
         others = base if self.limits.mix_phases else shape_of(decoding)
-        needed, tightest = self.cost.predict(others), policy.tightest_itl(decoding)
-        self._tell_if_late(needed > tightest, needed, left, now)
-        if needed > min(tightest, newcomers):
-            left = max(left, policy.LEEWAY * needed)
+        needed = self.cost.predict(others)
+        usual = self._usual_seconds(needed, bool(decoding))
+        promised = self._promised_seconds(decoding, needed, now)
+        seconds = min(usual, promised)
+        is_shrunk = bool(decoding) and self.restraint.chunk_part < 1.0
+        limit = Reason.SHRINK_CHUNKS if is_shrunk else Reason.TOKEN_CAP
+        if seconds == inf:
+            return Budget(cap, limit, inf)
         if not self.limits.mix_phases:
-            left -= needed
-        chunk = self._fitting(base, self._deepest(), left, cap)
-        return Budget(chunk, Reason.ITL_TARGET if chunk < cap else whole, left)
+            seconds -= needed
+        chunk = self._fitting(base, self._deepest(), seconds, cap)
+        if chunk < cap and promised < usual:
+            limit = Reason.ITL_TARGET
+        elif chunk < cap and not is_shrunk:
+            limit = Reason.STEP_TIME
+        return Budget(chunk, limit, seconds)
+
+    def _promised_seconds(self, decoding: list[Sequence], needed: float, now: float) -> float:
+        """What a step may take for the targets of those that decode and of newcomers. `needed`:
+        what decoding takes alone."""
+        if not self.limits.fit_chunks:
+            return inf
+        newcomers = self._for_newcomers(now)
+        left = min(policy.time_left(decoding, now), newcomers)
+        if left == inf:
+            return inf
+        tightest = policy.tightest_itl(decoding)
+        self._tell_if_late(needed > tightest, needed, left, now)
+        return max(left, policy.LEEWAY * needed) if needed > min(tightest, newcomers) else left
+
+    def _usual_seconds(self, needed: float, is_decoding: bool) -> float:
+        """What a step may take where nobody was promised anything."""
+        most = max(self.limits.max_step_seconds, policy.STRETCH * needed)
+        part = self.restraint.chunk_part if is_decoding else 1.0
+        return needed + part * (most - needed) if part < 1.0 else most
 
     def _cap(self, base: StepShape, is_decoding: bool) -> int:
         """Prompt tokens in a step beside `base`, whatever was promised. `is_decoding`: there are
@@ -230,11 +218,13 @@ class Pace:
 
     def usual_chunk(self, base: StepShape, itl: float) -> int:
         """Prompt tokens that fit a step beside `base`, whose tightest target is `itl`."""
-        cap = self._cap(base, bool(base.decode_sequences))
-        if itl == inf or not base.decode_sequences or not self.limits.fit_chunks:
+        is_decoding = bool(base.decode_sequences)
+        cap, needed = self._cap(base, is_decoding), self.cost.predict(base)
+        left = self._usual_seconds(needed, is_decoding)
+        if itl < inf and is_decoding and self.limits.fit_chunks:
+            left = min(left, policy.SAFETY * itl if needed <= itl else policy.LEEWAY * needed)
+        if left == inf:
             return cap
-        needed = self.cost.predict(base)
-        left = policy.SAFETY * itl if needed <= itl else policy.LEEWAY * needed
         if not self.limits.mix_phases:
             base, left = StepShape(), left - needed
         return max(min(MIN_CHUNK, cap), self.cost.largest_chunk(base, 0, left, cap))
@@ -293,7 +283,7 @@ class Pace:
         """Estimated device-seconds for one more prompt token and for one more token of output."""
         decoding = max(1, len(self.life.running))
         base = StepShape(decode_sequences=decoding, decode_context=128 * decoding)
-        cap = self.limits.max_prefill_tokens
+        cap = min(self.limits.max_prefill_tokens, PRICED_CHUNK)
         whole = self.cost.predict(base)
         more = self.cost.predict(base.with_chunk(cap, 0))
         return max(0.0, more - whole) / cap, whole / decoding / self.life.shares.tokens_per_step

@@ -17,6 +17,7 @@ DECODE_PART = 0.75  # of an ITL target, for decoding; what is left keeps the pro
 NEWCOMER_PART = 0.5  # of a TTFT target, for the step that runs when somebody comes
 OWN_STEP_PART = 0.75  # of the time beside others: what a prompt may take alone, to go ahead
 LATELY = 30.0  # seconds
+STRETCH = 4.0  # of the time that decoding takes alone: what any step may take with prompts
 LEEWAY = 1.5  # of the time that decoding takes alone, where that is more than was promised
 PARTIAL_PART = 0.75  # of a step's prompt tokens, for a prompt that does not end in it
 

@@ -5,10 +5,13 @@ If the next engine dies, too, it is plain of whom: the step in flight holds one 
 
 from __future__ import annotations
 
+from math import inf
+
 from dynamo_serve.core import policy
 from dynamo_serve.core.intake import Intake
 from dynamo_serve.core.journal import Reason
 from dynamo_serve.core.sequence import Sequence
+from dynamo_serve.core.step_cost import StepShape
 
 
 class Quarantine:
@@ -35,7 +38,7 @@ class Quarantine:
                 return None
             limits, count = self.intake.limits, seq.num_pending
             if not limits.whole_prompts:
-                count = min(count, limits.max_prefill_tokens)
+                count = min(count, self.intake.pace.usual_chunk(StepShape(), inf))
             self.intake.note_chunk(seq, count, Reason.ALONE, now)
             return seq, count
         return None

@@ -16,8 +16,9 @@ from dynamo_serve.core.intake import Intake
 from dynamo_serve.core.journal import Journal, Kind, Reason
 from dynamo_serve.core.ladder import Restraint
 from dynamo_serve.core.lifecycle import Lifecycle
+from dynamo_serve.core.limits import Limits
 from dynamo_serve.core.outlook import Outlook
-from dynamo_serve.core.pace import Chunk, Limits, Prompts
+from dynamo_serve.core.pace import Chunk, Prompts
 from dynamo_serve.core.page_parts import PageParts
 from dynamo_serve.core.page_pool import PagePool
 from dynamo_serve.core.pins import NOTHING, Pinning, Pins

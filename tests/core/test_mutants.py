@@ -28,6 +28,7 @@ PINS = ("test_pins.py",)
 PARTS = ("test_page_parts.py", "test_views_cache.py", "test_tiers.py")
 LADDER = ("test_controller.py", "test_rungs.py", "test_backlog.py")
 GROUPS = ("test_grouping.py",)
+STEP_TIME = ("test_step_time.py",)
 SALTS = ("test_salts.py", "test_views_cache.py")
 SCORES = ("test_prompt_logprobs.py",)
 POOLING = ("test_pooling.py",)
@@ -982,6 +983,25 @@ BROKEN_POOLING = {
     ),
 }
 
+BROKEN_STEP_TIME = {
+    "let prompts make a step any length": (
+        "pace.py",
+        "seconds = min(usual, promised)",
+        "seconds = promised",
+    ),
+    "hardly read prompts on a slow machine": ("policy.py", "STRETCH = 4.0", "STRETCH = 1.5"),
+    "shrink the tokens and not the time": (
+        "pace.py",
+        "return needed + part * (most - needed) if part < 1.0 else most",
+        "return most",
+    ),
+    "foresee prompts in the largest chunks": (
+        "pace.py",
+        "left = self._usual_seconds(needed, is_decoding)",
+        "left = inf",
+    ),
+}
+
 MUTANTS = {
     **{name: (BOOKS, mutant) for name, mutant in BROKEN_BOOKS.items()},
     **{name: (SHARED, mutant) for name, mutant in BROKEN_SHARING.items()},
@@ -997,6 +1017,7 @@ MUTANTS = {
     **{name: (PARTS, mutant) for name, mutant in BROKEN_PARTS.items()},
     **{name: (TOLD, mutant) for name, mutant in BROKEN_ANSWERS.items()},
     **{name: (GROUPS, mutant) for name, mutant in BROKEN_GROUPS.items()},
+    **{name: (STEP_TIME, mutant) for name, mutant in BROKEN_STEP_TIME.items()},
     **{name: (SALTS, mutant) for name, mutant in BROKEN_SALTS.items()},
     **{name: (SCORES, mutant) for name, mutant in BROKEN_SCORES.items()},
     **{name: (POOLING, mutant) for name, mutant in BROKEN_POOLING.items()},
