@@ -35,7 +35,8 @@ from dynamo_serve.recording_files import PageNumbers, TraceFiles, check_folder
 from dynamo_serve.recording_lines import Lines, wishes
 from dynamo_serve.service import Service
 from dynamo_serve.trace import Arrival, Header, Line, Step
-from tests.test_cli import PATIENCE_S, serving
+from tests.patience import PATIENCE_S
+from tests.test_cli import serving
 from tests.test_readers import LONG, impatient
 from tests.test_service import collect, config_of, kill_engine, run, until
 from tests.test_service import folder as folder  # noqa: PLC0414 - a fixture

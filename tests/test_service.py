@@ -33,8 +33,7 @@ from dynamo_serve.errors import (
 from dynamo_serve.link import Hooks, Loss, ProcessLink
 from dynamo_serve.service import Service, State
 from tests.core.traffic import VOCAB_SIZE, reference
-
-TIMEOUT = 60.0
+from tests.patience import PATIENCE_S
 
 
 class Witness:
@@ -93,7 +92,7 @@ async def running(
 
 def run(main: Callable[[], Awaitable[None]]) -> None:
     async def bounded() -> None:
-        async with asyncio.timeout(TIMEOUT):
+        async with asyncio.timeout(PATIENCE_S):
             await main()
 
     asyncio.run(bounded())
@@ -291,7 +290,7 @@ class Held(FakeEngine):
 
     def step(self, batch: Batch) -> list[SequenceOutput]:
         if batch.phase is Phase.DECODE:
-            self.gate.wait(TIMEOUT)
+            self.gate.wait(PATIENCE_S)
         return super().step(batch)
 
 
@@ -375,7 +374,7 @@ def test_draining_lets_the_running_finish_and_refuses_the_new(folder: str) -> No
             request = Request("a", (1, 2), 200)
             task = asyncio.create_task(collect(service, request))
             await until(lambda: service.num_live == 1)
-            drained = asyncio.create_task(service.drain(TIMEOUT))
+            drained = asyncio.create_task(service.drain(PATIENCE_S))
             await until(lambda: service.state is State.DRAINING)
             with pytest.raises(Unavailable, match="shutting down"):
                 await collect(service, Request("b", (1,), 4))
@@ -439,7 +438,7 @@ def test_questions_fail_with_the_engine_and_while_there_is_none(folder: str) -> 
     async def main() -> None:
         async with running(config_of(True), folder) as service:
             os.kill(pid_of(service), signal.SIGSTOP)
-            asking = asyncio.create_task(service.inspect("costs", timeout=TIMEOUT))
+            asking = asyncio.create_task(service.inspect("costs", timeout=PATIENCE_S))
             with pytest.raises(Unavailable, match="did not answer within"):
                 await service.inspect("costs", timeout=0.01)
             kill_engine(service)
@@ -533,7 +532,7 @@ def test_a_reload_while_the_engine_starts_is_not_lost(
 
     class Slow(FakeEngine):
         def start(self) -> EngineSpec:
-            gate.wait(TIMEOUT)
+            gate.wait(PATIENCE_S)
             return super().start()
 
     monkeypatch.setattr("dynamo_serve.scheduling.Scheduler", Telling)

@@ -24,8 +24,8 @@ from dynamo_serve.errors import ContextTooLong, EngineFailure, Unavailable
 from dynamo_serve.service import Service, State
 from dynamo_serve.supervisor import HOPELESS_DEATHS
 from tests.core.traffic import reference
+from tests.patience import PATIENCE_S
 from tests.test_service import (
-    TIMEOUT,
     Witness,
     collect,
     config_of,
@@ -408,7 +408,7 @@ def test_a_server_that_drains_starts_an_engine_for_those_who_are_left(folder: st
             request = Request("a", (1, 2), 1000)
             task = asyncio.create_task(collect(service, request))
             await until(lambda: service.stats.num_running == 1)
-            draining = asyncio.create_task(service.drain(TIMEOUT))
+            draining = asyncio.create_task(service.drain(PATIENCE_S))
             await until(lambda: service.state is State.DRAINING)
             kill_engine(service)
             assert await task == reference(request)[0]

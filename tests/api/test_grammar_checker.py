@@ -27,6 +27,7 @@ from dynamo_serve.grammar_checker import (
 )
 from dynamo_serve.grammar_helper import Helper, Unreadable
 from dynamo_serve.grammars import BadGrammar, schema_grammar
+from tests.patience import PATIENCE_S
 
 
 def words() -> tuple[str, int, list[int]]:
@@ -106,7 +107,7 @@ def test_equal_grammars_are_looked_at_once_and_wait_in_one_place(
 ) -> None:
     checker = Checker(StructuredSection(), words)
     go_on = threading.Event()
-    asked = stand_in(monkeypatch, lambda _: 0.0 if go_on.wait(30) else 99.0)
+    asked = stand_in(monkeypatch, lambda _: 0.0 if go_on.wait(PATIENCE_S) else 99.0)
 
     async def ask() -> list[Any]:
         first = asyncio.create_task(checker.check(schema_grammar({}), "a"))
@@ -130,7 +131,7 @@ def test_equal_grammars_are_looked_at_once_and_wait_in_one_place(
 def test_nobody_has_all_the_places(monkeypatch: pytest.MonkeyPatch) -> None:
     checker = Checker(StructuredSection(), words)
     go_on = threading.Event()
-    stand_in(monkeypatch, lambda _: 0.0 if go_on.wait(30) else 99.0)
+    stand_in(monkeypatch, lambda _: 0.0 if go_on.wait(PATIENCE_S) else 99.0)
 
     async def ask() -> list[list[Any]]:
         tasks = {}
@@ -175,7 +176,7 @@ def test_a_compiler_that_dies_is_started_again(monkeypatch: pytest.MonkeyPatch) 
     assert again.pid != process.pid
     del checker  # the process ends with whoever asked it
     gc.collect()
-    again.wait(30)
+    again.wait(PATIENCE_S)
 
 
 def test_many_small_grammars_are_forgotten_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,12 +22,12 @@ from dynamo_serve.link import ProcessLink
 from dynamo_serve.service import Service
 from dynamo_serve.text.tokenizer import Tokenizer
 from tests.api.live import MAX_MODEL_LEN, config, serving
+from tests.patience import PATIENCE_S
 
 KEYS = {name: f"key-of-{name}-with-enough-characters" for name in ("acme", "beta")}
 SYSTEM = {"role": "system", "content": "You are the help of a shop that sells foxes. " * 2}
 PAGE = 16
 PAGES = 64
-WAIT_S = 20.0
 
 
 class House(NamedTuple):
@@ -67,7 +67,7 @@ def opened(model_folder: str, tokenizer: Tokenizer, tmp_path: Path) -> Generator
                 for key in KEYS.values()
             ]
             for client in clients:
-                client.timeout = httpx.Timeout(WAIT_S)
+                client.timeout = httpx.Timeout(PATIENCE_S)
                 stack.enter_context(client)
             return House(service, *clients)
 
@@ -93,7 +93,7 @@ def of(client: httpx.Client, id: str) -> Any:
 
 
 def until(condition: Callable[[], Any]) -> None:
-    end = time.monotonic() + WAIT_S
+    end = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < end, "it never came about"
 

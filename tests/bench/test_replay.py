@@ -34,10 +34,10 @@ from dynamo_serve.trace import Arrival, Header
 from tests.api.conftest import model_folder as model_folder  # noqa: PLC0414 - fixtures
 from tests.api.conftest import tokenizer as tokenizer  # noqa: PLC0414
 from tests.api.live import config, serving
+from tests.patience import PATIENCE_S
 from tests.test_service import run
 
 SIZE = 16
-PATIENCE_S = 60.0
 KEYS = {name: f"key-of-{name}-with-enough-characters" for name in ("shop", "bank")}
 
 

@@ -16,8 +16,8 @@ from bench.stub_server import serving as stub_serving
 from dynamo_serve import cli, trace
 from dynamo_serve.bench import record
 from dynamo_serve.trace import Arrival, Header
+from tests.patience import PATIENCE_S
 
-PATIENCE_S = 30.0
 HEADER = Header(spec={"vocab_size": 400})
 
 

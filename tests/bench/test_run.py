@@ -25,6 +25,7 @@ from dynamo_serve.bench.record import Record, Run
 from dynamo_serve.bench.run import Options, execute
 from dynamo_serve.errors import ConfigError
 from tests.architecture.source import ROOT
+from tests.patience import PATIENCE_S
 from tests.tries import sooner_or_later
 
 FAST = Delays(first=0.002, gap=0.001)
@@ -323,7 +324,7 @@ def test_an_interrupted_run_writes_what_there_is(tmp_path: Path, processes: str)
                 seen.wait(0.02)
             assert seen.is_set(), "it sent nothing"
             child.send_signal(signal.SIGINT)
-            assert child.wait(30) == 130
+            assert child.wait(PATIENCE_S) == 130
         finally:
             child.kill()
             child.wait()
@@ -343,7 +344,7 @@ def test_several_processes_send_the_same_plan_as_one(tmp_path: Path) -> None:
                 command(stub.url, out, *flags, "--set", "metrics_every=0"),
                 cwd=ROOT,
                 check=True,
-                timeout=60,
+                timeout=PATIENCE_S,
                 capture_output=True,
                 text=True,
             )

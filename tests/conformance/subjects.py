@@ -17,9 +17,9 @@ from dynamo_serve.service import Service
 from dynamo_serve.text.tokenizer import Tokenizer
 from scripts.tritonserver import Running
 from tests.api.live import MAX_MODEL_LEN, serving
+from tests.patience import PATIENCE_S
 
 Json = dict[str, Any]
-PATIENCE = 20.0
 # What the model on the server tells of requests that it has.
 LIVE = {"dserve": "dserve_engine_live", "echo": "echo_live"}
 
@@ -57,7 +57,7 @@ class Subject:
             return list(found)
 
     def becomes_idle(self) -> None:
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + PATIENCE_S
         while self.live() > 0:
             assert time.monotonic() < until, f"{self.live()} requests are still there"
 
@@ -76,7 +76,7 @@ def client_of(config: Config, path: str) -> Generator[tuple[Service, httpx.Clien
     service = Service(config, model_path=path)
     with (
         serving(service, Tokenizer.load(path), config) as url,
-        httpx.Client(base_url=url, timeout=60) as client,
+        httpx.Client(base_url=url, timeout=PATIENCE_S) as client,
     ):
         yield service, client
 

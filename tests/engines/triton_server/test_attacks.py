@@ -20,7 +20,6 @@ from dynamo_serve.engines.triton_server.remote import Remote
 from dynamo_serve.engines.triton_server.stream import Stream
 from dynamo_serve.errors import EngineStartError
 from tests.engines.triton_server.test_faults import (
-    PATIENCE,
     Actor,
     outcome,
     playing,
@@ -28,6 +27,7 @@ from tests.engines.triton_server.test_faults import (
     serving_grpc,
     well,
 )
+from tests.patience import PATIENCE_S
 
 
 @contextlib.contextmanager
@@ -48,7 +48,7 @@ def listening(says: bytes | None) -> Generator[str]:
             yield f"127.0.0.1:{listener.getsockname()[1]}"
         finally:
             listener.shutdown(socket.SHUT_RDWR)
-            thread.join(PATIENCE)
+            thread.join(PATIENCE_S)
             for each in held:
                 each.close()
 
@@ -82,7 +82,7 @@ class Sleeper(Actor):
     """Takes calls and never answers them."""
 
     def ModelReady(self, request: Any, context: Any) -> Any:
-        self.cancelled.wait(PATIENCE)
+        self.cancelled.wait(PATIENCE_S)
 
 
 class Liar(Actor):
@@ -149,7 +149,7 @@ def begun(remote: Remote, count: int) -> list[Stream]:
 
 def test_two_hundred_of_whom_half_hang_up_leave_nothing_behind() -> None:
     rng = random.Random(3)
-    with playing(well, well, first_token_timeout_s=PATIENCE) as (remote, _):
+    with playing(well, well, first_token_timeout_s=PATIENCE_S) as (remote, _):
         for _ in range(4):
             streams = begun(remote, 50)
             for each in rng.sample(streams, 25):
@@ -173,13 +173,13 @@ def test_a_stop_under_load_ends_all_of_it_there_too() -> None:
         streams = begun(remote, 6)
         assert any(wait_for(each) for each in streams)
         remote.close()
-        assert actor.cancelled.wait(PATIENCE)
+        assert actor.cancelled.wait(PATIENCE_S)
 
 
 def wait_for(stream: Stream) -> bool:
     """Whether something comes of it."""
     pause = threading.Event()
-    return any(stream.take() or pause.wait(0.01) for _ in range(int(PATIENCE * 100)))
+    return any(stream.take() or pause.wait(0.01) for _ in range(int(PATIENCE_S * 100)))
 
 
 def test_another_model_under_the_same_name_is_noticed_and_gets_nothing() -> None:

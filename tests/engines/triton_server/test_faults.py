@@ -20,10 +20,10 @@ from dynamo_serve.engines.triton_server.dialects import Ask
 from dynamo_serve.engines.triton_server.remote import Remote
 from dynamo_serve.engines.triton_server.stream import Stream
 from dynamo_serve.errors import EngineStartError
+from tests.patience import PATIENCE_S
 
 Script = Callable[[Any, Any], Iterator[Any]]  # of a request and the call's context
 INPUTS = ("text_input", "sampling_parameters", "return_finish_reason")
-PATIENCE = 10.0
 
 
 def said(text: str, finish: str = "None", *, is_final: bool = False) -> Any:
@@ -115,7 +115,7 @@ def outcome(remote: Remote, priority: int = 0) -> tuple[str, SequenceOutput]:
     remote.begin(stream)
     text = ""
     for _ in range(100):
-        assert news.wait(PATIENCE)
+        assert news.wait(PATIENCE_S)
         news.clear()
         while (output := stream.take()) is not None:
             text += "".join(output.texts)
@@ -212,7 +212,7 @@ def test_a_stream_that_ends_in_no_time_is_cancelled() -> None:
     with playing(goes_on, total_timeout_s=0.3) as (remote, (actor,)):
         text, last = outcome(remote)
         assert text.startswith("on on") and last.fault == "timeout"
-        assert actor.cancelled.wait(PATIENCE)
+        assert actor.cancelled.wait(PATIENCE_S)
 
 
 def test_the_server_is_told_how_long_to_queue_a_request_and_before_whom() -> None:

@@ -22,6 +22,7 @@ from dynamo_serve.service import Service
 from dynamo_serve.text.tokenizer import Tokenizer
 from scripts.tritonserver import Running
 from tests.api.live import MAX_MODEL_LEN, save_model, serving
+from tests.patience import PATIENCE_S
 from tests.tries import sooner_or_later
 
 Json = dict[str, Any]
@@ -46,7 +47,7 @@ def forwarding(
     service = Service(config, model_path=path)
     with (
         serving(service, Tokenizer.load(path), config, metrics) as url,
-        httpx.Client(base_url=url, timeout=30) as client,
+        httpx.Client(base_url=url, timeout=PATIENCE_S) as client,
     ):
         yield client
 
