@@ -123,7 +123,7 @@ def test_a_bad_page_costs_nothing_but_itself_and_is_told_once(
 def test_a_server_that_takes_for_ever_is_not_waited_for(answer: Answer) -> None:
     async def soon() -> list[str]:
         async with asyncio.timeout(PATIENCE_S):
-            return await scraped(answer, page("fine 1"), seconds=0.2)
+            return await scraped(answer, page("fine 1"), seconds=1.0)
 
     lines = asyncio.run(soon())
     assert 'dserve_triton_scrape_ok{endpoint="0:1"} 0.0' in lines

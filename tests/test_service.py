@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,12 @@ def config_of(process: bool, **scheduler: Any) -> Config:
         cache=CacheSection(page_size=4, num_pages=2048),
         scheduler=SchedulerSection(**scheduler),
     )
+
+
+def unhurried(process: bool) -> Config:
+    """Of an engine that has not said everything before anybody looks."""
+    engine = EngineSection(kind="fake", process=process, fake_step_ms=5.0)
+    return replace(config_of(process), engine=engine)
 
 
 @asynccontextmanager
@@ -370,8 +377,8 @@ def test_more_guaranteed_pages_than_there_are_is_worth_a_warning(
 
 def test_draining_lets_the_running_finish_and_refuses_the_new(folder: str) -> None:
     async def main() -> None:
-        async with running(config_of(True), folder) as service:
-            request = Request("a", (1, 2), 200)
+        async with running(unhurried(True), folder) as service:
+            request = Request("a", (1, 2), 100)
             task = asyncio.create_task(collect(service, request))
             await until(lambda: service.num_live == 1)
             drained = asyncio.create_task(service.drain(PATIENCE_S))
@@ -420,7 +427,7 @@ def test_a_slow_reader_gets_its_tokens_merged(folder: str) -> None:
 def test_the_scheduler_can_be_asked(process: bool, folder: str) -> None:
     async def main() -> None:
         async with (
-            running(config_of(process), folder) as service,
+            running(unhurried(process), folder) as service,
             aclosing(service.generate(Request("a-0", (1, 2), 4000))) as events,
         ):
             await anext(events)

@@ -97,14 +97,16 @@ def forwarded(server: Running, model: str, path: str) -> Generator[Subject]:
         server=ServerSection(resume_grace_s=0.0),
         engine=EngineSection(kind="triton", process=False),
         model=ModelSection(max_model_len=0 if is_ours else MAX_MODEL_LEN),
-        triton=TritonSection(endpoints=(server.endpoint,), model=model),
+        triton=TritonSection(
+            endpoints=(server.endpoint,), model=model, connect_timeout_s=PATIENCE_S
+        ),
     )
     with client_of(config, path) as (service, client):
         infers = frozenset(service.spec.infers)
         name = LIVE["dserve" if is_ours else "echo"]
         live = lambda: max(service.num_live, metric(server, name, model))  # noqa: E731
         on: Json = {"ignore_eos": True} if model in ("dserve", "echo") else {}
-        yield Subject(client, live, on, "" if is_ours else " @pause=100", infers=infers)
+        yield Subject(client, live, on, "" if is_ours else " @pause=250", infers=infers)
 
 
 def metric(server: Running, name: str, model: str) -> float:

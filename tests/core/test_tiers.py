@@ -188,7 +188,7 @@ def test_a_suspect_waits_for_the_pages_that_copies_hold() -> None:
         if harness.scheduler.running:
             break
     assert harness.scheduler.running["b"].restoring
-    large = tuple(i % VOCAB_SIZE for i in range(harness.engine.spec.max_model_len - 2))
+    large = tuple(i % VOCAB_SIZE for i in range(rough(harness).spec.max_model_len - 2))
     suspect = Request("suspect", large, 2, arrival=harness.now)
     goes_on = Resumed((), harness.now, "engine_lost", None, 0, is_suspect=True)
     harness.commands.append(Submit(suspect, goes_on))
