@@ -4,6 +4,7 @@ import inspect
 import os
 
 import httpx
+from hypothesis import HealthCheck, settings
 
 from tests.patience import PATIENCE_S
 
@@ -15,3 +16,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # for an answer. One object is the default of all that it does.
 _default = inspect.signature(httpx.Client).parameters["timeout"].default
 _default.connect = _default.read = _default.write = _default.pool = PATIENCE_S
+
+# How long an example takes says nothing about what is tested.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")

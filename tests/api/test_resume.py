@@ -310,7 +310,7 @@ def test_a_connection_that_takes_nothing_is_cut_in_the_end(
     """Its request was parked before, so that it cost nobody anything; and the rest can be had."""
     monkeypatch.setattr("dynamo_serve.deliveries.SLOW_SECONDS", 0.05)
     chosen = replace(
-        settings(stream_credit_bytes=1024, stream_buffer_bytes=4096, reader_patience_s=0.5),
+        settings(stream_credit_bytes=1024, stream_buffer_bytes=4096, reader_patience_s=1.5),
         engine=EngineSection(kind="fake", process=False, fake_step_ms=1),
     )
     service = Service(chosen, model_path=model_folder)
