@@ -229,6 +229,17 @@ def test_the_server_is_told_how_long_to_queue_a_request_and_before_whom() -> Non
             assert parameters["timeout"].int64_param == 150_000_000
 
 
+def test_a_server_is_not_late_for_who_came_while_it_was_shut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(endpoints, "FIRST_PAUSE", 1.6)
+    with playing(well, first_token_timeout_s=1.0) as (remote, _):
+        (endpoint,) = remote._endpoints
+        remote._loop.call_soon_threadsafe(remote._eject, endpoint, "it was silent")
+        text, last = outcome(remote)
+        assert (text, last.finish) == ("all well", Finish.STOP)
+
+
 def test_servers_whose_models_differ_do_not_serve_together() -> None:
     with playing(well, well) as (remote, actors):
         actors[1].levels = 2
