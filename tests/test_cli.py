@@ -24,8 +24,7 @@ from dynamo_serve import __version__, bundled, chat, cli
 from dynamo_serve.cli_progress import Progress
 from dynamo_serve.directory import digest
 from tests.architecture.source import ROOT
-
-PATIENCE_S = 60.0
+from tests.patience import PATIENCE_S
 
 
 def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:

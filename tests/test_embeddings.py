@@ -30,6 +30,7 @@ from dynamo_serve.service import Service
 from dynamo_serve.text.tokenizer import Tokenizer
 from tests.api.live import serving
 from tests.engines.local import encoders
+from tests.patience import PATIENCE_S
 from tests.test_service import config_of, kill_engine, run, running, until
 from tests.test_service import folder as folder  # noqa: PLC0414 - a fixture
 
@@ -157,7 +158,7 @@ def test_retrieval_and_an_answer_from_one_server() -> None:
         ranked = httpx.post(
             f"{base}/v1/rerank",
             json={"query": question, "documents": sections, "truncate_prompt_tokens": 200},
-            timeout=60,
+            timeout=PATIENCE_S,
         ).json()["results"]
         assert ranked[0]["index"] == 3
         context = ranked[0]["document"]["text"][:400]

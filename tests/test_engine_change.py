@@ -230,7 +230,8 @@ def test_the_fake_engine_is_faster_with_lighter_weights(folder: str) -> None:
 
     async def main() -> None:
         async with running(lighter(process=False, step_ms=20.0), folder) as service:
-            for mode, seconds in (("auto", 0.02), ("pin", 0.01)):
+            fastest = {}
+            for mode in ("auto", "pin"):
                 service.steer(LIGHTER, mode)
                 await until(lambda: weights(service) == {"auto": "none", "pin": "int8"}[mode])  # noqa: B023
                 await until(lambda: service.engine.is_up)
@@ -241,6 +242,7 @@ def test_the_fake_engine_is_faster_with_lighter_weights(folder: str) -> None:
                     if service.stats.step:
                         steps.append(service.stats.step.seconds)
                     await asyncio.sleep(0.001)
-                assert min(steps) == pytest.approx(seconds, rel=0.5)
+                fastest[mode] = min(steps)
+            assert fastest["auto"] > 0.019 > fastest["pin"] > 0.009
 
     run(main)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from dynamo_serve import garbage
+from tests.patience import PATIENCE_S
 
 MIB = 2**20
 LIBC = ctypes.CDLL(None)
@@ -62,7 +63,7 @@ def hold_and_give_back() -> tuple[int, int]:
 def test_what_a_thread_has_freed_is_given_back() -> None:
     # in a process of its own: what other tests have left in the arenas would be used first
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as fresh:
-        held, kept = fresh.submit(hold_and_give_back).result(timeout=60)
+        held, kept = fresh.submit(hold_and_give_back).result(timeout=PATIENCE_S)
     assert held > 24 * MIB, "nothing was kept"
     assert kept < 12 * MIB
 

@@ -29,9 +29,9 @@ from dynamo_serve.config import ServerSection
 from dynamo_serve.errors import ConfigError
 from dynamo_serve.handover import Door, check_path, take_over
 from tests.api.test_resume import EVENTS, Answer, events_of, read
+from tests.patience import PATIENCE_S
 from tests.test_service import run
 
-PATIENCE_S = 60.0
 SERVE = [sys.executable, "-m", "dynamo_serve.cli", "serve", "--set", "engine.kind=fake"]
 ASK = "/v1/completions"
 
@@ -257,7 +257,9 @@ def test_streams_go_on_in_the_next_server(folder: Path) -> None:
         for answer, body in zip(answers, bodies, strict=True):
             path = f"/v1/streams/{answer.last_id.partition(':')[0]}"
             headers = {"Last-Event-ID": answer.last_id}
-            with httpx.stream("GET", new.url + path, headers=headers, timeout=60) as response:
+            with httpx.stream(
+                "GET", new.url + path, headers=headers, timeout=PATIENCE_S
+            ) as response:
                 read(answer, response)
             assert answer.is_done
             answer.last_id = ""
@@ -286,7 +288,7 @@ def test_a_server_that_fails_to_take_over_changes_nothing(folder: Path) -> None:
         wait_for(lambda: "this one drains" in old.log.read_text())
         answer.take(next(events))
         headers = {"Last-Event-ID": answer.last_id}
-        with httpx.stream("POST", new.url + ASK, headers=headers, timeout=60) as response:
+        with httpx.stream("POST", new.url + ASK, headers=headers, timeout=PATIENCE_S) as response:
             read(answer, response)
         answer.last_id = ""
         assert answer == whole(new.url, body)

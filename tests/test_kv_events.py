@@ -34,11 +34,12 @@ from dynamo_serve.service import Service
 from dynamo_serve.text.tokenizer import Tokenizer
 from tests.api.live import NAMES, config, save_model, serving
 from tests.core.traffic import VOCAB_SIZE, Harness, QuickEngine, random_requests
+from tests.patience import PATIENCE_S
 from tests.test_service import pid_of
 
 zmq: Any = pytest.importorskip("zmq", reason="pip install 'dynamo-serve[events]'")
 
-PATIENCE_MS = 30_000
+PATIENCE_MS = 1000 * PATIENCE_S
 ANYWHERE = "tcp://127.0.0.1:*"
 
 
@@ -387,7 +388,7 @@ def test_a_router_follows_a_server_and_the_engine_after_the_first(
 
         def complete(prompt: str) -> None:
             body = {"model": NAMES[0], "prompt": prompt, "max_tokens": 8}
-            answer = httpx.post(f"{url}/v1/completions", json=body, timeout=30)
+            answer = httpx.post(f"{url}/v1/completions", json=body, timeout=PATIENCE_S)
             assert answer.status_code == 200, answer.text
 
         follower.hear_until(lambda: follower.num_cleared > 0)

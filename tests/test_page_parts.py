@@ -7,7 +7,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.test_cli import PATIENCE_S, ready, serving, wait_for
+from tests.patience import PATIENCE_S
+from tests.test_cli import ready, serving, wait_for
 
 HEAD = list(range(300, 320))  # a page and four tokens
 

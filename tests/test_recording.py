@@ -35,8 +35,9 @@ from dynamo_serve.recording_files import PageNumbers, TraceFiles, check_folder
 from dynamo_serve.recording_lines import Lines, wishes
 from dynamo_serve.service import Service
 from dynamo_serve.trace import Arrival, Header, Line, Step
-from tests.test_cli import PATIENCE_S, serving
-from tests.test_readers import LONG, impatient
+from tests.patience import PATIENCE_S
+from tests.test_cli import serving
+from tests.test_readers import impatient
 from tests.test_service import collect, config_of, kill_engine, run, until
 from tests.test_service import folder as folder  # noqa: PLC0414 - a fixture
 
@@ -146,9 +147,9 @@ def test_readers_that_hang_up_or_are_slow_and_streams_that_go_on(
     monkeypatch.setattr("dynamo_serve.deliveries.SLOW_SECONDS", 0.0)
 
     async def main() -> None:
-        async with Recorded(impatient(step_ms=0.2), folder, tmp_path / "t") as service:
+        async with Recorded(impatient(step_ms=3.0), folder, tmp_path / "t") as service:
             for name, keep in [("left-0", 0.0), ("back-0", 30.0), ("slow-0", 0.0)]:
-                request = Request(name, (1, 2), LONG, arrival=time.monotonic())
+                request = Request(name, (1, 2), 500, arrival=time.monotonic())
                 async with aclosing(service.generate(request, keep_seconds=keep)) as events:
                     num_read = len((await anext(events)).token_ids)
                     if name == "slow-0":
@@ -159,7 +160,7 @@ def test_readers_that_hang_up_or_are_slow_and_streams_that_go_on(
             await until(lambda: service.num_live == 0)
         arrivals = {a.output_tokens: a for a in lines_of(tmp_path / "t")[1]}
         whole = [a for a in lines_of(tmp_path / "t")[1] if a.ended == "length"]
-        (left,) = [a for n, a in arrivals.items() if n < LONG]
+        (left,) = [a for n, a in arrivals.items() if n < 500]
         assert (left.ended, left.reading) == ("cancelled", None)
         assert left.gone_at and left.first_token and left.gone_at >= left.first_token
         slow, back = sorted(whole, key=lambda a: a.reading is None)
@@ -221,8 +222,8 @@ def test_a_server_records_what_clients_ask_and_not_what_they_say(tmp_path: Path)
     assert first.call == second.call == 0 and third.call is None
     assert first.group == second.group == third.group != ""
     assert (first.priority, first.tenant, first.is_stream) == (3, "shop", False)
-    assert third.deadline == pytest.approx(60, abs=1) and not third.has_class_deadline
-    assert first.deadline == pytest.approx(90, abs=1) and first.has_class_deadline
+    assert third.deadline == pytest.approx(60, abs=10) and not third.has_class_deadline
+    assert first.deadline == pytest.approx(90, abs=10) and first.has_class_deadline
     assert third.pages == first.pages and third.cached_tokens >= 16
     assert {fourth.salt, fourth.group}.isdisjoint({"", first.salt, first.group})
     assert fourth.cached_tokens == 0 and fourth.pages[0][0] > first.pages[0][0], "pages of its own"

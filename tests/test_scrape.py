@@ -11,9 +11,9 @@ import pytest
 from dynamo_serve.errors import Unavailable
 from dynamo_serve.metrics import Metrics
 from dynamo_serve.scrape import MAX_BYTES, Scraper
+from tests.patience import PATIENCE_S
 
 Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]
-PATIENCE = 10.0
 
 
 def page(said: str | bytes, head: str = "HTTP/1.1 200 OK") -> Answer:
@@ -51,7 +51,7 @@ async def is_no_http(writer: asyncio.StreamWriter) -> None:
     writer.write(b"\x16\x03\x01" * 100)
 
 
-async def scraped(*answers: Answer, seconds: float = PATIENCE) -> list[str]:
+async def scraped(*answers: Answer, seconds: float = PATIENCE_S) -> list[str]:
     """What is made of servers that answer so; their endpoints are "0:1", "1:1", …"""
     servers = []
     for answer in answers:
@@ -122,8 +122,8 @@ def test_a_bad_page_costs_nothing_but_itself_and_is_told_once(
 @pytest.mark.parametrize("answer", [says_nothing, drips])
 def test_a_server_that_takes_for_ever_is_not_waited_for(answer: Answer) -> None:
     async def soon() -> list[str]:
-        async with asyncio.timeout(PATIENCE):
-            return await scraped(answer, page("fine 1"), seconds=0.2)
+        async with asyncio.timeout(PATIENCE_S):
+            return await scraped(answer, page("fine 1"), seconds=1.0)
 
     lines = asyncio.run(soon())
     assert 'dserve_triton_scrape_ok{endpoint="0:1"} 0.0' in lines

@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,7 @@ from dynamo_serve.errors import (
 from dynamo_serve.link import Hooks, Loss, ProcessLink
 from dynamo_serve.service import Service, State
 from tests.core.traffic import VOCAB_SIZE, reference
-
-TIMEOUT = 60.0
+from tests.patience import PATIENCE_S
 
 
 class Witness:
@@ -79,6 +79,12 @@ def config_of(process: bool, **scheduler: Any) -> Config:
     )
 
 
+def unhurried(process: bool) -> Config:
+    """Of an engine that has not said everything before anybody looks."""
+    engine = EngineSection(kind="fake", process=process, fake_step_ms=5.0)
+    return replace(config_of(process), engine=engine)
+
+
 @asynccontextmanager
 async def running(
     config: Config, folder: str, witness: Witness | None = None
@@ -93,7 +99,7 @@ async def running(
 
 def run(main: Callable[[], Awaitable[None]]) -> None:
     async def bounded() -> None:
-        async with asyncio.timeout(TIMEOUT):
+        async with asyncio.timeout(PATIENCE_S):
             await main()
 
     asyncio.run(bounded())
@@ -291,7 +297,7 @@ class Held(FakeEngine):
 
     def step(self, batch: Batch) -> list[SequenceOutput]:
         if batch.phase is Phase.DECODE:
-            self.gate.wait(TIMEOUT)
+            self.gate.wait(PATIENCE_S)
         return super().step(batch)
 
 
@@ -371,11 +377,11 @@ def test_more_guaranteed_pages_than_there_are_is_worth_a_warning(
 
 def test_draining_lets_the_running_finish_and_refuses_the_new(folder: str) -> None:
     async def main() -> None:
-        async with running(config_of(True), folder) as service:
-            request = Request("a", (1, 2), 200)
+        async with running(unhurried(True), folder) as service:
+            request = Request("a", (1, 2), 100)
             task = asyncio.create_task(collect(service, request))
             await until(lambda: service.num_live == 1)
-            drained = asyncio.create_task(service.drain(TIMEOUT))
+            drained = asyncio.create_task(service.drain(PATIENCE_S))
             await until(lambda: service.state is State.DRAINING)
             with pytest.raises(Unavailable, match="shutting down"):
                 await collect(service, Request("b", (1,), 4))
@@ -421,7 +427,7 @@ def test_a_slow_reader_gets_its_tokens_merged(folder: str) -> None:
 def test_the_scheduler_can_be_asked(process: bool, folder: str) -> None:
     async def main() -> None:
         async with (
-            running(config_of(process), folder) as service,
+            running(unhurried(process), folder) as service,
             aclosing(service.generate(Request("a-0", (1, 2), 4000))) as events,
         ):
             await anext(events)
@@ -439,7 +445,7 @@ def test_questions_fail_with_the_engine_and_while_there_is_none(folder: str) -> 
     async def main() -> None:
         async with running(config_of(True), folder) as service:
             os.kill(pid_of(service), signal.SIGSTOP)
-            asking = asyncio.create_task(service.inspect("costs", timeout=TIMEOUT))
+            asking = asyncio.create_task(service.inspect("costs", timeout=PATIENCE_S))
             with pytest.raises(Unavailable, match="did not answer within"):
                 await service.inspect("costs", timeout=0.01)
             kill_engine(service)
@@ -533,7 +539,7 @@ def test_a_reload_while_the_engine_starts_is_not_lost(
 
     class Slow(FakeEngine):
         def start(self) -> EngineSpec:
-            gate.wait(TIMEOUT)
+            gate.wait(PATIENCE_S)
             return super().start()
 
     monkeypatch.setattr("dynamo_serve.scheduling.Scheduler", Telling)

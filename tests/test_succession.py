@@ -11,6 +11,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
 from dynamo_serve.succession import empty, end_after_next_answer, stop_accepting
+from tests.patience import PATIENCE_S
 from tests.test_service import run
 
 CLIENTS = 20
@@ -63,9 +64,9 @@ def test_whoever_is_in_the_queue_is_served_by_one_or_the_other(num_turns: int) -
             for said in answers:
                 assert said.startswith(b"HTTP/1.1 200 ")
                 assert b"\r\nconnection: close\r\n" in said
-            await empty(old, seconds=30)
+            await empty(old, seconds=PATIENCE_S)
             await stop_accepting(new)
-            await empty(new, seconds=30)
+            await empty(new, seconds=PATIENCE_S)
             for client in clients:
                 client.close()
 

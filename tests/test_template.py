@@ -23,12 +23,12 @@ from dynamo_serve.process import Forked
 from dynamo_serve.service import Service
 from dynamo_serve.start import Template, TemplateError
 from tests.core.traffic import reference
+from tests.patience import PATIENCE_S
 from tests.test_service import collect, config_of, kill_engine, pid_of, run, until
 from tests.test_service import folder as folder  # noqa: PLC0414 - a fixture
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="no Linux")
 
-PATIENCE = 30.0
 LIGHT = """
 import os, sys, threading
 from dynamo_serve import building, template, worker
@@ -260,7 +260,7 @@ def test_nobody_outlives_the_api_process(is_template_stopped: bool, folder: str)
         for fd in fds:
             poll = select.poll()
             poll.register(fd, select.POLLIN)
-            assert poll.poll(1000 * PATIENCE)
+            assert poll.poll(1000 * PATIENCE_S)
             os.close(fd)
 
 
@@ -272,7 +272,7 @@ def test_two_may_wait_for_a_forked_process() -> None:
             thread.start()
         child.kill()
         for thread in threads:
-            thread.join(PATIENCE)
+            thread.join(PATIENCE_S)
         assert codes == [-signal.SIGKILL] * 4
         child.kill()  # it is gone: its number may be somebody else's
 

@@ -7,6 +7,7 @@ import threading
 from weakref import ref
 
 from dynamo_serve.turns import Turns
+from tests.patience import PATIENCE_S
 
 
 class Clock:
@@ -45,7 +46,7 @@ def test_who_comes_later_has_no_arrears() -> None:
 
     def work(tenant: str) -> None:
         if tenant == "late":
-            assert go_on.wait(30)
+            assert go_on.wait(PATIENCE_S)
         served.append(tenant)
         clock.now += 5.0
 
@@ -68,7 +69,7 @@ def test_a_turn_that_nobody_waits_for_is_left_out() -> None:
     done, go_on = list[int](), threading.Event()
 
     def work(number: int) -> None:
-        assert go_on.wait(30)
+        assert go_on.wait(PATIENCE_S)
         done.append(number)
 
     async def ask() -> None:
@@ -93,7 +94,7 @@ def test_what_nobody_waits_for_is_not_held_until_its_turn() -> None:
 
     def work(text: Text) -> None:
         begun.set()
-        assert go_on.wait(30)
+        assert go_on.wait(PATIENCE_S)
 
     async def ask() -> None:
         turns = Turns[Text, None](work)
@@ -102,7 +103,7 @@ def test_what_nobody_waits_for_is_not_held_until_its_turn() -> None:
             text = Text()
             left, alive = asyncio.create_task(turns.run(tenant, text)), ref(text)
             await asyncio.sleep(0)
-            assert await asyncio.to_thread(begun.wait, 30)
+            assert await asyncio.to_thread(begun.wait, PATIENCE_S)
             left.cancel()
             await asyncio.wait((left,))
             del left, text
@@ -128,7 +129,7 @@ def test_what_work_raises_is_raised_to_who_asked() -> None:
 
 def test_another_event_loop_can_use_it_after_one_has_ended() -> None:
     go_on = threading.Event()
-    turns = Turns[int, int](lambda number: number if go_on.wait(30) else 0)
+    turns = Turns[int, int](lambda number: number if go_on.wait(PATIENCE_S) else 0)
 
     async def leave() -> None:
         task = asyncio.create_task(turns.run("a", 1))

@@ -24,10 +24,10 @@ from dynamo_serve.core.tenant import Tenancy
 from dynamo_serve.link import ENGINE_SECTIONS
 from dynamo_serve.worker import Channel, settings_of
 from tests.core.traffic import VOCAB_SIZE
+from tests.patience import PATIENCE_S
 
 CONFIG = Config(engine=EngineSection(kind="fake"), cache=CacheSection(page_size=4, num_pages=64))
 ROOT = Path(__file__).parents[1]
-PATIENCE = 30.0
 HIGH = 1100  # above what select() takes
 HANGS = """
 import sys, threading
@@ -85,7 +85,7 @@ def test_an_engine_that_hangs_ends_with_the_api_process(method: str, folder: str
                 ours.sendall(wire.pack_command(Submit(Request("a", (1, 2), 4))))
             assert process.stdout
             assert process.stdout.readline() == b"hanging\n"
-        assert process.wait(PATIENCE) == 1
+        assert process.wait(PATIENCE_S) == 1
 
 
 def test_an_idle_engine_ends_with_the_api_process(folder: str) -> None:
@@ -95,7 +95,7 @@ def test_an_idle_engine_ends_with_the_api_process(folder: str) -> None:
         with ours:
             ours.sendall(configure(folder))
             assert ours.recv(1)  # ready
-        assert process.wait(PATIENCE) == 0
+        assert process.wait(PATIENCE_S) == 0
 
 
 def test_the_socket_may_have_any_number(folder: str) -> None:
@@ -110,7 +110,7 @@ def test_the_socket_may_have_any_number(folder: str) -> None:
         with theirs, ours, worker(("-m", "dynamo_serve.worker"), HIGH) as process:
             os.close(HIGH)
             ours.sendall(configure(folder))
-            ours.settimeout(PATIENCE)
+            ours.settimeout(PATIENCE_S)
             frames, kinds = wire.Frames(), list[str]()
             while kinds.count("step") < 4:
                 data = ours.recv(1 << 16)
@@ -119,7 +119,7 @@ def test_the_socket_may_have_any_number(folder: str) -> None:
                 if kinds == ["ready"]:
                     ours.sendall(wire.pack_command(Submit(Request("a", (1, 2), 4))))
             ours.shutdown(socket.SHUT_RDWR)
-            assert process.wait(PATIENCE) == 0
+            assert process.wait(PATIENCE_S) == 0
         assert kinds[0] == "ready"
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
@@ -132,5 +132,5 @@ def test_what_comes_with_the_settings_is_not_lost() -> None:
         ours.sendall(configure("here") + b"".join(map(wire.pack_command, commands)))
         channel = Channel(theirs)
         assert settings_of(channel.receive_message())[1:] == ("here", Tenancy(), Standing())
-        assert channel.receive(PATIENCE) == commands
+        assert channel.receive(PATIENCE_S) == commands
         assert channel.receive(0.0) == []

@@ -22,6 +22,7 @@ from dynamo_serve.cli_serve import HttpServer, http_settings
 from dynamo_serve.config import Config, EngineSection, ModelSection, ServerSection
 from dynamo_serve.service import Service
 from dynamo_serve.text.tokenizer import Tokenizer
+from tests.patience import PATIENCE_S
 from tests.text.tiny import byte_level
 
 NAMES = ("tiny", "tiny-alias")
@@ -115,9 +116,9 @@ def serving(
         thread = threading.Thread(target=asyncio.run, args=(main(),))
         thread.start()
         try:
-            assert server.listening.wait(30)
+            assert server.listening.wait(PATIENCE_S)
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True
-            thread.join(120)
+            thread.join(PATIENCE_S)
             assert not thread.is_alive()

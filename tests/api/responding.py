@@ -18,6 +18,7 @@ from dynamo_serve.text.tokenizer import Tokenizer
 from tests.api.live import config, serving
 from tests.api.stub import Script, StubService
 from tests.api.talking import tokenizer_of
+from tests.patience import PATIENCE_S
 
 Json = dict[str, Any]
 PATH = "/v1/responses"
@@ -65,7 +66,7 @@ def keeping(
 
 def ask(base: str, **fields: Any) -> Json:
     """A whole response."""
-    answer = httpx.post(base + PATH, json={"input": "hello", **fields}, timeout=60)
+    answer = httpx.post(base + PATH, json={"input": "hello", **fields}, timeout=PATIENCE_S)
     assert answer.status_code == 200, answer.text
     response: Json = answer.json()
     shapes.Response.model_validate(as_declared(response))
@@ -82,7 +83,7 @@ def as_declared(response: Json) -> Json:
 def stream(base: str, **fields: Any) -> list[Json]:
     """The events of one."""
     body = {"input": "hello", "stream": True, **fields}
-    answer = httpx.post(base + PATH, json=body, timeout=60)
+    answer = httpx.post(base + PATH, json=body, timeout=PATIENCE_S)
     assert answer.status_code == 200, answer.text
     return events_of(answer.text)
 

@@ -18,7 +18,6 @@ from dynamo_serve.service import Service, State
 from dynamo_serve.supervisor import Supervisor
 from dynamo_serve.text.tokenizer import Tokenizer
 
-WAIT_S = 10.0  # for what another thread is about to do; reached only by a failing test
 CACHED = 7
 
 Script = Callable[[Request], AsyncGenerator[TokenEvent, None]]

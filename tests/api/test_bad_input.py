@@ -16,6 +16,7 @@ from dynamo_serve.text.tokenizer import Tokenizer
 from tests.api.conftest import Stubbed
 from tests.api.live import app_of, config, serving
 from tests.api.stub import StubService, hangs, says
+from tests.patience import PATIENCE_S
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
@@ -24,7 +25,7 @@ JSON = {"content-type": "application/json"}
 
 @pytest.fixture
 def http(url: str) -> Generator[httpx.Client]:
-    with httpx.Client(base_url=url, timeout=30) as client:
+    with httpx.Client(base_url=url, timeout=PATIENCE_S) as client:
         yield client
 
 

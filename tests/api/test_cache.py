@@ -14,8 +14,9 @@ from dynamo_serve.service import Service
 from dynamo_serve.text.tokenizer import Tokenizer
 from tests.api.conftest import Stubbed
 from tests.api.live import MAX_MODEL_LEN, config, serving
-from tests.api.stub import WAIT_S, hangs
+from tests.api.stub import hangs
 from tests.api.test_tenants import KEYS, error, tenants
+from tests.patience import PATIENCE_S
 
 HEAD = "You are a patient teacher of arithmetic. Today is "
 PROMPT = HEAD + "Monday. What are two and two?"
@@ -37,7 +38,7 @@ def house(model_folder: str, tokenizer: Tokenizer, tmp_path: Path) -> Generator[
     with serving(Service(settings, model_path=model_folder), tokenizer, settings) as base:
         clients = {
             name: httpx.Client(
-                base_url=base, headers={"Authorization": f"Bearer {key}"}, timeout=WAIT_S
+                base_url=base, headers={"Authorization": f"Bearer {key}"}, timeout=PATIENCE_S
             )
             for name, key in KEYS.items()
         }

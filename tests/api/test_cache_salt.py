@@ -11,7 +11,7 @@ import pytest
 from dynamo_serve.directory import Caller, digest
 from dynamo_serve.text.tokenizer import Tokenizer
 from tests.api.conftest import Stubbed
-from tests.api.stub import WAIT_S, says
+from tests.api.stub import says
 from tests.api.test_cache import House, explain
 from tests.api.test_cache import house as house  # noqa: PLC0414
 from tests.api.test_prefixes import SYSTEM, Open, kill_engine, of, pin, until
@@ -20,6 +20,7 @@ from tests.api.test_shared import House as SharedHouse
 from tests.api.test_shared import Open as OpenShared
 from tests.api.test_shared import opened as shared_house  # noqa: F401
 from tests.api.test_tenants import error
+from tests.patience import PATIENCE_S
 
 TEXT = "Dear diary, nobody is to know what I have written here, today of all days. "
 ANN, BOB = "ann-5e0f1b", "bob-77a90c"
@@ -135,7 +136,7 @@ def test_what_vectors_are_made_of_is_apart(house: House, path: str) -> None:
 def test_a_request_carries_the_hash_of_its_salt(stubbed: Stubbed, tokenizer: Tokenizer) -> None:
     service, base = stubbed(says(tokenizer, "a b c"))
     httpx.post(base + "/v1/chat/completions", json={**CHAT, "cache_salt": ANN})
-    request = service.seen.get(timeout=WAIT_S)
+    request = service.seen.get(timeout=PATIENCE_S)
     assert request.salt == Caller("default", "").salted(ANN).salt
     assert ANN not in repr(request)
 

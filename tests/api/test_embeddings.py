@@ -22,8 +22,9 @@ from dynamo_serve.service import Service
 from dynamo_serve.text.tokenizer import Tokenizer
 from tests.api.conftest import Stubbed
 from tests.api.live import MAX_MODEL_LEN, config, serving
-from tests.api.stub import WAIT_S, StubService, hangs
+from tests.api.stub import StubService, hangs
 from tests.api.test_hang_up import cancelled, send
+from tests.patience import PATIENCE_S
 
 EMBED, RERANK = "/v1/embeddings", "/v1/rerank"
 TEXTS = ["hello world", "the stop word", "how are you today?", "hello"]
@@ -31,7 +32,7 @@ TEXTS = ["hello world", "the stop word", "how are you today?", "hello"]
 
 @pytest.fixture
 def http(url: str) -> Generator[httpx.Client]:
-    with httpx.Client(base_url=url, timeout=30) as client:
+    with httpx.Client(base_url=url, timeout=PATIENCE_S) as client:
         yield client
 
 
@@ -197,7 +198,7 @@ def narrow(model_folder: str, tokenizer: Tokenizer) -> Generator[httpx.Client]:
     settings = config(max_inputs=4)
     with (
         serving(Service(settings, model_path=model_folder), tokenizer, settings) as base,
-        httpx.Client(base_url=base, timeout=30) as http,
+        httpx.Client(base_url=base, timeout=PATIENCE_S) as http,
     ):
         yield http
 
@@ -282,7 +283,7 @@ def test_hanging_up_cancels_every_input(tokenizer: Tokenizer, path: str) -> None
         body = {"query": "a", "documents": TEXTS[1:]}
     with serving(service, tokenizer, config()) as base:
         connection = send(base, path, body)
-        ids = {service.seen.get(timeout=WAIT_S).id for _ in TEXTS}
+        ids = {service.seen.get(timeout=PATIENCE_S).id for _ in TEXTS}
         connection.close()
         assert cancelled(service, len(TEXTS)) == ids
 
@@ -296,10 +297,10 @@ def test_one_that_fails_takes_the_others_with_it(tokenizer: Tokenizer) -> None:
     service = StubService(script)
     service.spec = ENCODER
     with serving(service, tokenizer, config()) as base:
-        answer = httpx.post(base + EMBED, json={"input": TEXTS}, timeout=WAIT_S)
+        answer = httpx.post(base + EMBED, json={"input": TEXTS}, timeout=PATIENCE_S)
         assert answer.status_code == 504
         assert answer.json()["error"]["code"] == "deadline_passed"
-        seen = {service.seen.get(timeout=WAIT_S) for _ in TEXTS}
+        seen = {service.seen.get(timeout=PATIENCE_S) for _ in TEXTS}
         assert cancelled(service, 3) == {r.id for r in seen if not r.id.endswith("-2")}
     first = next(r for r in seen if r.id.endswith("-0"))
     assert first.num_choices == 4 and first.call_tokens == sum(len(r.prompt_ids) for r in seen)

@@ -16,8 +16,9 @@ from dynamo_serve.api.encoding import LONG_CHARACTERS, LongTexts
 from dynamo_serve.errors import QuotaExceeded, Unavailable
 from dynamo_serve.text.tokenizer import Tokenizer
 from tests.api.live import MAX_MODEL_LEN, config, serving
-from tests.api.stub import WAIT_S, StubService, says
+from tests.api.stub import StubService, says
 from tests.api.test_hang_up import send
+from tests.patience import PATIENCE_S
 
 LONG = "hello " * (LONG_CHARACTERS // 6 + 1)
 MIDDLE = "hello " * (encoding.INLINE_CHARACTERS // 6 + 1)
@@ -55,7 +56,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Generator[Slow]:
         if len(text) > LONG_CHARACTERS:
             state.num_begun += 1
             state.begun.release()
-            assert state.go_on.wait(3 * WAIT_S)
+            assert state.go_on.wait(PATIENCE_S)
         return encode(self, text, **options)
 
     monkeypatch.setattr(Tokenizer, "encode", waiting)
@@ -70,7 +71,7 @@ def base(tokenizer: Tokenizer) -> Generator[str]:
 
 
 def post(base: str, path: str, body: dict[str, Any]) -> httpx.Response:
-    return httpx.post(base + path, json=body, timeout=2 * WAIT_S)
+    return httpx.post(base + path, json=body)
 
 
 def test_texts_of_others_do_not_wait_for_long_ones(base: str, slow: Slow) -> None:
@@ -78,7 +79,7 @@ def test_texts_of_others_do_not_wait_for_long_ones(base: str, slow: Slow) -> Non
         asked = list(SHOWING.items()) * (MANY // len(SHOWING))
         long = [pool.submit(post, base, path, body) for path, body in asked]
         try:
-            assert slow.begun.acquire(timeout=WAIT_S)
+            assert slow.begun.acquire(timeout=PATIENCE_S)
             for _ in range(3):
                 answer = post(base, "/tokenize", {"prompt": MIDDLE})
                 assert answer.json()["count"] > 1
@@ -102,7 +103,7 @@ def test_what_cannot_fit_is_refused_unread(base: str, slow: Slow, path: str) -> 
 def test_who_goes_before_its_turn_is_forgotten(base: str, slow: Slow) -> None:
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(post, base, "/tokenize", {"prompt": LONG})
-        assert slow.begun.acquire(timeout=WAIT_S)
+        assert slow.begun.acquire(timeout=PATIENCE_S)
         for _ in range(3):
             send(base, "/tokenize", {"prompt": LONG}).close()
             for _ in range(3):  # through the server's event loop, until it has seen that
@@ -118,7 +119,7 @@ def test_who_waits_when_the_server_ends_is_told_so(tokenizer: Tokenizer, slow: S
     with ThreadPoolExecutor(1) as pool:
         with serving(stub, tokenizer, config(), timeout_graceful_shutdown=0) as base:
             asked = pool.submit(post, base, "/tokenize", {"prompt": LONG})
-            assert slow.begun.acquire(timeout=WAIT_S)
+            assert slow.begun.acquire(timeout=PATIENCE_S)
         answer = asked.result()
     assert answer.status_code == 503 and answer.headers["Retry-After"]
     assert answer.json()["error"]["code"] == "server_shutdown"
@@ -133,7 +134,7 @@ def test_so_many_may_wait_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
         long_texts = LongTexts()
 
         def begin(tenant: str) -> asyncio.Task[bool]:
-            return asyncio.create_task(long_texts.run(tenant, lambda: go_on.wait(WAIT_S)))
+            return asyncio.create_task(long_texts.run(tenant, lambda: go_on.wait(PATIENCE_S)))
 
         waiting = [begin("a"), begin("a")]
         with pytest.raises(QuotaExceeded, match="2 of your texts"):

@@ -21,8 +21,9 @@ from dynamo_serve.config import EngineSection
 from dynamo_serve.service import Service
 from dynamo_serve.text.tokenizer import Tokenizer
 from tests.api.live import config, serving
-from tests.api.stub import WAIT_S
 from tests.api.test_resume import stuck_client, wait_until
+from tests.patience import PATIENCE_S
+from tests.test_service import Witness
 
 CHAT = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 5}
 PATH = "/v1/chat/completions"
@@ -55,11 +56,11 @@ def born(monkeypatch: pytest.MonkeyPatch) -> Generator[list[weakref.ref[Any]]]:
 
 
 def post(base: str, **fields: Any) -> None:
-    httpx.post(base + PATH, json={**CHAT, **fields}, headers=CLOSE, timeout=WAIT_S)
+    httpx.post(base + PATH, json={**CHAT, **fields}, headers=CLOSE, timeout=PATIENCE_S)
 
 
 def kept_alive(base: str) -> None:
-    with httpx.Client(base_url=base, timeout=WAIT_S) as client:
+    with httpx.Client(base_url=base, timeout=PATIENCE_S) as client:
         for _ in range(3):
             client.post(PATH, json=CHAT)
             client.get("/health")
@@ -71,7 +72,7 @@ def hung_up(base: str, *, reset: bool) -> None:
     assert address.hostname and address.port
     raw = json.dumps({**CHAT, "max_tokens": 200, "stream": True}).encode()
     head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-    with socket.create_connection((address.hostname, address.port), timeout=WAIT_S) as sock:
+    with socket.create_connection((address.hostname, address.port), timeout=PATIENCE_S) as sock:
         sock.sendall(f"{head}Content-Length: {len(raw)}\r\n\r\n".encode() + raw)
         assert sock.recv(100).startswith(b"HTTP/1.1 200")
         if reset:
@@ -81,7 +82,7 @@ def hung_up(base: str, *, reset: bool) -> None:
 def nonsense(base: str) -> None:
     address = urlsplit(base)
     assert address.hostname and address.port
-    with socket.create_connection((address.hostname, address.port), timeout=WAIT_S) as sock:
+    with socket.create_connection((address.hostname, address.port), timeout=PATIENCE_S) as sock:
         sock.sendall(b"nonsense\r\n\r\n")
         while sock.recv(1000):
             pass
@@ -110,7 +111,7 @@ def test_a_connection_is_gone_when_it_is_closed(
 
 
 def all_gone(born: list[weakref.ref[Any]]) -> None:
-    deadline = time.monotonic() + WAIT_S
+    deadline = time.monotonic() + PATIENCE_S
     while any(ref() is not None for ref in born):
         assert time.monotonic() < deadline, "a connection refers to itself"
         time.sleep(0.01)
@@ -129,15 +130,15 @@ def test_so_is_one_that_was_cut_because_nobody_read(
     slow = EngineSection(kind="fake", process=False, fake_step_ms=1)
     settings = replace(chosen, engine=slow)
     body = {"prompt": "hello", "max_tokens": 250, "ignore_eos": True, "logprobs": 5, "stream": True}
-    service = Service(settings, model_path=model_folder)
+    witness = Witness()
+    service = Service(settings, model_path=model_folder, observer=witness)
     with serving(service, tokenizer, settings) as base:
-        for _ in range(TIMES):
+        for number in range(TIMES):
             with (
                 stuck_client(base, "/v1/completions", body) as sock,
                 pytest.raises(ConnectionError),
             ):
-                wait_until(lambda: service.deliveries.kept)
-                wait_until(lambda: not service.deliveries.kept)
+                wait_until(lambda: witness.streams.count("given_up") > number)  # noqa: B023 - at once
                 while sock.recv(1 << 16):
                     pass
         assert len(born) == TIMES

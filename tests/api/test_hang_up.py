@@ -27,7 +27,8 @@ from dynamo_serve.text.stream import Delta
 from dynamo_serve.text.tokenizer import Tokenizer
 from tests.api.conftest import Stubbed
 from tests.api.live import app_of, config, serving
-from tests.api.stub import WAIT_S, Script, StubService, begins_and_hangs, hangs
+from tests.api.stub import Script, StubService, begins_and_hangs, hangs
+from tests.patience import PATIENCE_S
 
 CHAT = {"messages": [{"role": "user", "content": "hello"}]}
 
@@ -37,14 +38,14 @@ def send(base: str, path: str, body: dict[str, object]) -> socket.socket:
     raw = json.dumps(body).encode()
     address = urlsplit(base)
     assert address.hostname and address.port
-    connection = socket.create_connection((address.hostname, address.port), timeout=WAIT_S)
+    connection = socket.create_connection((address.hostname, address.port), timeout=PATIENCE_S)
     head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     connection.sendall(f"{head}Content-Length: {len(raw)}\r\n\r\n".encode() + raw)
     return connection
 
 
 def cancelled(service: StubService, count: int) -> set[str]:
-    return {service.cancelled.get(timeout=WAIT_S) for _ in range(count)}
+    return {service.cancelled.get(timeout=PATIENCE_S) for _ in range(count)}
 
 
 @pytest.mark.parametrize("n", [1, 3])
@@ -55,7 +56,7 @@ def test_hanging_up_closes_every_choice(
 ) -> None:
     service, base = stubbed(script)
     connection = send(base, "/v1/chat/completions", {**CHAT, "stream": stream, "n": n})
-    ids = {service.seen.get(timeout=WAIT_S).id for _ in range(n)}
+    ids = {service.seen.get(timeout=PATIENCE_S).id for _ in range(n)}
     if stream and script is begins_and_hangs:
         assert connection.recv(4096).startswith(b"HTTP/1.1 200")
     connection.close()
@@ -151,7 +152,7 @@ def test_a_stream_that_ends_without_finish_is_a_bug_and_not_a_wait(
         yield TokenEvent(request.id, (100,))
 
     _, base = stubbed(script)
-    answer = httpx.post(f"{base}/v1/chat/completions", json={**CHAT, "n": n}, timeout=WAIT_S)
+    answer = httpx.post(f"{base}/v1/chat/completions", json={**CHAT, "n": n}, timeout=PATIENCE_S)
     assert answer.status_code == 500
 
 
@@ -223,7 +224,7 @@ def test_two_hundred_random_hang_ups_leave_nothing_behind(
             connection.close()
         answer = httpx.post(f"{base}/v1/completions", json={"prompt": "hello", "max_tokens": 4})
         assert answer.status_code == 200
-        give_up = time.monotonic() + WAIT_S
+        give_up = time.monotonic() + PATIENCE_S
         while (service.num_live or service.stats.num_running) and time.monotonic() < give_up:
             httpx.get(f"{base}/health")
         assert service.num_live == 0

@@ -24,7 +24,8 @@ from dynamo_serve.core.request import Request, TokenEvent
 from dynamo_serve.service import Service
 from dynamo_serve.text.tokenizer import Tokenizer
 from tests.api.live import config, serving
-from tests.api.stub import WAIT_S, StubService, begins_and_hangs, hangs, says
+from tests.api.stub import StubService, begins_and_hangs, hangs, says
+from tests.patience import PATIENCE_S
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
@@ -53,7 +54,7 @@ def connect(base: str, receive_buffer: int = 0) -> socket.socket:
     connection = socket.socket()
     if receive_buffer:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-    connection.settimeout(WAIT_S)
+    connection.settimeout(PATIENCE_S)
     connection.connect((address.hostname, address.port))
     return connection
 
@@ -96,12 +97,12 @@ def is_closed(connection: socket.socket) -> bool:
 
 
 def healthy(base: str) -> bool:
-    return httpx.get(f"{base}/health", timeout=WAIT_S).status_code == 200
+    return httpx.get(f"{base}/health", timeout=PATIENCE_S).status_code == 200
 
 
 def until(true: Callable[[], bool], base: str) -> None:
     """Goes through the server's event loop until `true()`."""
-    give_up = time.monotonic() + WAIT_S
+    give_up = time.monotonic() + PATIENCE_S
     while not true():
         assert time.monotonic() < give_up
         assert healthy(base)
@@ -133,7 +134,7 @@ def test_a_head_that_grows_byte_by_byte_has_no_more_time(served: Served) -> None
         dripping.start()
         answer, _ = answer_of(connection)
         answered.set()
-        dripping.join(WAIT_S)
+        dripping.join(PATIENCE_S)
     assert answer.status == 408
 
 
@@ -260,7 +261,7 @@ def test_what_follows_the_body_is_no_header(served: Served) -> None:
         trailer = b"0\r\nX-Request-Deadline-Ms: nonsense\r\n\r\n"
         connection.sendall(head(TEXT) + CHUNKED + b"%x\r\n%s\r\n" % (len(body), body) + trailer)
         assert answer_of(connection)[0].status == 200
-    assert service.seen.get(timeout=WAIT_S)
+    assert service.seen.get(timeout=PATIENCE_S)
 
 
 def test_a_wish_for_another_protocol_is_answered_as_http(served: Served) -> None:
@@ -298,11 +299,11 @@ def test_a_flood_behind_a_request_ends_both(served: Served, flood: bytes) -> Non
     service, base = served(begins_and_hangs)
     with connect(base) as connection:
         connection.sendall(post(TEXT, prompt="a", stream=True))
-        service.seen.get(timeout=WAIT_S)
+        service.seen.get(timeout=PATIENCE_S)
         with contextlib.suppress(ConnectionError):
             connection.sendall(flood)
         assert is_closed(connection)
-    assert service.cancelled.get(timeout=WAIT_S)
+    assert service.cancelled.get(timeout=PATIENCE_S)
     assert healthy(base)
 
 
@@ -310,8 +311,8 @@ def test_hanging_up_is_seen_behind_further_requests(served: Served) -> None:
     service, base = served(hangs)
     with connect(base) as connection:
         connection.sendall(post(TEXT, prompt="a") * 3)
-        service.seen.get(timeout=WAIT_S)
-    assert service.cancelled.get(timeout=WAIT_S)
+        service.seen.get(timeout=PATIENCE_S)
+    assert service.cancelled.get(timeout=PATIENCE_S)
     assert healthy(base)
     assert service.seen.empty()  # the further ones never began
 
@@ -413,7 +414,7 @@ def test_what_waits_for_a_reader_who_stopped_is_bounded(
     _, base = served(script, stream_buffer_bytes=buffer)
     with connect(base, receive_buffer=4096) as reader:
         reader.sendall(post(TEXT, prompt="a", stream=True))
-        assert paused.wait(WAIT_S)
+        assert paused.wait(PATIENCE_S)
         assert healthy(base)
         stopped_at = written
         for _ in range(20):
@@ -427,15 +428,15 @@ def test_a_reader_who_takes_nothing_any_more_is_cut_off(served: Served) -> None:
     service, base = served(endless, **SHORT)
     with connect(base, receive_buffer=4096) as reader:
         reader.sendall(post(TEXT, prompt="a", stream=True))
-        assert service.cancelled.get(timeout=WAIT_S)
+        assert service.cancelled.get(timeout=PATIENCE_S)
         assert is_closed(reader)
 
 
 def test_a_reader_who_takes_little_is_not_cut_off(served: Served) -> None:
-    service, base = served(endless, stream_buffer_bytes=4096, **SHORT)
+    service, base = served(endless, stream_buffer_bytes=4096, send_timeout_s=0.8)
     with connect(base, receive_buffer=4096) as reader:
         reader.sendall(post(TEXT, prompt="a", stream=True))
-        give_up = time.monotonic() + 1.5  # five times the limit
+        give_up = time.monotonic() + 2.4  # three times the limit
         while time.monotonic() < give_up:
             assert reader.recv(8192)
         assert service.cancelled.empty()

@@ -11,9 +11,10 @@ import pytest
 
 from dynamo_serve.core.request import Finish
 from dynamo_serve.text.tokenizer import Tokenizer
-from tests.api.stub import CACHED, WAIT_S, says
+from tests.api.stub import CACHED, says
 from tests.api.talking import GRADED, HERMES, THINKING, cut_short, talking
 from tests.api.test_tools import PARIS, TIME, says_it
+from tests.patience import PATIENCE_S
 
 MESSAGES = "/v1/messages"
 HELLO = [{"role": "user", "content": "hello"}]
@@ -230,7 +231,7 @@ def seen(template: str, **fields: Any) -> str:
     """What the model is shown of a request."""
     with talking(template, says_it("a")) as (service, base):
         ask(base, **fields)
-        ids = service.seen.get(timeout=WAIT_S).prompt_ids
+        ids = service.seen.get(timeout=PATIENCE_S).prompt_ids
         shown = httpx.post(f"{base}/detokenize", json={"tokens": list(ids)}).json()
     return str(shown["prompt"])
 
@@ -298,7 +299,7 @@ def test_what_is_asked_of_sampling_arrives() -> None:
     fields = {"temperature": 0.5, "top_p": 0.9, "top_k": 7, "max_tokens": 33, "priority": 3}
     with talking(HERMES, says_it("a")) as (service, base):
         ask(base, **fields)
-        request = service.seen.get(timeout=WAIT_S)
+        request = service.seen.get(timeout=PATIENCE_S)
     sampling = request.sampling
     assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.5, 0.9, 7)
     assert (request.max_tokens, request.priority) == (33, 3)

@@ -19,10 +19,10 @@ from dynamo_serve.config import CacheSection, Config, EngineSection, ModelSectio
 from dynamo_serve.service import Service
 from dynamo_serve.text.tokenizer import Tokenizer
 from tests.api.live import config, serving
-from tests.api.stub import WAIT_S
 from tests.api.talking import HERMES, THINKING, one_after_another, talking
 from tests.api.test_messages import HELLO, THOUGHT, TOOLS
 from tests.api.test_tools import PARIS, says_it
+from tests.patience import PATIENCE_S
 
 ASKED: Any = {"model": "tiny", "max_tokens": 400, "messages": HELLO}
 
@@ -105,7 +105,7 @@ def test_the_beta_of_tool_runners_works() -> None:
     with talking(HERMES, script) as (service, base), client_of(base) as client:
         runner = client.beta.messages.tool_runner(**ASKED, tools=[get_weather])
         message = runner.until_done()
-        first, second = (service.seen.get(timeout=WAIT_S) for _ in range(2))
+        first, second = (service.seen.get(timeout=PATIENCE_S) for _ in range(2))
     assert [block.text for block in message.content if block.type == "text"] == ["It is sunny."]
     assert len(second.prompt_ids) > len(first.prompt_ids)
 

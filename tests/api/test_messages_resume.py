@@ -17,6 +17,7 @@ from tests.api.talking import THINKING, tokenizer_of
 from tests.api.test_messages import MESSAGES, TOOLS, Event, body, events_of, put_together
 from tests.api.test_resume import EVENTS
 from tests.api.test_resume import events_of as raw_events
+from tests.tries import sooner_or_later
 
 ANSWER: dict[str, Any] = {"stream": True, "max_tokens": 40, "tools": TOOLS}
 
@@ -68,9 +69,14 @@ def test_no_event_is_lost_and_none_repeated(base: str, seed: int) -> None:
     whole = Reader()
     with httpx.stream("POST", base + MESSAGES, json=body(**ANSWER), headers=EVENTS) as response:
         whole.read(response)
-    broken = Reader()
-    with httpx.stream("POST", base + MESSAGES, json=body(**ANSWER), headers=EVENTS) as response:
-        broken.read(response, rng.randint(500, 3000))
+
+    def begun() -> Reader | None:
+        reader = Reader()
+        with httpx.stream("POST", base + MESSAGES, json=body(**ANSWER), headers=EVENTS) as response:
+            reader.read(response, rng.randint(500, 3000))
+        return reader if reader.last_id else None
+
+    broken = sooner_or_later(begun, "an id before the cut")
     for _ in range(3):
         headers = {**EVENTS, "Last-Event-ID": broken.last_id}
         stream = f"{base}/v1/streams/{broken.last_id.partition(':')[0]}"

@@ -12,6 +12,7 @@ from dynamo_serve.core.request import Finish
 from dynamo_serve.text.tokenizer import Tokenizer
 from tests.api.conftest import Stubbed
 from tests.api.stub import says
+from tests.patience import PATIENCE_S
 
 HELLO = [{"role": "user", "content": "hello"}]
 
@@ -165,7 +166,7 @@ def test_a_stop_string_ends_the_answer_and_cancels(
             choice = answer.choices[0]
             text, reason = choice.message.content or "", choice.finish_reason
     assert (text, reason) == ("one two ", "stop")
-    assert service.cancelled.get(timeout=10).startswith("chatcmpl-")
+    assert service.cancelled.get(timeout=PATIENCE_S).startswith("chatcmpl-")
 
 
 def test_a_stop_token_is_counted_and_named_but_not_shown(

@@ -19,6 +19,7 @@ from dynamo_serve.api import bodies, fields, fields_vectors, schema, schema_vect
 from dynamo_serve.text.tokenizer import Tokenizer
 from tests.api.live import app_of, config
 from tests.api.stub import StubService, hangs
+from tests.patience import PATIENCE_S
 
 JSON_VALUES = st.recursive(
     st.none()
@@ -93,7 +94,7 @@ def document(tokenizer: Tokenizer) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def http(url: str) -> Generator[httpx.Client]:
-    with httpx.Client(base_url=url, timeout=60) as client:
+    with httpx.Client(base_url=url, timeout=PATIENCE_S) as client:
         yield client
 
 

@@ -14,11 +14,12 @@ from dynamo_serve.core.engine import EngineSpec
 from dynamo_serve.text.tokenizer import Tokenizer
 from tests.api.live import config, serving
 from tests.api.stub import StubService, hangs
+from tests.patience import PATIENCE_S
 
 
 @pytest.fixture
 def http(url: str) -> Generator[httpx.Client]:
-    with httpx.Client(base_url=url, timeout=30) as client:
+    with httpx.Client(base_url=url, timeout=PATIENCE_S) as client:
         yield client
 
 

@@ -8,9 +8,9 @@ import httpx
 import pytest
 
 from dynamo_serve.text.tokenizer import Tokenizer
-from tests.api.stub import WAIT_S
 from tests.api.talking import HERMES, talking
 from tests.api.test_tools import HELLO, TOOLS, says_it
+from tests.patience import PATIENCE_S
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 
@@ -21,7 +21,7 @@ def test_a_chat_s_prompt_is_the_one_that_is_run() -> None:
         told = httpx.post(f"{base}{CHAT}/render", json=body)
         assert service.seen.empty(), "nothing is generated"
         httpx.post(base + CHAT, json=body)
-        ids = service.seen.get(timeout=WAIT_S).prompt_ids
+        ids = service.seen.get(timeout=PATIENCE_S).prompt_ids
     assert told.json() == {
         "request_id": told.headers["x-request-id"],
         "model": "tiny",

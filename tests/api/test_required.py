@@ -20,6 +20,7 @@ from dynamo_serve.text.tokenizer import Tokenizer
 from tests.api.live import serving
 from tests.api.test_openai_client import client_of
 from tests.api.test_tools import CHAT, HELLO, put_together
+from tests.patience import PATIENCE_S
 
 COLOUR = {
     "type": "object",
@@ -49,7 +50,7 @@ def base() -> Generator[str]:
 
 def ask(base: str, **fields: Any) -> list[dict[str, Any]]:
     body = {"messages": HELLO, "tools": [PAINT, CLOCK], "max_tokens": 300, **fields}
-    answer = httpx.post(base + CHAT, json=body, timeout=60)
+    answer = httpx.post(base + CHAT, json=body, timeout=PATIENCE_S)
     assert answer.status_code == 200, answer.text
     return answer.json()["choices"]  # type: ignore[no-any-return]
 
@@ -75,7 +76,7 @@ def test_a_named_tool_is_called_once(base: str) -> None:
 
 def test_a_named_call_is_streamed(base: str) -> None:
     body = {"messages": HELLO, "tools": [PAINT], "tool_choice": NAMED, "stream": True}
-    answer = httpx.post(base + CHAT, json=body, timeout=60)
+    answer = httpx.post(base + CHAT, json=body, timeout=PATIENCE_S)
     data = [line[6:] for line in answer.text.splitlines() if line.startswith("data: ")]
     made = put_together([c for event in data[:-1] for c in json.loads(event)["choices"]])
     [call] = made["calls"]
@@ -184,7 +185,7 @@ def test_what_cannot_be_required_is_named(
     base: str, fields: dict[str, Any], param: str, message: str
 ) -> None:
     body = {"messages": HELLO, "tools": [PAINT], **fields}
-    answer = httpx.post(base + CHAT, json=body, timeout=60)
+    answer = httpx.post(base + CHAT, json=body, timeout=PATIENCE_S)
     assert answer.status_code == 400, answer.text
     error = answer.json()["error"]
     assert error["param"].startswith(param)

@@ -24,9 +24,10 @@ from tests.api.responding import (
     stream,
     text_of,
 )
-from tests.api.stub import CACHED, WAIT_S, begins_and_hangs, says
+from tests.api.stub import CACHED, begins_and_hangs, says
 from tests.api.talking import GRADED, HERMES, MISTRAL, THINKING, cut_short, talking
 from tests.api.test_tools import PARIS, TIME, says_it
+from tests.patience import PATIENCE_S
 
 TOOLS = [WEATHER, CLOCK]
 PLAIN = ["created", "in_progress", "output_item.added", "content_part.added", "output_text.delta"]
@@ -247,7 +248,7 @@ CONVERSATION: list[Json] = [
 def test_items_become_the_messages_that_templates_know() -> None:
     with talking(HERMES, says_it("Yes.")) as (service, base):
         ask(base, input=CONVERSATION, instructions="Be kind.", tools=TOOLS)
-        prompt_ids = service.seen.get(timeout=WAIT_S).prompt_ids
+        prompt_ids = service.seen.get(timeout=PATIENCE_S).prompt_ids
         prompt = httpx.post(f"{base}/detokenize", json={"tokens": prompt_ids}).json()["prompt"]
         counted = httpx.post(
             f"{base}{PATH}/input_tokens",
@@ -277,7 +278,7 @@ def test_items_become_the_messages_that_templates_know() -> None:
 def test_the_template_is_told_how_much_to_think() -> None:
     with talking(GRADED, says_it("a")) as (service, base):
         response = ask(base, reasoning={"effort": "low", "summary": "auto"})
-        prompt_ids = service.seen.get(timeout=WAIT_S).prompt_ids
+        prompt_ids = service.seen.get(timeout=PATIENCE_S).prompt_ids
         prompt = httpx.post(f"{base}/detokenize", json={"tokens": prompt_ids}).json()["prompt"]
     assert prompt.rstrip().endswith("low")
     assert response["reasoning"] == {"effort": "low", "summary": None}
@@ -314,7 +315,7 @@ def test_hanging_up_cancels(stubbed: Stubbed) -> None:
     body = {"input": "hello", "stream": True}
     with httpx.stream("POST", base + PATH, json=body) as answer:
         assert next(answer.iter_lines()) == "event: response.created"
-    assert service.cancelled.get(timeout=WAIT_S).startswith("resp_")
+    assert service.cancelled.get(timeout=PATIENCE_S).startswith("resp_")
 
 
 def test_streams_say_that_they_are_not_gone_on_with(url: str) -> None:
@@ -330,7 +331,7 @@ def test_scheduling_is_asked_for_as_in_a_chat(stubbed: Stubbed, tokenizer: Token
     service, base = stubbed(says(tokenizer, "a b c"))
     asked: Json = {"priority": 3, "seed": 5, "stop": "b", "top_k": 4, "explain": True}
     response = ask(base, prompt_cache_key="k", **asked)
-    request = service.seen.get(timeout=WAIT_S)
+    request = service.seen.get(timeout=PATIENCE_S)
     assert (request.priority, request.sampling.seed, request.sampling.top_k) == (3, 5, 4)
     assert request.group == response["prompt_cache_key"] == "k"
     assert text_of(response) == "a " and response["status"] == "completed"

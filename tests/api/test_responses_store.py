@@ -17,10 +17,11 @@ from dynamo_serve.config import ResponsesSection
 from dynamo_serve.errors import InvalidRequest, PreviousNotFound, ResponseNotFound
 from tests.api.live import config, serving
 from tests.api.responding import PATH, WEATHER, Json, ask, keeping, stream
-from tests.api.stub import WAIT_S, StubService, says
+from tests.api.stub import StubService, says
 from tests.api.talking import HERMES, tokenizer_of
 from tests.api.test_tenants import KEYS, tenants
 from tests.api.test_tools import PARIS, says_it
+from tests.patience import PATIENCE_S
 
 
 class Clock:
@@ -140,7 +141,7 @@ def kept() -> Generator[tuple[StubService, str]]:
 def prompt_of(service: StubService, base: str) -> str:
     """What the last request gave the model."""
     while True:
-        request = service.seen.get(timeout=WAIT_S)
+        request = service.seen.get(timeout=PATIENCE_S)
         if service.seen.empty():
             break
     ids = request.prompt_ids
@@ -282,7 +283,9 @@ def test_references_bring_no_more_than_a_body_may_have() -> None:
         id = httpx.get(f"{base}{PATH}/{first['id']}/input_items?order=asc").json()["data"][0]["id"]
         reference = {"type": "item_reference", "id": id}
         few = httpx.post(base + PATH, json={"input": [said, *[reference] * 2]})
-        many = httpx.post(base + PATH, json={"input": [said, *[reference] * 9000]}, timeout=60)
+        many = httpx.post(
+            base + PATH, json={"input": [said, *[reference] * 9000]}, timeout=PATIENCE_S
+        )
     assert few.status_code == 200
     assert many.status_code == 413
     assert "input[" in many.json()["error"]["param"]
@@ -294,6 +297,6 @@ def test_more_items_than_a_conversation_may_have() -> None:
     with keeping(HERMES, says_it("Hello."), store="default") as (_, base):
         first = ask(base, input=[*thoughts, said])
         more = {"input": [*thoughts, said], "previous_response_id": first["id"]}
-        refused = httpx.post(base + PATH, json=more, timeout=60)
+        refused = httpx.post(base + PATH, json=more, timeout=PATIENCE_S)
     assert refused.status_code == 400
     assert "with previous_response_id there are 12003 items" in refused.json()["error"]["message"]

@@ -25,7 +25,7 @@ from dynamo_serve.directory import digest
 from dynamo_serve.service import Service
 from dynamo_serve.text.tokenizer import Tokenizer
 from tests.api.live import config, serving
-from tests.api.stub import WAIT_S
+from tests.patience import PATIENCE_S
 from tests.tries import sooner_or_later
 
 EVENTS = {"Accept": "text/event-stream"}  # as who wants ids sends it
@@ -229,7 +229,7 @@ def test_a_second_reader_takes_the_stream_over(base: str) -> None:
 
 
 def wait_until(condition: Any) -> None:
-    end = time.monotonic() + WAIT_S
+    end = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < end, "it never came true"
         time.sleep(0.002)
@@ -310,7 +310,7 @@ def test_a_connection_that_takes_nothing_is_cut_in_the_end(
     """Its request was parked before, so that it cost nobody anything; and the rest can be had."""
     monkeypatch.setattr("dynamo_serve.deliveries.SLOW_SECONDS", 0.05)
     chosen = replace(
-        settings(stream_credit_bytes=1024, stream_buffer_bytes=4096, reader_patience_s=0.5),
+        settings(stream_credit_bytes=1024, stream_buffer_bytes=4096, reader_patience_s=1.5),
         engine=EngineSection(kind="fake", process=False, fake_step_ms=1),
     )
     service = Service(chosen, model_path=model_folder)
@@ -339,7 +339,7 @@ def stuck_client(base: str, path: str, body: dict[str, Any]) -> Iterator[socket.
         address = urlsplit(base)
         assert address.hostname and address.port
         connection.connect((address.hostname, address.port))
-        connection.settimeout(WAIT_S)
+        connection.settimeout(PATIENCE_S)
         raw = json.dumps(body).encode()
         head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         connection.sendall(f"{head}Content-Length: {len(raw)}\r\n\r\n".encode() + raw)

@@ -22,7 +22,8 @@ from dynamo_serve.service import Service, State
 from dynamo_serve.shared import read
 from dynamo_serve.text.tokenizer import Tokenizer
 from tests.api.live import MAX_MODEL_LEN, config, serving
-from tests.api.test_prefixes import KEYS, PAGE, SYSTEM, WAIT_S, cached, kill_engine, until
+from tests.api.test_prefixes import KEYS, PAGE, SYSTEM, cached, kill_engine, until
+from tests.patience import PATIENCE_S
 
 ADMIN = "key-of-the-operator-with-enough-characters"
 TEXT = "The terms of the shop, which nobody reads. " * 3
@@ -68,7 +69,7 @@ def opened(model_folder: str, tokenizer: Tokenizer, tmp_path: Path) -> Generator
             clients = []
             for key in (*KEYS.values(), ADMIN):
                 client = httpx.Client(base_url=base, headers={"Authorization": f"Bearer {key}"})
-                client.timeout = httpx.Timeout(WAIT_S)
+                client.timeout = httpx.Timeout(PATIENCE_S)
                 clients.append(stack.enter_context(client))
             house = House(service, *clients)
             until(lambda: {p["status"] for p in shared(house.acme)} == {"ready"})

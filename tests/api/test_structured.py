@@ -29,6 +29,7 @@ from dynamo_serve.errors import InvalidRequest
 from dynamo_serve.service import Service
 from dynamo_serve.text.tokenizer import Tokenizer
 from tests.api.live import serving
+from tests.patience import PATIENCE_S
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
@@ -62,7 +63,7 @@ def base() -> Generator[str]:
 
 @pytest.fixture
 def http(base: str) -> Generator[httpx.Client]:
-    with httpx.Client(base_url=base, timeout=60) as http:
+    with httpx.Client(base_url=base, timeout=PATIENCE_S) as http:
         yield http
 
 

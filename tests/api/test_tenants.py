@@ -20,7 +20,8 @@ from dynamo_serve.metrics import Metrics
 from dynamo_serve.text.tokenizer import Tokenizer
 from tests.api.conftest import Stubbed
 from tests.api.live import config, serving
-from tests.api.stub import WAIT_S, Script, StubService, hangs, says
+from tests.api.stub import Script, StubService, hangs, says
+from tests.patience import PATIENCE_S
 from tests.test_metrics import REFUSAL
 
 KEYS = {name: f"key-of-{name}-with-enough-characters" for name in ("acme", "beta", "admin")}
@@ -63,7 +64,7 @@ def house(script: Script, tokenizer: Tokenizer, tmp_path: Path) -> Generator[Hou
     with serving(service, tokenizer, settings, metrics) as base:
         clients = {
             name: httpx.Client(
-                base_url=base, headers={"Authorization": f"Bearer {key}"}, timeout=WAIT_S
+                base_url=base, headers={"Authorization": f"Bearer {key}"}, timeout=PATIENCE_S
             )
             for name, key in KEYS.items()
         }
@@ -89,7 +90,10 @@ def test_the_tenant_comes_from_the_key_and_from_no_header(house: House) -> None:
     headers = {"X-Tenant": "beta", "X-Dynamo-Tenant": "beta"}
     assert chat(house.acme, headers=headers).status_code == 200
     assert chat(house.beta).status_code == 200
-    first, second = house.service.seen.get(timeout=WAIT_S), house.service.seen.get(timeout=WAIT_S)
+    first, second = (
+        house.service.seen.get(timeout=PATIENCE_S),
+        house.service.seen.get(timeout=PATIENCE_S),
+    )
     assert (first.tenant, second.tenant) == ("acme", "beta")
     assert first.salt != second.salt
 
@@ -135,7 +139,7 @@ def test_no_log_line_shows_a_key_or_its_hash(
 def accepted(house: House, **body: Any) -> Request:
     answer = chat(house.acme, **body)
     assert answer.status_code == 200, answer.text
-    return house.service.seen.get(timeout=WAIT_S)
+    return house.service.seen.get(timeout=PATIENCE_S)
 
 
 def test_the_smaller_deadline_wins(house: House) -> None:
@@ -246,7 +250,7 @@ def test_the_first_choice_answers_to_the_quotas_for_all(
     house: House, path: str, body: dict[str, object], expected: dict[str, int]
 ) -> None:
     assert house.acme.post(path, json=body).status_code == 200
-    seen = [house.service.seen.get(timeout=WAIT_S) for _ in expected]
+    seen = [house.service.seen.get(timeout=PATIENCE_S) for _ in expected]
     assert [request.id.rpartition("-")[2] for request in seen] == list(expected)  # in this order
     assert {r.id.rpartition("-")[2]: r.num_choices for r in seen} == expected
 
@@ -296,7 +300,7 @@ def test_one_refused_choice_fails_the_request_and_ends_the_others(house: House) 
 
     house.service.script = refuse_the_second
     assert error(chat(house.acme, n=3), 503)["code"] == "overloaded"
-    ended = {house.service.cancelled.get(timeout=WAIT_S)[-2:] for _ in range(3)}
+    ended = {house.service.cancelled.get(timeout=PATIENCE_S)[-2:] for _ in range(3)}
     assert ended == {"-0", "-1", "-2"}
 
 
@@ -352,7 +356,9 @@ def test_a_choice_that_a_stop_string_ended_is_explained_too(
     assert choice["message"]["content"] == "hi "
     assert choice["finish_reason"] == "stop"
     assert choice["explain"]["queue_ms"] == 12.5
-    assert house.service.ended.get(timeout=WAIT_S) == house.service.seen.get(timeout=WAIT_S).id
+    assert (
+        house.service.ended.get(timeout=PATIENCE_S) == house.service.seen.get(timeout=PATIENCE_S).id
+    )
 
 
 # --- what is seen
@@ -378,7 +384,7 @@ def test_a_queued_request_is_found_by_the_id_its_client_chose(house: House) -> N
     ]
     for client, name in ((house.acme, "acme"), (house.beta, "beta")):
         chat(client, headers={"X-Request-Id": "mine/1"})
-        request = house.service.seen.get(timeout=WAIT_S)
+        request = house.service.seen.get(timeout=PATIENCE_S)
         answer = client.get("/v1/requests/mine/1").json()
         assert [choice["tenant"] for choice in answer["choices"]] == [name]
         assert house.service.asked[-1] == ("request", request.id.removesuffix("-0"))

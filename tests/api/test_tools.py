@@ -10,7 +10,7 @@ import httpx
 import openai
 import pytest
 
-from tests.api.stub import WAIT_S, says
+from tests.api.stub import says
 from tests.api.talking import (
     HERMES,
     MISTRAL,
@@ -21,6 +21,7 @@ from tests.api.talking import (
     talking,
 )
 from tests.api.test_openai_client import client_of
+from tests.patience import PATIENCE_S
 
 CHAT = "/v1/chat/completions"
 WEATHER = {
@@ -188,7 +189,7 @@ def test_each_choice_has_its_own_calls() -> None:
 def test_without_parallel_calls_the_first_ends_the_answer() -> None:
     with talking(HERMES, says_it(PARIS + TIME)) as (service, base):
         choice = ask(base, parallel_tool_calls=False)["choices"][0]
-        assert service.ended.get(timeout=WAIT_S)
+        assert service.ended.get(timeout=PATIENCE_S)
         made = put_together(deltas(base, parallel_tool_calls=False))
     assert [call["function"]["name"] for call in choice["message"]["tool_calls"]] == ["get_weather"]
     assert choice["finish_reason"] == made["finish"] == "tool_calls"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.architecture import source
+from tests.patience import PATIENCE_S
 
 # What the parts of the package may import: parts of the package, and libraries besides the
 # standard one. A name ending in a dot allows everything below it.
@@ -311,6 +312,6 @@ def test_what_should_be_light_loads_nothing_heavy(module: str, heavy: tuple[str,
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=PATIENCE_S,
     )
     assert done.stdout.split() == []

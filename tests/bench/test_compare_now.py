@@ -24,10 +24,10 @@ from dynamo_serve.bench.scenario import Scenario
 from tests.api.conftest import model_folder as model_folder  # noqa: PLC0414 - a fixture
 from tests.api.conftest import tokenizer as tokenizer  # noqa: PLC0414
 from tests.architecture.source import ROOT
+from tests.patience import PATIENCE_S
 
 LOAD = ("--workload", "plain", "--rate", "100", "--requests", "16", "--set", "shape.output=4")
 SOON, LATE = Delays(0.002, 0.001, 0.1), Delays(0.12, 0.001, 0.1)
-PATIENCE_S = 60.0
 
 
 @pytest.fixture

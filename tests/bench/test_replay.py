@@ -34,10 +34,10 @@ from dynamo_serve.trace import Arrival, Header
 from tests.api.conftest import model_folder as model_folder  # noqa: PLC0414 - fixtures
 from tests.api.conftest import tokenizer as tokenizer  # noqa: PLC0414
 from tests.api.live import config, serving
+from tests.patience import PATIENCE_S
 from tests.test_service import run
 
 SIZE = 16
-PATIENCE_S = 60.0
 KEYS = {name: f"key-of-{name}-with-enough-characters" for name in ("shop", "bank")}
 
 
@@ -269,7 +269,7 @@ def test_a_replay_finds_as_much_in_the_cache_as_what_was_recorded(
     model_folder: str, tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tenants, keys = tmp_path / "tenants.yaml", tmp_path / "keys.yaml"
-    quota = {"bank": {"requests_per_minute": 8}}
+    quota = {"bank": {"requests_per_minute": 2}}  # the next is allowed half a minute later
     entries = {
         name: {"keys": [f"sha256:{digest(key.encode())}"], "quota": quota.get(name, {})}
         for name, key in KEYS.items()

@@ -16,10 +16,10 @@ from dynamo_serve.bench import own_server
 from scripts import clients
 from scripts.clients import Kit
 from tests.clients.judging import InOnePiece, Judge
+from tests.patience import PATIENCE_S
 from tests.tries import sooner_or_later
 
 SCRIPTS = Path(__file__).parent / "scripts"
-PATIENCE_S = 180.0  # importing some of these takes long on a busy machine
 KEEPING = ("--set", "responses.store=default")  # as OpenAI does, on which some clients rely
 OFFLINE = {
     "DO_NOT_TRACK": "1",

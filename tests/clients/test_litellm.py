@@ -17,7 +17,8 @@ import pytest
 from dynamo_serve.bench.own_server import free_port
 from scripts.clients import PYTHON, PYTHON_OPENAI_2
 from tests.clients import test_embeddings, test_openai, test_responses
-from tests.clients.conftest import PATIENCE_S, Programs, environment, python, skip_without
+from tests.clients.conftest import Programs, environment, python, skip_without
+from tests.patience import PATIENCE_S
 
 LOOK_EVERY_S = 0.2
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 from tests.architecture.source import ROOT
-from tests.clients.conftest import PATIENCE_S
+from tests.patience import PATIENCE_S
 
 PROGRAM = re.compile(r"```python\n(.*?)```\n(?:\n```text\n(.*?)```)?", re.DOTALL)
 

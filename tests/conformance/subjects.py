@@ -17,9 +17,9 @@ from dynamo_serve.service import Service
 from dynamo_serve.text.tokenizer import Tokenizer
 from scripts.tritonserver import Running
 from tests.api.live import MAX_MODEL_LEN, serving
+from tests.patience import PATIENCE_S
 
 Json = dict[str, Any]
-PATIENCE = 20.0
 # What the model on the server tells of requests that it has.
 LIVE = {"dserve": "dserve_engine_live", "echo": "echo_live"}
 
@@ -57,7 +57,7 @@ class Subject:
             return list(found)
 
     def becomes_idle(self) -> None:
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + PATIENCE_S
         while self.live() > 0:
             assert time.monotonic() < until, f"{self.live()} requests are still there"
 
@@ -76,7 +76,7 @@ def client_of(config: Config, path: str) -> Generator[tuple[Service, httpx.Clien
     service = Service(config, model_path=path)
     with (
         serving(service, Tokenizer.load(path), config) as url,
-        httpx.Client(base_url=url, timeout=60) as client,
+        httpx.Client(base_url=url, timeout=PATIENCE_S) as client,
     ):
         yield service, client
 
@@ -97,14 +97,16 @@ def forwarded(server: Running, model: str, path: str) -> Generator[Subject]:
         server=ServerSection(resume_grace_s=0.0),
         engine=EngineSection(kind="triton", process=False),
         model=ModelSection(max_model_len=0 if is_ours else MAX_MODEL_LEN),
-        triton=TritonSection(endpoints=(server.endpoint,), model=model),
+        triton=TritonSection(
+            endpoints=(server.endpoint,), model=model, connect_timeout_s=PATIENCE_S
+        ),
     )
     with client_of(config, path) as (service, client):
         infers = frozenset(service.spec.infers)
         name = LIVE["dserve" if is_ours else "echo"]
         live = lambda: max(service.num_live, metric(server, name, model))  # noqa: E731
         on: Json = {"ignore_eos": True} if model in ("dserve", "echo") else {}
-        yield Subject(client, live, on, "" if is_ours else " @pause=100", infers=infers)
+        yield Subject(client, live, on, "" if is_ours else " @pause=250", infers=infers)
 
 
 def metric(server: Running, name: str, model: str) -> float:

@@ -1028,7 +1028,7 @@ def run_suite(folder: Path, suite: tuple[str, ...]) -> subprocess.CompletedProce
     files = [f"tests/core/{name}" for name in suite]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files]
     return subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, timeout=240, check=False
+        command, cwd=folder, capture_output=True, text=True, timeout=500, check=False
     )
 
 

@@ -137,9 +137,9 @@ def seconds_to_evict(num_pages: int) -> float:
     pool = PagePool(num_pages, 1)
     pool.release(store(pool, list(range(num_pages))))
     table: list[int] = []
-    began = time.perf_counter()
+    began = time.thread_time()
     assert pool.grow(table, num_pages)
-    return (time.perf_counter() - began) / num_pages
+    return (time.thread_time() - began) / num_pages
 
 
 def test_evicting_a_page_costs_the_same_in_a_large_pool() -> None:

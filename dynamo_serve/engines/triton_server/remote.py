@@ -146,13 +146,13 @@ class Remote:
         """On one server after another, as long as nothing has been said. Raises `Fault`."""
         tried: list[Endpoint] = []
         before = Fault(NOBODY, "unavailable")
-        now = self._loop.time()
-        stream.first_by = now + self._settings.first_token_timeout_s
-        stream.end_by = now + self._settings.total_timeout_s
+        stream.end_by = self._loop.time() + self._settings.total_timeout_s
         while True:
             endpoint = await self._open_one(tried)
             if endpoint is None:
                 raise before
+            if not tried:  # a server is not late because none was open
+                stream.first_by = self._loop.time() + self._settings.first_token_timeout_s
             tried.append(endpoint)
             try:
                 await self._follow(endpoint, stream)

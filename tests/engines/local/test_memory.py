@@ -12,6 +12,7 @@ import torch
 
 from dynamo_serve.engines.local import memory
 from dynamo_serve.engines.local.memory import cgroup_free_bytes, free_bytes, machine_free_bytes
+from tests.patience import PATIENCE_S
 
 
 def test_machine_memory_is_what_the_kernel_calls_available(tmp_path: Path) -> None:
@@ -91,7 +92,11 @@ print(faults(), keep_freed_memory(), faults())
 
 def test_large_blocks_are_reused_without_faulting_in_again() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", FAULTS], capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, "-c", FAULTS],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=True,
     )
     before, is_kept, after = done.stdout.split()
     if is_kept == "False":

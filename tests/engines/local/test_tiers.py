@@ -27,6 +27,7 @@ from dynamo_serve.errors import ConfigError, EngineStartError
 from dynamo_serve.fits import check_disk
 from tests.engines.local.driver import GREEDY, make_engine
 from tests.engines.local.zoo import checkpoint, expected_tokens
+from tests.patience import PATIENCE_S
 
 COUNT = 8
 MAX_TURNS = 5000
@@ -80,7 +81,7 @@ class Served:
 
     def until(self, done: object) -> None:
         assert callable(done)
-        end = time.monotonic() + 60
+        end = time.monotonic() + PATIENCE_S
         while not done():
             assert time.monotonic() < end, "it never came to that"
             self.loop.turn()

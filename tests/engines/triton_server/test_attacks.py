@@ -20,7 +20,6 @@ from dynamo_serve.engines.triton_server.remote import Remote
 from dynamo_serve.engines.triton_server.stream import Stream
 from dynamo_serve.errors import EngineStartError
 from tests.engines.triton_server.test_faults import (
-    PATIENCE,
     Actor,
     outcome,
     playing,
@@ -28,6 +27,8 @@ from tests.engines.triton_server.test_faults import (
     serving_grpc,
     well,
 )
+from tests.engines.triton_server.test_forward import settles
+from tests.patience import PATIENCE_S
 
 
 @contextlib.contextmanager
@@ -48,14 +49,14 @@ def listening(says: bytes | None) -> Generator[str]:
             yield f"127.0.0.1:{listener.getsockname()[1]}"
         finally:
             listener.shutdown(socket.SHUT_RDWR)
-            thread.join(PATIENCE)
+            thread.join(PATIENCE_S)
             for each in held:
                 each.close()
 
 
-def start_of(*endpoints: str) -> str:
-    """What is said of a start that fails."""
-    settings = TritonSection(endpoints=endpoints, model="m", connect_timeout_s=0.3)
+def start_of(endpoint: str, seconds: float) -> str:
+    """What is said of a start that fails, each step of which may take so many seconds."""
+    settings = TritonSection(endpoints=(endpoint,), model="m", connect_timeout_s=seconds)
     remote = Remote(settings)
     try:
         with pytest.raises(EngineStartError) as caught:
@@ -68,21 +69,21 @@ def start_of(*endpoints: str) -> str:
 @pytest.mark.parametrize("says", [b"", b"HTTP/1.1 400 No\r\n\r\n", b"\xff" * 100_000])
 def test_a_port_where_something_else_listens_is_no_server(says: bytes) -> None:
     with listening(says) as endpoint:
-        assert "could be reached within 0.3 s" in start_of(endpoint)
+        assert "could be reached within 0.3 s" in start_of(endpoint, 0.3)
 
 
 @pytest.mark.parametrize(
     "endpoint", ["no-such-host.invalid:8001", "127.0.0.1:9", "256.1.1.1:80", "[::1]:9"]
 )
 def test_addresses_where_nobody_is_are_named(endpoint: str) -> None:
-    assert f"{endpoint}: no Triton server could be reached" in start_of(endpoint)
+    assert f"{endpoint}: no Triton server could be reached" in start_of(endpoint, 0.3)
 
 
 class Sleeper(Actor):
     """Takes calls and never answers them."""
 
     def ModelReady(self, request: Any, context: Any) -> Any:
-        self.cancelled.wait(PATIENCE)
+        self.cancelled.wait(PATIENCE_S)
 
 
 class Liar(Actor):
@@ -97,7 +98,7 @@ class Liar(Actor):
 def test_a_server_that_takes_calls_and_answers_none_is_not_waited_for() -> None:
     sleeper = Sleeper(well)
     with serving_grpc(sleeper) as endpoint:
-        assert "DEADLINE_EXCEEDED" in start_of(endpoint)
+        assert "DEADLINE_EXCEEDED" in start_of(endpoint, 2.0)
         sleeper.cancelled.set()
 
 
@@ -110,7 +111,7 @@ def test_a_server_that_dies_at_the_start_is_named(call: str) -> None:
 
     mortal = type("Mortal", (Actor,), {call: dies})(well)
     with serving_grpc(mortal) as endpoint:
-        told = start_of(endpoint)
+        told = start_of(endpoint, PATIENCE_S)
         # gRPC's own core may put its word for a stream that ends while it begins in between.
         assert "was lost (UNAVAILABLE): Socket closed" in told or "was lost (INTERNAL)" in told
 
@@ -128,16 +129,13 @@ def test_a_server_that_dies_behind_the_answer_costs_nothing() -> None:
 
 def test_a_type_that_nobody_knows_is_said_at_the_start() -> None:
     with serving_grpc(Liar(well)) as endpoint:
-        assert "its input stream has the type FP16" in start_of(endpoint)
+        assert "its input stream has the type FP16" in start_of(endpoint, PATIENCE_S)
 
 
 def dawdles(request: Any, context: Any) -> Iterator[Any]:
-    for _ in range(200):
-        if not context.is_active():
-            return
+    while context.is_active():
         yield said("on ")
         threading.Event().wait(0.005)
-    yield said("", "stop", is_final=True)
 
 
 def begun(remote: Remote, count: int) -> list[Stream]:
@@ -149,20 +147,15 @@ def begun(remote: Remote, count: int) -> list[Stream]:
 
 def test_two_hundred_of_whom_half_hang_up_leave_nothing_behind() -> None:
     rng = random.Random(3)
-    with playing(well, well, first_token_timeout_s=PATIENCE) as (remote, _):
+    with playing(well, well, first_token_timeout_s=PATIENCE_S) as (remote, _):
         for _ in range(4):
             streams = begun(remote, 50)
             for each in rng.sample(streams, 25):
                 remote.cancel(each)
         text, last = outcome(remote)
         assert (text, last.finish) == ("all well", Finish.STOP)
-        until = threading.Event()
-        for _ in range(1000):
-            if not any(each["in_flight"] for each in remote.told()["endpoints"].values()):
-                break
-            until.wait(0.01)
+        settles(lambda: not any(e["in_flight"] for e in remote.told()["endpoints"].values()))
         told = remote.told()["endpoints"].values()
-        assert not any(each["in_flight"] for each in told)
         ended = sum(sum(each["outcomes"].values()) for each in told)
         assert ended <= 201, "some were cancelled before they were asked"
         assert sum(each["outcomes"]["done"] for each in told) >= 101
@@ -171,15 +164,9 @@ def test_two_hundred_of_whom_half_hang_up_leave_nothing_behind() -> None:
 def test_a_stop_under_load_ends_all_of_it_there_too() -> None:
     with playing(dawdles) as (remote, (actor,)):
         streams = begun(remote, 6)
-        assert any(wait_for(each) for each in streams)
+        settles(lambda: any(each.take() for each in streams))
         remote.close()
-        assert actor.cancelled.wait(PATIENCE)
-
-
-def wait_for(stream: Stream) -> bool:
-    """Whether something comes of it."""
-    pause = threading.Event()
-    return any(stream.take() or pause.wait(0.01) for _ in range(int(PATIENCE * 100)))
+        assert actor.cancelled.wait(PATIENCE_S)
 
 
 def test_another_model_under_the_same_name_is_noticed_and_gets_nothing() -> None:

@@ -11,9 +11,10 @@ import pytest
 from dynamo_serve.cli_metrics import metrics_of
 from dynamo_serve.observer import Vitals
 from scripts.tritonserver import Running
-from tests.engines.triton_server.test_forward import complete, forwarding, settings, settles
+from tests.engines.triton_server.test_forward import Json, complete, forwarding, settings, settles
 
 NOBODY = "127.0.0.1:9"
+PATH = "/v1/completions"
 
 
 class Shown(NamedTuple):
@@ -45,8 +46,8 @@ def shown(triton: Running, tmp_path_factory: pytest.TempPathFactory) -> Generato
         triton,
         endpoints=(triton.endpoint, NOBODY),
         metrics_endpoints=(f"127.0.0.1:{triton.ports.metrics}", NOBODY),
-        first_token_timeout_s=1.0,
-        connect_timeout_s=0.5,
+        first_token_timeout_s=3.0,
+        connect_timeout_s=2.0,
     )
     metrics = metrics_of(config, "tiny", Vitals)
     with forwarding(tmp_path_factory.mktemp("model"), config, metrics) as client:
@@ -57,8 +58,8 @@ def test_requests_are_counted_by_server_and_by_how_they_ended(shown: Shown) -> N
     assert complete(shown.client).status_code == 200
     assert complete(shown.client, "a b @fail=1").status_code == 500
     assert complete(shown.client, "hush @mute=1").status_code == 504
-    body = {"prompt": "a b @pause=100 c d e f", "max_tokens": 20, "stream": True}
-    with shown.client.stream("POST", "/v1/completions", json=body) as answer:
+    body: Json = {"prompt": "a b @pause=100", "max_tokens": 200, "ignore_eos": True}
+    with shown.client.stream("POST", PATH, json={**body, "stream": True}) as answer:
         next(answer.iter_lines())
         assert shown.value("dserve_triton_in_flight") == 1
     settles(lambda: shown.ended("cancelled") == 1)

@@ -16,14 +16,15 @@ from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 from dynamo_serve.config import TritonSection
 from dynamo_serve.core.batch import SequenceOutput
 from dynamo_serve.core.request import Finish
+from dynamo_serve.engines.triton_server import endpoints
 from dynamo_serve.engines.triton_server.dialects import Ask
 from dynamo_serve.engines.triton_server.remote import Remote
 from dynamo_serve.engines.triton_server.stream import Stream
 from dynamo_serve.errors import EngineStartError
+from tests.patience import PATIENCE_S
 
 Script = Callable[[Any, Any], Iterator[Any]]  # of a request and the call's context
 INPUTS = ("text_input", "sampling_parameters", "return_finish_reason")
-PATIENCE = 10.0
 
 
 def said(text: str, finish: str = "None", *, is_final: bool = False) -> Any:
@@ -101,7 +102,8 @@ def playing(*scripts: Script, **settings: Any) -> Generator[tuple[Remote, list[A
         for actor in actors:
             actor.levels = levels
             endpoints.append(stack.enter_context(serving_grpc(actor)))
-        section = TritonSection(endpoints=tuple(endpoints), model="m", **settings)
+        given = {"model": "m", "connect_timeout_s": PATIENCE_S, **settings}
+        section = TritonSection(endpoints=tuple(endpoints), **given)
         remote = Remote(section, random.Random(1))
         stack.callback(remote.close)
         remote.start()
@@ -115,7 +117,7 @@ def outcome(remote: Remote, priority: int = 0) -> tuple[str, SequenceOutput]:
     remote.begin(stream)
     text = ""
     for _ in range(100):
-        assert news.wait(PATIENCE)
+        assert news.wait(PATIENCE_S)
         news.clear()
         while (output := stream.take()) is not None:
             text += "".join(output.texts)
@@ -195,9 +197,12 @@ def test_what_goes_wrong_before_the_first_token_is_tried_elsewhere(script: Scrip
     ],
 )
 def test_where_there_is_no_elsewhere_the_client_is_told(
-    script: Script, fault: str, message: str
+    script: Script, fault: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with playing(script, connect_timeout_s=0.2) as (remote, _):
+    monkeypatch.setattr(
+        endpoints, "FIRST_PAUSE", 0.01
+    )  # it is soon asked again, as often as may be
+    with playing(script) as (remote, _):
         _, last = outcome(remote)
         assert (last.finish, last.fault or "") == (Finish.ERROR, fault)
         assert last.error is not None and message in last.error
@@ -207,21 +212,32 @@ def test_a_stream_that_ends_in_no_time_is_cancelled() -> None:
     def goes_on(request: Any, context: Any) -> Iterator[Any]:
         while context.is_active():
             yield said("on ")
-            threading.Event().wait(0.01)
+            threading.Event().wait(0.05)
 
-    with playing(goes_on, total_timeout_s=0.3) as (remote, (actor,)):
+    with playing(goes_on, total_timeout_s=1.5) as (remote, (actor,)):
         text, last = outcome(remote)
         assert text.startswith("on on") and last.fault == "timeout"
-        assert actor.cancelled.wait(PATIENCE)
+        assert actor.cancelled.wait(PATIENCE_S)
 
 
 def test_the_server_is_told_how_long_to_queue_a_request_and_before_whom() -> None:
-    with playing(well, first_token_timeout_s=2.5, levels=3) as (remote, (actor,)):
+    with playing(well, first_token_timeout_s=150.0, levels=3) as (remote, (actor,)):
         for priority, sent in ((0, 1), (1, 2), (90, 3)):
             outcome(remote, priority)
             parameters = actor.requests[-1].parameters
             assert parameters["priority"].int64_param == sent
-            assert parameters["timeout"].int64_param == 2_500_000
+            assert parameters["timeout"].int64_param == 150_000_000
+
+
+def test_a_server_is_not_late_for_who_came_while_it_was_shut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(endpoints, "FIRST_PAUSE", 1.6)
+    with playing(well, first_token_timeout_s=1.0) as (remote, _):
+        (endpoint,) = remote._endpoints
+        remote._loop.call_soon_threadsafe(remote._eject, endpoint, "it was silent")
+        text, last = outcome(remote)
+        assert (text, last.finish) == ("all well", Finish.STOP)
 
 
 def test_servers_whose_models_differ_do_not_serve_together() -> None:

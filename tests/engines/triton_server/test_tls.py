@@ -17,6 +17,7 @@ from scripts import tritonserver
 from scripts.tritonserver import Running
 from tests.engines.triton_server.conftest import skip_without_server
 from tests.engines.triton_server.test_forward import TEXT, complete, forwarding, settings
+from tests.patience import PATIENCE_S
 
 NAME = "triton.test"
 
@@ -74,7 +75,9 @@ def report(server: Running, **tls: Any) -> Report:
 def test_with_the_right_certificates_all_is_as_ever(
     secured: Running, folder: Path, tmp_path: Path
 ) -> None:
-    with forwarding(tmp_path, settings(secured, **tls(folder))) as client:
+    with forwarding(
+        tmp_path, settings(secured, **tls(folder, connect_timeout_s=PATIENCE_S))
+    ) as client:
         assert complete(client).json()["choices"][0]["text"] == TEXT
 
 

@@ -10,9 +10,9 @@ import httpx
 from scripts import tritonserver
 from tests.engines.triton_server.conftest import skip_without_server
 from tests.engines.triton_server.test_forward import counted, events, forwarding, settings, settles
+from tests.patience import PATIENCE_S
 
-PAUSES = (20, 27, 34, 41, 48)  # so that they do not all begin and end together
-SHORT = 30.0
+PAUSES = (40, 54, 68, 82, 96)  # so that they do not all begin and end together
 
 
 def prompt(number: int) -> str:
@@ -45,16 +45,16 @@ def test_a_killed_server_costs_only_what_it_had_begun_and_gets_its_share_again(
         config = settings(stays, endpoints=(stays.endpoint, dies.endpoint))
         with forwarding(tmp_path, config) as client, ThreadPoolExecutor(24) as pool:
             going = [pool.submit(outcome, client, i) for i in range(96)]
-            settles(lambda: sum(each.done() for each in going) >= 30, patience=SHORT)
+            settles(lambda: sum(each.done() for each in going) >= 30)
             dies.kill()
-            results = [each.result(SHORT) for each in going]
+            results = [each.result(PATIENCE_S) for each in going]
             for number, (_, text, error) in enumerate(results):
                 assert text == prompt(number) or error
             failed = [result for result in results if result[2]]
             assert 0 < len(failed) <= 24
             assert all(said and error == "unavailable" for said, _, error in failed), failed
             with tritonserver.running(["echo"], tmp_path / "two", ports=ports) as again:
-                settles(lambda: served(client, again), patience=SHORT)
+                settles(lambda: served(client, again))
 
 
 def served(client: httpx.Client, server: tritonserver.Running) -> bool:
