@@ -22,7 +22,7 @@ from dynamo_serve.bench.driver import Driving
 from dynamo_serve.bench.outcomes import nothing_answered
 from dynamo_serve.bench.record import Record, Run
 from dynamo_serve.bench.recorded import Recording
-from dynamo_serve.bench.replay import Notes, Wishes, calls_of, check_keys, plan_of
+from dynamo_serve.bench.replay import Notes, Wishes, calls_of, check_keys, is_sent, plan_of
 from dynamo_serve.bench.run import Options, execute
 from dynamo_serve.bench.spread import percentile
 from dynamo_serve.bench.summary import summary
@@ -101,7 +101,7 @@ def check_texts(recording: Recording, wanted: str) -> None:
 
 def first_calls(recording: Recording, most: int | None) -> Recording:
     """What is sent of it, so that it is compared with nothing else."""
-    calls = (call for call in calls_of(recording.arrivals) if call[0].prompt_tokens)
+    calls = (call for call in calls_of(recording.arrivals) if is_sent(call))
     kept = {id(arrival) for call in islice(calls, most) for arrival in call}
     if most is None or not kept:
         return recording

@@ -189,7 +189,7 @@ class Run:
 
     async def _drain(self) -> None:
         timeout, began = self._server.drain_timeout_s, time.monotonic()
-        live = self._service.num_live
+        live = self._num_live()
         log.info(
             "draining: %d requests live, up to %g s; a second signal ends it",
             live,
@@ -197,9 +197,12 @@ class Run:
         )
         await self._succession.let_go(timeout)
         await self._service.drain(max(0.0, began + timeout - time.monotonic()))
-        if self._service.num_live:
-            log.warning("drain timed out with %d requests live", self._service.num_live)
+        if live := self._num_live():
+            log.warning("drain timed out with %d requests live", live)
         await self._succession.leave()
+
+    def _num_live(self) -> int:
+        return self._service.num_live + len(self._service.preparing)
 
     async def _close(self, answering: asyncio.Task[None], *tasks: asyncio.Task[object]) -> None:
         for task in tasks:

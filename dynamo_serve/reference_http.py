@@ -8,7 +8,13 @@ from dynamo_serve.api import fields, fields_responses, fields_vectors, messages_
 from dynamo_serve.api import schema_messages as of
 from dynamo_serve.api.app import create_app
 from dynamo_serve.api.fields import field_rows
-from dynamo_serve.api.schema import ChatRequest, CompletionRequest, StreamOptions
+from dynamo_serve.api.schema import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    StreamOptions,
+    TokenizeRequest,
+)
 from dynamo_serve.api.schema_message import Message
 from dynamo_serve.api.schema_structured import JsonSchema, ResponseFormat, StructuredOutputs
 from dynamo_serve.api.schema_tools import Function, ToolCall
@@ -27,6 +33,8 @@ def http_page() -> str:
         ("A call in a message", field_rows(ToolCall, {})),
         ("The function of a tool", field_rows(Function, {})),
         ("/v1/completions", field_rows(CompletionRequest, fields.COMPLETION)),
+        ("/tokenize", field_rows(TokenizeRequest, fields.TOKENS)),
+        ("/detokenize", field_rows(DetokenizeRequest, fields.TOKENS)),
         ("/v1/embeddings", field_rows(EmbeddingRequest, fields_vectors.EMBEDDING)),
         ("/v1/rerank", field_rows(RerankRequest, fields_vectors.RERANK)),
         ("stream_options", field_rows(StreamOptions, fields.STREAM_OPTIONS)),

@@ -23,6 +23,7 @@ from dynamo_serve.inbox import Inbox
 from dynamo_serve.link import Loss
 from dynamo_serve.observer import NoObserver, Observer, Vitals
 from dynamo_serve.prefixes import Head, Prefixes
+from dynamo_serve.preparing import Preparing
 from dynamo_serve.questions import Questions
 from dynamo_serve.supervisor import Supervisor, Watcher
 from dynamo_serve.timers import Timers
@@ -55,20 +56,17 @@ class Service:
         progress: Progress = lambda stage, fraction: None,
     ) -> None:
         self.stats = Stats()
-        self._observer = observer or NoObserver()
+        self._observer = observer = observer or NoObserver()
         self._questions = Questions()
         self._cache = config.cache
         self._restart_patience = config.engine.restart_patience_s
         answer, on_lost = self._questions.answer, self._on_lost
         watcher = Watcher(self._on_step, answer, on_lost, self._on_up, progress)
-        self.engine = Supervisor(config, model_path, watcher)
-        self.deliveries = Deliveries(
-            self.engine,
-            self._observer,
-            credit=config.server.stream_credit_bytes,
-            patience=config.server.reader_patience_s,
-        )
+        credit, patience = config.server.stream_credit_bytes, config.server.reader_patience_s
+        engine = self.engine = Supervisor(config, model_path, watcher)
+        self.deliveries = Deliveries(engine, observer, credit=credit, patience=patience)
         self.prefixes = Prefixes(self.engine, self.generate, self.cancel)
+        self.preparing = Preparing()
         self._has_started = self._is_draining = self._is_closed = False
         self._timers = Timers()
         # For the memory of this process: the scheduler refuses earlier, but is behind by what is
@@ -246,14 +244,16 @@ class Service:
         self._is_draining = True
         try:
             async with asyncio.timeout(timeout):
-                while self.deliveries.is_read:
+                while self.preparing or self.deliveries.is_read:
                     await asyncio.sleep(DRAIN_LOOK_SECONDS)
         except TimeoutError:
-            log.warning("%d requests did not finish in %g s", self.num_live, timeout)
+            num_left = self.num_live + len(self.preparing)
+            log.warning("%d requests did not finish in %g s", num_left, timeout)
 
     async def close(self) -> None:
         """Stop the engine; whoever still waits gets `Unavailable`."""
         self._is_closed = True
+        self.preparing.end()
         self._timers.stop(GIVE_UP)
         self.prefixes.close()
         self._questions.fail("the server is shutting down")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -22,7 +23,8 @@ class _Turn(Generic[T, R]):
 
 
 class Turns(Generic[T, R]):
-    """Does things one by one on a thread of its own. For one event loop at a time."""
+    """Does things one by one on threads that the process, when it ends, does not wait for. For one
+    event loop at a time."""
 
     def __init__(
         self,
@@ -35,7 +37,7 @@ class Turns(Generic[T, R]):
         """
         self._clock = clock
         self._work, self._done = work, done
-        self._threads = ThreadPoolExecutor(1, thread_name_prefix="turns")
+        self._one = threading.Lock()  # what an event loop left behind may still be at work
         self._queue = FairQueue[_Turn[T, R]]()
         self._running: asyncio.Task[None] | None = None
 
@@ -57,10 +59,11 @@ class Turns(Generic[T, R]):
 
     async def _serve(self, turn: _Turn[T, R]) -> None:
         began = self._clock()
-        work = asyncio.get_running_loop().run_in_executor(self._threads, self._work, turn.thing)
+        work = asyncio.wrap_future(self._begin(turn.thing))
         try:
             await asyncio.wait((work,))
         except asyncio.CancelledError:  # the event loop ends
+            work.cancel()
             self._queue = FairQueue()
             self._running = None
             raise
@@ -75,3 +78,20 @@ class Turns(Generic[T, R]):
             else:
                 turn.answer.set_exception(error)
         self._go_on()
+
+    def _begin(self, thing: T) -> Future[R]:
+        answer = Future[R]()
+        answer.set_running_or_notify_cancel()
+
+        def work() -> None:
+            try:
+                with self._one:
+                    made = self._work(thing)
+            except BaseException as error:
+                answer.set_exception(error)
+            else:
+                answer.set_result(made)
+
+        # A pool's threads are joined at exit, whatever they are at.
+        threading.Thread(target=work, name="turns", daemon=True).start()
+        return answer

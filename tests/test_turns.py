@@ -3,11 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 from weakref import ref
 
 from dynamo_serve.turns import Turns
 from tests.patience import PATIENCE_S
+
+ENDLESS = """
+import asyncio, threading
+from dynamo_serve.turns import Turns
+
+begun = threading.Event()
+
+def work(thing):
+    begun.set()
+    threading.Event().wait()
+
+async def main():
+    asking = asyncio.create_task(Turns(work).run("a", 1))
+    await asyncio.sleep(0)
+    await asyncio.to_thread(begun.wait)
+
+asyncio.run(main())
+print("over")
+"""
 
 
 class Clock:
@@ -140,3 +161,40 @@ def test_another_event_loop_can_use_it_after_one_has_ended() -> None:
     asyncio.run(leave())
     go_on.set()
     assert asyncio.run(turns.run("a", 2)) == 2
+
+
+def test_a_process_that_ends_does_not_wait_for_work() -> None:
+    command = [sys.executable, "-c", ENDLESS]
+    ended = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "over\n", "")
+
+
+def test_what_an_ended_event_loop_left_behind_is_not_worked_beside() -> None:
+    go_on, begun, at_once, most = threading.Event(), threading.Event(), 0, 0
+
+    def work(number: int) -> None:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        begun.set()
+        assert go_on.wait(30)
+        at_once -= 1
+
+    turns = Turns[int, None](work)
+
+    async def leave() -> None:
+        task = asyncio.create_task(turns.run("a", 1))
+        await asyncio.sleep(0)
+        assert await asyncio.to_thread(begun.wait, 30)
+        task.cancel()
+
+    async def come() -> None:
+        asked = asyncio.create_task(turns.run("a", 2))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        go_on.set()
+        await asked
+
+    asyncio.run(leave())
+    asyncio.run(come())
+    assert most == 1

@@ -24,8 +24,8 @@ from dynamo_serve.api.schema_structured import ResponseFormat, StructuredOutputs
 KNOWN: dict[type[BaseModel], Mapping[str, fields.Known]] = {
     schema.ChatRequest: fields.CHAT,
     schema.CompletionRequest: fields.COMPLETION,
-    schema.TokenizeRequest: {},
-    schema.DetokenizeRequest: {},
+    schema.TokenizeRequest: fields.TOKENS,
+    schema.DetokenizeRequest: fields.TOKENS,
     SteerRequest: {},
     schema.PrefixRequest: {},
     Message: fields.MESSAGE,

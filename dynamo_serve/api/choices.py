@@ -37,7 +37,10 @@ def run(
     them if the job is kept. `on_stuck` is called for a reader that stands still for too long."""
     streams = {}
     for i, request in enumerate(job.requests):
-        events = service.generate(request, keep_seconds=job.keep_seconds, on_stuck=on_stuck)
+        # Whoever made the job has asked whether new requests are accepted.
+        events = service.generate(
+            request, keep_seconds=job.keep_seconds, on_stuck=on_stuck, is_begun=True
+        )
         streams[i] = _deltas(job, service, i, events, job.transcript(i, tokenizer))
     return _together(streams)
 

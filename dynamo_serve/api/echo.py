@@ -62,10 +62,10 @@ class Echo:
         return offsets
 
 
-def scores_long_prompt(delta: Delta) -> bool:
-    """Whether to render it would hold up the event loop: it takes 5 us for each of up to 21 log
+def scores_many(deltas: Sequence[Delta]) -> bool:
+    """Whether to render them would hold up the event loop: it takes 5 us for each of up to 21 log
     probabilities of a token."""
-    return len(delta.prompt_logprobs) > INLINE_SCORES
+    return sum(len(delta.prompt_logprobs) + len(delta.tokens) for delta in deltas) > INLINE_SCORES
 
 
 def likeliest(token: TokenLogprob, tokenizer: Tokenizer) -> dict[str, float]:

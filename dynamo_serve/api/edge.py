@@ -76,7 +76,7 @@ class Edge:
 
     def encoder(self, http: Http) -> TextEncoder:
         """What makes ids of a request's texts."""
-        return TextEncoder(self.tokenizer, self.long_texts, http)
+        return TextEncoder(self.tokenizer, self.long_texts, self.service.preparing, http)
 
     def model_name(self, asked: str | None) -> str:
         """The name to report in the answer. Raises `ModelNotFound`."""

@@ -9,13 +9,16 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import Request
+from starlette.requests import ClientDisconnect
 
 from dynamo_serve.api.hang_up import hang_up, until_hang_up
 from dynamo_serve.errors import ContextTooLong, QuotaExceeded, Unavailable
+from dynamo_serve.preparing import Preparing
 from dynamo_serve.text.inputs import Input, inputs_of
 from dynamo_serve.text.tokenizer import Tokenizer
 from dynamo_serve.turns import Turns
@@ -65,14 +68,17 @@ class LongTexts:
 class TextEncoder:
     """Tokenizes the texts of one request."""
 
-    def __init__(self, tokenizer: Tokenizer, long_texts: LongTexts, http: Request) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, long_texts: LongTexts, preparing: Preparing, http: Request
+    ) -> None:
         self.tokenizer = tokenizer
         self._long_texts = long_texts
+        self._preparing = preparing
         self._http = http
 
     async def ids(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
-        """As `Tokenizer.encode`. Raises `QuotaExceeded`, `Unavailable`, and `ClientDisconnect` if
-        the client goes before its turn."""
+        """As `Tokenizer.encode`. Raises `QuotaExceeded`, `Unavailable` (also if the server ends
+        before), and `ClientDisconnect` if the client goes before its turn."""
         work = partial(self.tokenizer.encode, text, add_special_tokens=add_special_tokens)
         return await self._run(len(text), work)
 
@@ -109,4 +115,12 @@ class TextEncoder:
             return await asyncio.to_thread(work)
         caller = getattr(self._http.state, "caller", None)  # none: an operator
         turn = self._long_texts.run(caller.tenant if caller else "", work)
-        return await until_hang_up(turn, hang_up(self._http.receive))
+        # A drain waits for the answer to begin, not only for the turn.
+        if not hasattr(self._http.state, "prepared"):  # by another of its texts
+            self._http.state.prepared = self._preparing.begin()
+        return await until_hang_up(turn, self._gone())
+
+    async def _gone(self) -> None:
+        """Return when the client has gone. Raises `ServerShutdown`."""
+        with suppress(ClientDisconnect):
+            await until_hang_up(self._preparing.ended(), hang_up(self._http.receive))

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from dynamo_serve.api.messages_errors import error_body
 from dynamo_serve.api.middleware import MESSAGES
 from dynamo_serve.api.render import to_json
+from dynamo_serve.delivery import nobody
 from dynamo_serve.errors import (
     InvalidRequest,
     RequestError,
@@ -44,9 +45,13 @@ class Shutdown:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         has_begun = scope["type"] != "http"
 
+        def prepared() -> None:
+            scope.get("state", {}).get("prepared", nobody)()
+
         async def noted(message: Message) -> None:
             nonlocal has_begun
             has_begun = True
+            prepared()
             await send(message)
 
         try:
@@ -57,6 +62,8 @@ class Shutdown:
             error = ServerShutdown("the server is shutting down", retry_after=5.0)
             answer = await on_request_error(Request(scope), error)
             await answer(scope, receive, send)
+        finally:
+            prepared()
 
 
 async def on_request_error(http: Request, error: Exception) -> Response:

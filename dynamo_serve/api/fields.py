@@ -110,6 +110,10 @@ COMPLETION: dict[str, Known] = {
     "add_special_tokens": refused("the tokenizer's own are always added", only(True)),
 }
 
+TOKENS: dict[str, Known] = {
+    "cache_salt": bookkeeping("nothing is computed that could be cached"),
+}
+
 MESSAGE: dict[str, Known] = {
     "function_call": refused("use tool_calls"),
     "audio": refused("messages are text"),

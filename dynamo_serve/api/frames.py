@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Sequence
-from typing import Protocol
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Any, Protocol
 
 from dynamo_serve.api.choices import Head, Tally, Updates
-from dynamo_serve.api.echo import scores_long_prompt
+from dynamo_serve.api.echo import scores_many
 from dynamo_serve.api.job import Job
 from dynamo_serve.api.marks import Mark, resume, written
 from dynamo_serve.api.render import Envelope, Renderer, to_json, to_long_json
@@ -67,7 +67,7 @@ async def frames(
     try:
         while update is not None:
             tally.add(*update)
-            if scores_long_prompt(update[1]):
+            if scores_many((update[1],)):
                 events = await asyncio.to_thread(writer.events, *update)
             else:
                 events = writer.events(*update)
@@ -157,10 +157,15 @@ class Writer:
             return b""
         envelope = self._envelope
         chunk = envelope.prompt_chunk if self._prompt_first else envelope.chunk
-        return _frame(chunk(opening, to_long_json if scores_long_prompt(delta) else to_json))
+        return _frame(chunk(opening, _encoder(delta)))
 
     def _choice(self, index: int, delta: Delta) -> bytes:
-        return _frame(self._envelope.chunk(self._renderer.choice(index, delta, streamed=True)))
+        choice = self._renderer.choice(index, delta, streamed=True)
+        return _frame(self._envelope.chunk(choice, _encoder(delta)))
+
+
+def _encoder(delta: Delta) -> Callable[[Any], str]:
+    return to_long_json if scores_many((delta,)) else to_json
 
 
 def _frame(text: str) -> bytes:

@@ -51,7 +51,10 @@ class Gate:
         self._reserve[connection] = None
         if len(self._reserve) > RESERVE:
             # Who has sent nothing yet makes room: a probe says at once what it wants.
-            next((c for c in self._reserve if not c.is_answering), connection).refuse(self.full())
+            leaver = next((c for c in self._reserve if not c.is_answering), connection)
+            leaver.refuse(self.full())
+            if leaver in self._reserve:  # it closes already, once its client has read the answer
+                self.leave(leaver)
         return False
 
     def is_guest(self, connection: Connection) -> bool:

@@ -13,11 +13,13 @@ T = TypeVar("T")
 
 
 async def until_hang_up(work: Coroutine[Any, Any, T], client: Coroutine[Any, Any, None]) -> T:
-    """The result of `work`, which is cancelled if `client` ends first: then `ClientDisconnect`."""
+    """The result of `work`, which is cancelled if `client` ends first: then `ClientDisconnect`, or
+    what `client` raises."""
     task, watch = asyncio.create_task(work), asyncio.create_task(client)
     try:
         await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
+            watch.result()
             raise ClientDisconnect
         return task.result()
     finally:

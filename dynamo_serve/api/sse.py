@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from dynamo_serve.api.choices import Head, Updates, fold
-from dynamo_serve.api.echo import scores_long_prompt
+from dynamo_serve.api.echo import scores_many
 from dynamo_serve.api.faces import Face
 from dynamo_serve.api.frames import frames
 from dynamo_serve.api.hang_up import hang_up, until_hang_up
@@ -50,7 +50,7 @@ async def respond(
         events = frames(first, updates, job, face.writer(shows_ids=knows_ids(http)), heads)
         return EventStream(events, updates, ping, face.ping)
     answers, tally = await until_hang_up(fold(updates, job), hang_up(http.receive))
-    if any(scores_long_prompt(deltas[0]) for deltas in answers):
+    if scores_many([delta for deltas in answers for delta in deltas]):
         text = await asyncio.to_thread(lambda: to_long_json(face.whole(answers, tally)))
     else:
         text = to_json(face.whole(answers, tally))

@@ -183,7 +183,7 @@ async def _together(service: Service, requests: Sequence[Request]) -> list[bytes
     async def one_after_another() -> None:
         for request in left:  # it has not waited for the server before, but for those before it
             begun = replace(request, arrival=time.monotonic())
-            found[request.id] = await _vector(service, begun, is_begun=bool(found))
+            found[request.id] = await _vector(service, begun)
 
     try:
         async with asyncio.TaskGroup() as group:
@@ -194,8 +194,8 @@ async def _together(service: Service, requests: Sequence[Request]) -> list[bytes
     return [found[request.id] for request in requests]
 
 
-async def _vector(service: Service, request: Request, *, is_begun: bool) -> bytes:
-    async with aclosing(service.generate(request, is_begun=is_begun)) as events:
+async def _vector(service: Service, request: Request) -> bytes:
+    async with aclosing(service.generate(request, is_begun=True)) as events:
         async for event in events:
             if event.artifact is not None:
                 return event.artifact

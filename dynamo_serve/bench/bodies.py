@@ -9,6 +9,7 @@ from typing import Any
 from dynamo_serve.bench.plan import Call
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+EMBEDDINGS = "/v1/embeddings"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,8 @@ class BodyExtras:
 
 
 def path_of(call: Call) -> str:
+    if call.is_embedding:
+        return EMBEDDINGS
     return CHAT if call.messages else COMPLETIONS
 
 
@@ -31,14 +34,10 @@ def body_of(call: Call, extras: BodyExtras) -> bytes:
     if call.messages:
         body["messages"] = [dict(message) for message in call.messages]
     else:
-        body["prompt"] = call.prompt() if callable(call.prompt) else call.prompt
-    body["max_tokens"] = call.max_tokens
-    if call.is_stream:
-        body["stream"] = True
-        if extras.usage:
-            body["stream_options"] = {"include_usage": True}
-    if extras.explain:
-        body["explain"] = True
+        name = "input" if call.is_embedding else "prompt"
+        body[name] = call.prompt() if callable(call.prompt) else call.prompt
+    if not call.is_embedding:
+        body |= _of_answer(call, extras)
     if call.class_name:
         body["class"] = call.class_name
     if call.priority:
@@ -48,6 +47,18 @@ def body_of(call: Call, extras: BodyExtras) -> bytes:
     body |= dict(extras.extra)
     body |= call.extra
     return json.dumps(body, separators=(",", ":")).encode()
+
+
+def _of_answer(call: Call, extras: BodyExtras) -> dict[str, Any]:
+    """What is said of the text that is to come."""
+    body: dict[str, Any] = {"max_tokens": call.max_tokens}
+    if call.is_stream:
+        body["stream"] = True
+        if extras.usage:
+            body["stream_options"] = {"include_usage": True}
+    if extras.explain:
+        body["explain"] = True
+    return body
 
 
 def after(before: Call, answer: str, call: Call) -> Call:

@@ -1,8 +1,8 @@
 """An HTTP/1.1 client that costs little: it stamps each read when it comes, others parse it later.
 
 Times are `time.monotonic`. A connection that has been idle for long is not used again, because
-its server may be about to close it, and nothing is ever sent a second time unasked: what breaks
-has failed.
+its server may be about to close it. What is sent on one that the server closes just then, without
+a byte of an answer, is sent once more, on a new one; whatever else breaks has failed.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ class Connection(asyncio.Protocol):
     def __init__(self) -> None:
         self.idle_since = 0.0
         self.is_usable = True
+        self.was_closed = False  # by the server, instead of any answer
         self._now = 0.0
         self._answer: Answer | None = None
 
@@ -106,6 +107,7 @@ class Connection(asyncio.Protocol):
         if error is None and self._answer.status and not sized:
             self._over("")  # an answer without a length lasts until the connection ends
         else:
+            self.was_closed = not self._num_bytes
             self._over(f"the connection broke{f': {error}' if error else ''}")
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -193,9 +195,20 @@ class Client:
 
     async def send(self, raw: bytes, reading: Reading = AT_ONCE) -> Answer:
         """The answer, whatever it is; cancelling this hangs up."""
+        kept = self._kept(reading)
+        if kept is None:
+            return await self._send(raw, reading, None)
+        answer = await self._send(raw, reading, kept)
+        if not kept.was_closed:
+            return answer
+        again = await self._send(raw, reading, None)
+        again.sent = answer.sent  # the client has waited since then
+        return again
+
+    async def _send(self, raw: bytes, reading: Reading, kept: Connection | None) -> Answer:
         answer = Answer()
         try:
-            connection = await self._connection(reading)
+            connection = kept or await self._fresh(reading)
         except OSError as error:  # a TimeoutError is one, too, and says nothing
             answer.sent = answer.end = time.monotonic()
             answer.error = f"no connection: {str(error) or f'none within {reading.timeout_s:g} s'}"
@@ -215,18 +228,20 @@ class Client:
         self._idle.clear()
         await asyncio.sleep(0)  # sockets are closed in the loop's next turn
 
-    async def _connection(self, reading: Reading) -> Connection:
+    def _kept(self, reading: Reading) -> Connection | None:
         if reading.bytes_per_s is not None:
-            async with asyncio.timeout(reading.timeout_s):
-                return await self._open(small=True)
+            return None
         fresh_since = time.monotonic() - IDLE_S
         while self._idle:
             connection = self._idle.pop()  # the newest: the others may grow old and go
             if connection.is_usable and connection.idle_since > fresh_since:
                 return connection
             connection.close()
+        return None
+
+    async def _fresh(self, reading: Reading) -> Connection:
         async with asyncio.timeout(reading.timeout_s):
-            return await self._open(small=False)
+            return await self._open(small=reading.bytes_per_s is not None)
 
     async def _open(self, *, small: bool) -> Connection:
         loop = asyncio.get_running_loop()

@@ -35,7 +35,8 @@ class Behaviour:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request. With `messages` it is a chat, else a completion of `prompt`, text or token ids.
+    """One request. With `messages` it is a chat, else a completion of `prompt`, text or token ids,
+    or what `is_embedding` says: the vector of it.
 
     `deadline` (seconds) and `class_name` are told to the server where they are given, and so is
     `priority` unless 0; `extra` are further fields of the body. `prompt_tokens` is how long the
@@ -58,6 +59,7 @@ class Call:
     priority: int = 0
     deadline: float | None = None
     is_stream: bool = True
+    is_embedding: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict)
     behaviour: Behaviour = Behaviour()
     targets: Mapping[str, float] = field(default_factory=dict)

@@ -20,6 +20,10 @@ from dynamo_serve.bench.recorded import Recording, numbers_of, seed_of
 from dynamo_serve.errors import ConfigError
 from dynamo_serve.trace import Arrival
 
+SCORE = "score"  # the pooling of pairs of texts
+LEFT_OUT_REFUSED = "left out, for they were refused before anybody looked at their prompt"
+LEFT_OUT_PAIRS = "left out, for they scored pairs of texts, which are not sent as token ids"
+
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
@@ -146,6 +150,10 @@ def calls_of(arrivals: Sequence[Arrival]) -> Iterator[list[Arrival]]:
     yield from calls.values()
 
 
+def is_sent(choices: Sequence[Arrival]) -> bool:
+    return bool(choices[0].prompt_tokens) and choices[0].pooling != SCORE
+
+
 def _planned(
     calls: Iterator[list[Arrival]],
     began: float,
@@ -156,10 +164,11 @@ def _planned(
 ) -> Iterator[Planned]:
     count = 0
     for choices in calls:
-        if not choices[0].prompt_tokens:
-            notes("left out, for they were refused before anybody looked at their prompt")
+        if not is_sent(choices):
+            notes(LEFT_OUT_PAIRS if choices[0].pooling == SCORE else LEFT_OUT_REFUSED)
             continue
         is_one = len({(c.pages, c.prompt_tokens) for c in choices}) == 1
+        is_one = is_one and not (choices[0].pooling and len(choices) > 1)
         if not is_one:
             notes("calls with several prompts are sent as calls of their own")
         for group in [choices] if is_one else [[choice] for choice in choices]:
@@ -174,9 +183,8 @@ def call_of(
     choices: Sequence[Arrival], tokens: Tokens, wishes: Wishes, notes: Notes, usual: int
 ) -> Call:
     first = choices[0]
+    is_embedding = bool(first.pooling)
     max_tokens = output_tokens(choices, notes, usual)
-    if first.pooling:
-        notes("asked for a vector, and are sent as completions of one token")
     if wishes.context is not None and first.prompt_tokens + max_tokens > wishes.context:
         notes(f"are longer than the {wishes.context} tokens of this server, and will be refused")
     has_text = wishes.with_texts and first.text is not None
@@ -198,7 +206,8 @@ def call_of(
         class_name=first.class_name if has_terms else "",
         priority=first.priority if wishes.is_ours else 0,
         deadline=first.deadline if wishes.is_ours and not first.has_class_deadline else None,
-        is_stream=first.is_stream,
+        is_stream=first.is_stream and not is_embedding,
+        is_embedding=is_embedding,
         extra=extra,
         behaviour=behaviour_of(choices),
         ready=ready,
@@ -210,8 +219,9 @@ def _extra(choices: Sequence[Arrival], wishes: Wishes, *, has_text: bool) -> dic
     first = choices[0]
     extra: dict[str, Any] = {"n": len(choices)} if len(choices) > 1 else {}
     if wishes.is_ours:
-        extra["ignore_eos"] = True
-        if first.group:
+        if not first.pooling:
+            extra["ignore_eos"] = True
+        if first.group and not first.pooling:
             extra["prompt_cache_key"] = first.group
         if first.salt and has_text:  # made texts are apart where pages were
             extra["cache_salt"] = first.salt

@@ -14,6 +14,7 @@ from dynamo_serve.core.tenant import Tenancy
 from dynamo_serve.errors import RequestError, Unavailable
 from dynamo_serve.observer import NoObserver
 from dynamo_serve.prefixes import Prefixes
+from dynamo_serve.preparing import Preparing
 from dynamo_serve.service import Service, State
 from dynamo_serve.supervisor import Supervisor
 from dynamo_serve.text.tokenizer import Tokenizer
@@ -42,6 +43,7 @@ class StubService(Service):
         self.tenancies: list[Tenancy] = []
         self.answers: dict[str, Any] = {}
         self.asked: list[tuple[str, str]] = []
+        self.preparing = Preparing()
         self.prefixes = Prefixes(cast(Supervisor, None), self.generate, self.cancel)  # none
 
     def configure(self, tenancy: Tenancy) -> None:

@@ -18,7 +18,8 @@ from dynamo_serve.api.echo import INLINE_SCORES, Echo
 from dynamo_serve.config import CacheSection, Config, EngineSection, ModelSection
 from dynamo_serve.service import Service
 from dynamo_serve.text.tokenizer import Tokenizer
-from tests.api.live import serving
+from tests.api.live import config, serving
+from tests.api.stub import StubService, says
 from tests.api.test_openai_client import client_of
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -225,6 +226,38 @@ def test_those_of_a_long_prompt_are_rendered_beside_the_event_loop(
     beside = [name for name in named if name.startswith("asyncio_")]
     # A stream tells the scores of its answer as they come, on the event loop.
     assert len(beside) >= INLINE_SCORES and len(named) - len(beside) <= 6 * bool("stream" in body)
+    assert longest <= render.PIECE
+
+
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+def test_those_of_a_long_answer_are_rendered_beside_the_event_loop(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    named: set[str] = set()
+    token_text, encode, longest = Tokenizer.token_text, render._encode, 0
+
+    def naming(self: Tokenizer, token_id: int) -> str:
+        named.add(threading.current_thread().name.partition("_")[0])
+        return token_text(self, token_id)
+
+    def encoding(value: object) -> str:
+        nonlocal longest
+        if isinstance(value, list | tuple):
+            longest = max(longest, len(value))
+        return encode(value)
+
+    monkeypatch.setattr(Tokenizer, "token_text", naming)
+    monkeypatch.setattr(render, "_encode", encoding)
+    wanted: dict[str, Any] = {"prompt": "a", "logprobs": 3}
+    if path == CHAT:
+        messages = [{"role": "user", "content": "a"}]
+        wanted = {"messages": messages, "logprobs": True, "top_logprobs": 3}
+    stub = StubService(says(tokenizer, "a" * (INLINE_SCORES + 10)))
+    with serving(stub, tokenizer, config()) as base:
+        answer = httpx.post(base + path, json={**wanted, "max_tokens": 200})
+    told = answer.json()["choices"][0]["logprobs"]
+    assert len(told["content" if path == CHAT else "tokens"]) == INLINE_SCORES + 10
+    assert named == {"asyncio"}
     assert longest <= render.PIECE
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Generator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,8 +16,9 @@ import pytest
 from dynamo_serve.api import encoding
 from dynamo_serve.api.encoding import LONG_CHARACTERS, LongTexts
 from dynamo_serve.errors import QuotaExceeded, Unavailable
+from dynamo_serve.service import Service, State
 from dynamo_serve.text.tokenizer import Tokenizer
-from tests.api.live import MAX_MODEL_LEN, config, serving
+from tests.api.live import MAX_MODEL_LEN, config, save_model, serving
 from tests.api.stub import StubService, says
 from tests.api.test_hang_up import send
 from tests.patience import PATIENCE_S
@@ -53,7 +56,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Generator[Slow]:
     state, encode = Slow(), Tokenizer.encode
 
     def waiting(self: Tokenizer, text: str, **options: Any) -> list[int]:
-        if len(text) > LONG_CHARACTERS:
+        if len(text) > encoding.LONG_CHARACTERS:
             state.num_begun += 1
             state.begun.release()
             assert state.go_on.wait(PATIENCE_S)
@@ -147,3 +150,70 @@ def test_so_many_may_wait_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
         assert await begin("a")
 
     asyncio.run(ask())
+
+
+# --- a drain
+
+FITS = "hello " * 20
+
+
+@contextmanager
+def draining(
+    service: Service, tokenizer: Tokenizer, slow: Slow, body: dict[str, Any], seconds: float
+) -> Generator[tuple[Future[httpx.Response], Future[None]]]:
+    """A chat whose text is being tokenized, and the drain of `service` that has begun, with its
+    end."""
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    async def end() -> None:
+        await service.drain(seconds)
+        await service.close()
+
+    async def begin() -> None:
+        loops.append(asyncio.get_running_loop())
+        await Service.start(service)
+
+    service.start = begin  # type: ignore[method-assign]
+    with ThreadPoolExecutor(1) as pool, serving(service, tokenizer, config()) as base:
+        chat = {"messages": [{"role": "user", "content": FITS}], "max_tokens": 4, **body}
+        asked = pool.submit(post, base, "/v1/chat/completions", chat)
+        assert slow.begun.acquire(timeout=PATIENCE_S)
+        ended = asyncio.run_coroutine_threadsafe(end(), loops[0])
+        refused = post(base, "/tokenize", {"prompt": "a"})  # the loop has begun with the drain
+        assert refused.status_code == 503
+        assert service.state is not State.READY
+        yield asked, ended
+        slow.go_on.set()
+        ended.result(PATIENCE_S)
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Service:
+    monkeypatch.setattr(encoding, "INLINE_CHARACTERS", len(FITS) // 4)
+    monkeypatch.setattr(encoding, "LONG_CHARACTERS", len(FITS) // 2)
+    return Service(config(), model_path=save_model(tmp_path))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_drain_waits_for_texts_and_their_answers(
+    service: Service, tokenizer: Tokenizer, slow: Slow, stream: bool
+) -> None:
+    body = {"stream": stream, "ignore_eos": True}
+    with draining(service, tokenizer, slow, body, PATIENCE_S) as (asked, ended):
+        assert service.state is State.DRAINING and not ended.done()
+        slow.go_on.set()
+        answer = asked.result(PATIENCE_S)
+        assert answer.status_code == 200
+        assert '"finish_reason":"length"' in answer.text
+        ended.result(PATIENCE_S)
+        assert not service.preparing
+
+
+def test_a_drain_that_takes_too_long_ends_who_waits(
+    service: Service, tokenizer: Tokenizer, slow: Slow
+) -> None:
+    with draining(service, tokenizer, slow, {}, 0.0) as (asked, _):
+        answer = asked.result(PATIENCE_S)
+        assert answer.status_code == 503 and answer.headers["Retry-After"]
+        assert answer.json()["error"]["code"] == "server_shutdown"
+        assert not slow.go_on.is_set()

@@ -17,8 +17,11 @@ class Guest:
         self.is_answering = False
         self.error: RequestError | None = None
         self.is_cut = False
+        self.is_closing = False
 
     def refuse(self, error: RequestError) -> None:
+        if self.is_closing:
+            return
         self.error = error
         self.gate.leave(self)
 
@@ -46,6 +49,20 @@ def test_the_oldest_who_is_silent_makes_room_in_the_reserve() -> None:
     assert isinstance(rest[0].error, Unavailable)
     assert newcomer.error is None and asking.error is None
     assert all(guest.error is None for guest in rest[1:])
+
+
+def test_who_is_closing_makes_room_once() -> None:
+    """A probe has its answer, and its client does not read it."""
+    door = Gate(1)
+    _, closing, *rest = crowd(door, 1 + gate.RESERVE)
+    closing.is_closing = True
+    crowd(door, 2)
+    assert closing.error is None and not closing.is_cut
+    assert [guest.error is None for guest in rest[:2]] == [False, True]
+    crowd(door, gate.LEAVING - 2)
+    assert not closing.is_cut
+    crowd(door, 1)
+    assert closing.is_cut
 
 
 def test_a_reserve_that_is_busy_takes_nobody() -> None:

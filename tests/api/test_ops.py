@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import replace
+from typing import Any
 
 import httpx
 import pytest
@@ -32,6 +33,15 @@ def test_tokens_there_and_back(http: httpx.Client) -> None:
     assert plain["tokens"] == answer["tokens"][1:]
     text = http.post("/detokenize", json={"tokens": plain["tokens"]}).json()
     assert text == {"prompt": "hi 你"}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"), [("/tokenize", {"prompt": "hi"}), ("/detokenize", {"tokens": [20]})]
+)
+def test_a_salt_changes_no_tokens(http: httpx.Client, path: str, body: dict[str, Any]) -> None:
+    salted = http.post(path, json={**body, "cache_salt": "an end user"})
+    assert salted.status_code == 200
+    assert salted.json() == http.post(path, json=body).json()
 
 
 def test_messages_are_tokenized_as_a_chat_sees_them(

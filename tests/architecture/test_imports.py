@@ -26,6 +26,7 @@ LAW: dict[str, tuple[str, ...]] = {
     "dynamo_serve.grammar_schema": (),
     "dynamo_serve.grammar_process": ("core.", "grammars", "grammar_schema", "llguidance."),
     "dynamo_serve.fair_queue": (),
+    "dynamo_serve.preparing": ("errors",),
     "dynamo_serve.turns": ("fair_queue",),
     "dynamo_serve.grammar_helper": ("errors", "process"),
     "dynamo_serve.grammar_checker": (
@@ -94,7 +95,7 @@ LAW: dict[str, tuple[str, ...]] = {
     "dynamo_serve.fits": ("config", "core.", "errors"),
     "dynamo_serve.service": (
         *("building", "config", "core.", "deliveries", "delivery", "errors", "fits", "inbox"),
-        *("link", "observer", "prefixes", "questions", "supervisor", "timers"),
+        *("link", "observer", "prefixes", "preparing", "questions", "supervisor", "timers"),
     ),
     "dynamo_serve.prefixes": ("core.", "errors", "supervisor", "timers"),
     "dynamo_serve.metrics": (
@@ -116,7 +117,7 @@ LAW: dict[str, tuple[str, ...]] = {
     "dynamo_serve.api.protocol": ("api.", "config", "errors", "httptools.", "uvicorn."),
     "dynamo_serve.api.": (
         *("", "api.", "config", "core.", "delivery", "directory", "errors", "grammar_checker"),
-        *("grammar_helper", "grammars", "prefixes", "turns"),
+        *("grammar_helper", "grammars", "prefixes", "preparing", "turns"),
         *("service", "shared", "tenants", "text.", "fastapi.", "starlette.", "pydantic."),
     ),
     "dynamo_serve.settings_key": ("yaml.",),

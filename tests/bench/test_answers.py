@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Generator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -222,3 +223,46 @@ def test_an_interim_answer_is_not_the_answer() -> None:
 def test_what_is_no_event_is_refused_where_it_comes(event: dict[str, object]) -> None:
     with pytest.raises(TypeError):
         answers.Said().take(event)
+
+
+@pytest.mark.parametrize(("keeps", "opened"), [(True, 2), (False, 3)])
+def test_what_meets_a_kept_connection_that_is_closed_is_sent_once_more(
+    keeps: bool, opened: int
+) -> None:
+    """The server answers once on each connection, and closes it when asked again. Where it does not
+    keep to that, the second one is closed unanswered."""
+    asked: list[asyncio.Task[Any]] = []
+    ok = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        asked.append(task)
+        refuses = len(asked) == 2 and not keeps
+        with suppress(ConnectionError, asyncio.IncompleteReadError):
+            await reader.readuntil(b"\r\n\r\n")
+            if not refuses:
+                writer.write(ok)
+                await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+
+    async def talk() -> None:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        async with server:
+            client = Client(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+            first, second = [await client.send(client.request("GET", f"/{i}")) for i in range(2)]
+            assert first.status == 200
+            if keeps:
+                assert (second.status, second.error) == (200, "")
+                assert second.sent <= second.reads[0][0]
+            else:
+                assert second.status == 0 and "the connection broke" in second.error
+                third = await client.send(client.request("GET", "/2"))
+                assert third.status == 200
+            await client.close()
+            await asyncio.gather(*asked)
+        assert client.num_opened == len(asked) == opened
+
+    asyncio.run(talk())

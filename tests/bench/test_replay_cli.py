@@ -6,6 +6,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,12 @@ from bench.stub_server import Delays, Stub
 from bench.stub_server import serving as stub_serving
 from dynamo_serve import cli, trace
 from dynamo_serve.bench import record
+from dynamo_serve.service import Service
+from dynamo_serve.text.tokenizer import Tokenizer
 from dynamo_serve.trace import Arrival, Header
+from tests.api.conftest import model_folder as model_folder  # noqa: PLC0414 - fixtures
+from tests.api.conftest import tokenizer as tokenizer  # noqa: PLC0414
+from tests.api.live import config, serving
 from tests.patience import PATIENCE_S
 
 HEADER = Header(spec={"vocab_size": 400})
@@ -136,6 +142,21 @@ def test_recorded_texts_are_what_is_sent(
         path = traced(tmp_path, *few(2))
         assert cli.main(["replay", path, stub.url, "--text", "recorded"]) == 2
     assert "there is no text in it" in capsys.readouterr().err
+
+
+def test_embeddings_are_sent_as_such_and_pairs_are_left_out(
+    tokenizer: Tokenizer, model_folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A call of two inputs, one of one, one of a text, and two that scored pairs."""
+    vectors = [replace(few(1)[0], prompt_tokens=n, pooling="last", call=n // 30) for n in (30, 31)]
+    traffic = [*vectors, *few(1, pooling="mean", group="g"), *few(1), *few(2, pooling="score")]
+    out = tmp_path / "run.jsonl"
+    with serving(Service(config(), model_path=model_folder), tokenizer, config()) as url:
+        assert cli.main(["replay", traced(tmp_path, *traffic), url, "--out", str(out)]) == 0
+    assert "2: left out, for they scored pairs" in capsys.readouterr().err
+    found = sorted(record.read(out).records, key=lambda r: (r.prompt_tokens, r.output_tokens))
+    told = [(r.outcome, r.prompt_tokens, r.output_tokens) for r in found]
+    assert told == [("ok", 20, 0), ("ok", 20, 3), ("ok", 30, 0), ("ok", 31, 0)]
 
 
 @pytest.mark.parametrize("flag", ["--wait", "--timeout", "--speed"])
