@@ -135,6 +135,25 @@ def test_a_folder_without_a_tokenizer_is_one_line(
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize("kind", ["qwen3", "gemma", "t5", "gpt2"])
+def test_an_empty_tokenizer_of_a_known_family_is_none(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, kind: str
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    code, _, err = run(capsys, "serve", "--model", str(tmp_path), "--port", "0")
+    assert code == 2
+    assert "no tokenizer: its files are missing" in err
+    assert err.count("\n") == 1
+
+
+def test_a_file_is_no_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    code, _, err = run(capsys, "serve", "--model", str(tmp_path / "model.gguf"), "--port", "0")
+    assert code == 2
+    assert "this is a file; allowed: a folder" in err
+    assert err.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("file", "text"),
     [
