@@ -107,6 +107,26 @@ def until(true: Callable[[], bool], base: str) -> None:
         assert healthy(base)
 
 
+# Old clients
+
+
+def test_who_speaks_http_1_0_gets_no_chunks(served: Served) -> None:
+    _, base = served()
+    for stream in (True, False):
+        raw = post(TEXT, prompt="a", stream=stream).replace(b"HTTP/1.1", b"HTTP/1.0")
+        with connect(base) as connection:
+            connection.sendall(raw)
+            answer, body = answer_of(connection)
+            assert answer.headers["transfer-encoding"] is None
+            assert answer.headers["connection"] == "close"
+            assert (answer.headers["content-length"] is None) is stream
+            if stream:
+                assert body.startswith(b"data: {") and body.endswith(b"data: [DONE]\n\n")
+                assert is_closed(connection)
+            else:
+                assert json.loads(body)["choices"]
+
+
 # Slow senders
 
 

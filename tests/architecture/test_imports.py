@@ -112,6 +112,7 @@ LAW: dict[str, tuple[str, ...]] = {
     "dynamo_serve.metrics_tenants": ("prometheus_client.",),
     "dynamo_serve.api.gate": ("errors",),
     "dynamo_serve.api.refusal": ("api.", "errors", "uvicorn."),
+    "dynamo_serve.api.unframed": ("starlette.", "uvicorn."),
     "dynamo_serve.api.protocol": ("api.", "config", "errors", "httptools.", "uvicorn."),
     "dynamo_serve.api.": (
         *("", "api.", "config", "core.", "delivery", "directory", "errors", "grammar_checker"),
