@@ -60,7 +60,8 @@ def load_tokenizer(path: str) -> Tokenizer:
         why = str(error).strip().partition("\n")[0]
         if not isinstance(error, (OSError, ValueError)):
             why = f"{type(error).__name__}: {why}"  # as in KeyError: 'added_tokens'
-        raise ConfigError(f"model.path = {path!r}: no tokenizer: {why}") from error
+        where = "" if Path(path).is_dir() else "there is no such folder here, and on the hub "
+        raise ConfigError(f"model.path = {path!r}: {where}no tokenizer: {why}") from error
 
 
 def dialect(tokenizer: Tokenizer, model: ModelSection) -> Dialect:

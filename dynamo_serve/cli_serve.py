@@ -233,6 +233,7 @@ def configure_logging(section: LogSection) -> None:
         level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     logging.getLogger("dynamo_serve").setLevel(section.level.upper())
+    logging.getLogger("huggingface_hub").handlers.clear()  # its own, beside ours: each line twice
     if section.requests:  # asked for by name, so also where the level is above it
         middleware.logger.setLevel(logging.INFO)
 
