@@ -451,6 +451,21 @@ def test_a_reader_who_takes_nothing_any_more_is_cut_off(served: Served) -> None:
         assert is_closed(reader)
 
 
+def test_an_answer_that_does_not_end_with_the_server_is_cut_in_one_line(
+    tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    service = StubService(begins_and_hangs)
+    with contextlib.ExitStack() as later:
+        with serving(service, tokenizer, config()) as base:
+            reader = later.enter_context(connect(base))
+            reader.sendall(post(TEXT, prompt="a", stream=True))
+            assert reader.recv(1024)
+        assert is_closed(reader)
+    assert service.cancelled.get(timeout=WAIT_S)
+    assert [(line.levelname, line.exc_info) for line in caplog.records] == [("WARNING", None)]
+    assert caplog.text.count("1 connections cut") == 1
+
+
 def test_a_reader_who_takes_little_is_not_cut_off(served: Served) -> None:
     service, base = served(endless, stream_buffer_bytes=4096, **SHORT)
     with connect(base, receive_buffer=4096) as reader:
