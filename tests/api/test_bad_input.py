@@ -257,6 +257,7 @@ def test_an_address_that_is_nearly_right_is_told(
             "Unknown field 'stream_options.include_usge'. "
             "Did you mean 'stream_options.include_usage'?",
         ),
+        ({**user(), "stop": ["a"] * 17}, "'stop': list should have at most 16 items, not 17."),
         ({"messages": []}, "'messages' is empty; at least 1 item is needed."),
     ],
 )
