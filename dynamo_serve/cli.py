@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from dynamo_serve import __version__, settings
 from dynamo_serve.cli_bench_parser import add_bench
+from dynamo_serve.cli_parser import Parser
 from dynamo_serve.cli_simulate_parser import add_simulate
 from dynamo_serve.errors import ConfigError, DynamoServeError
 
@@ -59,11 +60,13 @@ def open_standard_streams() -> None:
 
 def parser() -> argparse.ArgumentParser:
     """Every command with its flags; docs/reference/cli.md is generated from it."""
-    root = argparse.ArgumentParser(
+    root: argparse.ArgumentParser = Parser(
         prog="dynamo-serve",
         description="An LLM inference server for one box.",
         allow_abbrev=False,
     )
+    shown = f"dynamo-serve {__version__}"
+    root.add_argument("--version", action="version", version=shown, help="Print the version.")
     commands = root.add_subparsers(metavar="COMMAND", required=True)
     serve = _command(commands, "serve", "Start the server.", _serve)
     _add_settings(serve)
@@ -98,7 +101,9 @@ def _command(
 def _add_settings(command: argparse.ArgumentParser) -> None:
     command.add_argument("--config", metavar="FILE", help="YAML file with settings.")
     for flag, (key, metavar, help) in FLAGS.items():
-        command.add_argument(flag, dest=key, metavar=metavar, help=help)
+        default = settings.all_keys()[key].default
+        told = f"{help} Default: {default}." if default else help
+        command.add_argument(flag, dest=key, metavar=metavar, help=told)
     command.add_argument(
         "--served-model-name",
         dest="served_names",
@@ -113,7 +118,8 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="SECTION.KEY=VALUE",
-        help="Any setting; may be given several times. The flags above win over it.",
+        help="Any setting; may be given several times. The flags above win over it. "
+        "'dynamo-serve check-config --print' lists them all.",
     )
 
 

@@ -13,6 +13,10 @@ from dynamo_serve.text.dialect import Dialect, dialect_of
 from dynamo_serve.text.tokenizer import Tokenizer
 
 QUESTION, ANSWER = "What is a page?", "A fixed run of KV slots."
+NO_FILE = (
+    "this is a file; allowed: a folder as transformers saves it, with config.json, tokenizer and "
+    "weights in .safetensors (GGUF is not read)"
+)
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
@@ -38,6 +42,8 @@ def model_path(path: str) -> str:
         if not (folder / "config.json").is_file():
             raise ConfigError(f"model.path = {path!r}: this folder holds no config.json")
         return str(folder)
+    if folder.is_file():
+        raise ConfigError(f"model.path = {path!r}: {NO_FILE}")
     if not HUB_ID.fullmatch(path):
         raise ConfigError(
             f"model.path = {path!r}: no such folder; allowed: a folder that holds a model, "
@@ -54,7 +60,8 @@ def load_tokenizer(path: str) -> Tokenizer:
         why = str(error).strip().partition("\n")[0]
         if not isinstance(error, (OSError, ValueError)):
             why = f"{type(error).__name__}: {why}"  # as in KeyError: 'added_tokens'
-        raise ConfigError(f"model.path = {path!r}: no tokenizer: {why}") from error
+        where = "" if Path(path).is_dir() else "there is no such folder here, and on the hub "
+        raise ConfigError(f"model.path = {path!r}: {where}no tokenizer: {why}") from error
 
 
 def dialect(tokenizer: Tokenizer, model: ModelSection) -> Dialect:

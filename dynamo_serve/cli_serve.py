@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import json
 import logging
@@ -12,19 +11,12 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Generator
-from dataclasses import replace
-
-import uvicorn
-from starlette.types import ASGIApp
 
 from dynamo_serve import __version__, garbage, recording
 from dynamo_serve.api import middleware
 from dynamo_serve.api.app import create_app
 from dynamo_serve.api.auth import Access
-from dynamo_serve.api.gate import ACCEPTED_AT_ONCE
 from dynamo_serve.api.heads import declared_heads
-from dynamo_serve.api.protocol import limited
 from dynamo_serve.cli_metrics import metrics_of
 from dynamo_serve.cli_model import (
     dialect,
@@ -39,16 +31,14 @@ from dynamo_serve.directory import summed_up
 from dynamo_serve.errors import ConfigError
 from dynamo_serve.fits import check_disk
 from dynamo_serve.handover import Door, take_over
+from dynamo_serve.http_server import BACKLOG, HttpServer, http_settings
 from dynamo_serve.observer import Vitals
-from dynamo_serve.open_files import make_room
 from dynamo_serve.recording import Recorder
 from dynamo_serve.service import Service
 from dynamo_serve.succession import Succession
 
 log = logging.getLogger(__name__)
 
-BACKLOG = 2048  # connections that may wait in the system
-FLUSH_S = 5.0  # after the last request ended, for its bytes to leave
 FACTS = ("device", "dtype", "attention_backend")  # of the engine, worth a look at once
 
 
@@ -89,33 +79,6 @@ def serve(config: Config) -> int:
         )
         run = Run(service, http, listener, config.server, access, succession, recorder)
         return asyncio.run(run.until_signal(names))
-
-
-def http_settings(app: ASGIApp, server: ServerSection) -> uvicorn.Config:
-    """How uvicorn serves `app`: with our limits."""
-    room = make_room(server.max_connections)
-    return uvicorn.Config(
-        app,
-        http=limited(replace(server, max_connections=room)),
-        ws="none",  # a web socket would leave the limits behind
-        backlog=ACCEPTED_AT_ONCE,
-        log_config=None,
-        access_log=False,  # the app logs requests itself, if log.requests says so
-        timeout_graceful_shutdown=int(FLUSH_S),
-    )
-
-
-class HttpServer(uvicorn.Server):
-    """uvicorn without its signal handlers: a drain must go on accepting, to answer 503."""
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        for listener in sockets or ():
-            listener.listen(BACKLOG)  # asyncio has made it as short as what it accepts at once
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None, None, None]:
-        yield
 
 
 class Run:
@@ -236,6 +199,7 @@ def configure_logging(section: LogSection) -> None:
         level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     logging.getLogger("dynamo_serve").setLevel(section.level.upper())
+    logging.getLogger("huggingface_hub").handlers.clear()  # its own, beside ours: each line twice
     if section.requests:  # asked for by name, so also where the level is above it
         middleware.logger.setLevel(logging.INFO)
 

@@ -149,8 +149,11 @@ def suggestion(path: str) -> str:
     known = [tuple(key.split(".")) for key in all_keys()]
     sections = dict.fromkeys(where for where, _ in known)
     near = [f"{where}.{name}" for where, name in known if name == leaf]
-    near = near or difflib.get_close_matches(path, [*all_keys(), *sections], n=1)
     inside = [name for where, name in known if where == section]
+    if inside and not near:  # else the section alone would make any two keys of it look alike
+        near = [f"{section}.{name}" for name in difflib.get_close_matches(leaf, inside, n=1)]
+    elif not near:
+        near = difflib.get_close_matches(path, [*all_keys(), *sections], n=1)
     allowed = inside or [f"{where}.*" for where in sections]
     return (f"did you mean {near[0]}? " if near else "") + "allowed: " + ", ".join(allowed)
 

@@ -43,6 +43,34 @@ def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "version") == (0, f"dynamo-serve {__version__}\n", "")
 
 
+def test_the_package_is_the_command_too() -> None:
+    line = (sys.executable, "-m", "dynamo_serve", "--version")
+    told = subprocess.run(line, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
+    assert told.stdout == f"dynamo-serve {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [
+        ("serve --prot 9", "unknown: --prot 9; did you mean --port?"),
+        ("serve --max-model-len 100", "did you mean --set model.max_model_len=VALUE?"),
+        ("serve --api-key abc", "did you mean --set server.api_keys=VALUE?"),
+        ("serve --page_size=8", "did you mean --set cache.page_size=VALUE?"),
+        ("serve Qwen/Qwen3-0.6B", "did you mean --model Qwen/Qwen3-0.6B?"),
+        ("serve --bananas", "unknown: --bananas\n"),
+        ("chat --max-token 5", "did you mean --max-tokens?"),
+        ("bench run http://x --rat 5", "did you mean --rate?"),
+    ],
+)
+def test_an_unknown_flag_is_told_with_what_was_meant(
+    capsys: pytest.CaptureFixture[str], line: str, hint: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(line.split())
+    assert ended.value.code == 2
+    assert hint in capsys.readouterr().err
+
+
 def test_good_settings_are_called_valid(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "check-config") == (0, "settings are valid\n", "")
     code, out, _ = run(capsys, "check-config", "--tenants", str(ROOT / "configs/tenants.yaml"))
@@ -131,6 +159,45 @@ def test_a_folder_without_a_tokenizer_is_one_line(
     code, _, err = run(capsys, "serve", "--model", str(tmp_path), "--port", "0")
     assert code == 2
     assert "no tokenizer" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "gemma", "t5", "gpt2"])
+def test_an_empty_tokenizer_of_a_known_family_is_none(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, kind: str
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    code, _, err = run(capsys, "serve", "--model", str(tmp_path), "--port", "0")
+    assert code == 2
+    assert "no tokenizer: its files are missing" in err
+    assert err.count("\n") == 1
+
+
+HUB_WARNS = """
+import logging, sys
+from dynamo_serve import cli
+code = cli.main(["serve", "--model", "no/such", "--port", "0"])
+logging.getLogger("huggingface_hub.utils").warning("cannot be reached")
+sys.exit(code)
+"""
+
+
+def test_a_hub_that_is_out_of_reach_is_told_once(tmp_path: Path) -> None:
+    around = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    line = (sys.executable, "-c", HUB_WARNS)
+    told = subprocess.run(
+        line, check=False, capture_output=True, text=True, timeout=PATIENCE_S, env=around
+    )
+    assert told.returncode == 2
+    assert "no such folder here, and on the hub no tokenizer: " in told.stderr
+    assert told.stderr.count("cannot be reached") == 1
+
+
+def test_a_file_is_no_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    code, _, err = run(capsys, "serve", "--model", str(tmp_path / "model.gguf"), "--port", "0")
+    assert code == 2
+    assert "this is a file; allowed: a folder" in err
     assert err.count("\n") == 1
 
 

@@ -82,6 +82,7 @@ def test_every_key_can_be_set_from_the_environment_by_its_printed_default() -> N
         ("scheduler.max_prefil_tokens=1", "did you mean scheduler.max_prefill_tokens?"),
         ("model.port=1", "did you mean server.port?"),
         ("cache.blob=1", "allowed: page_size, num_pages"),
+        ("scheduler.foo=1", "scheduler.foo: unknown key; allowed: max_prefill_tokens"),
         ("nonsense.zzz=1", "nonsense.zzz: unknown key; allowed: server.*, model.*"),
         ("server=1", "server: unknown key"),
         ("server.port", "--set server.port: no '='"),

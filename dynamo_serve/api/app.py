@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request
@@ -22,7 +23,7 @@ from dynamo_serve.api.grammar import Compilers
 from dynamo_serve.api.lookup import Lookup
 from dynamo_serve.api.marks import Streams
 from dynamo_serve.api.messages import messages_routes
-from dynamo_serve.api.middleware import HEADER, RequestId
+from dynamo_serve.api.middleware import HEADER, Head, RequestId
 from dynamo_serve.api.openai import openai_routes
 from dynamo_serve.api.openapi import document
 from dynamo_serve.api.ops import open_routes, server_routes, token_routes
@@ -84,7 +85,7 @@ def create_app(
         )
     app.add_middleware(RequestId, log_requests=config.log.requests)
     app.state.streams = streams  # which a hand-over moves to the next server
-    app.openapi = lambda: document(app)  # type: ignore[method-assign]
+    app.openapi = cache(lambda: document(app))  # type: ignore[method-assign]
     return app
 
 
@@ -97,6 +98,7 @@ def _add_routes(app: FastAPI, edge: Edge, config: Config, metrics: Metrics) -> N
     async def authorize_admin(http: Request, _: Annotated[object, Depends(BEARER)]) -> None:
         edge.access.check_admin(http.headers.get("authorization"))
 
+    app.add_middleware(Head)
     app.include_router(open_routes(edge, metrics))
     for routes in (openai_routes, messages_routes, stream_routes, token_routes, cache_routes):
         app.include_router(routes(edge), dependencies=[Depends(authorize)])

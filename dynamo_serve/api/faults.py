@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import logging
 
 from fastapi import FastAPI, Request, Response
@@ -80,12 +81,22 @@ async def on_http_exception(http: Request, error: Exception) -> Response:
     """Routing says 404 or 405."""
     assert isinstance(error, HTTPException)
     what = {
-        404: f"There is no {http.url.path[:100]!r} here.",
+        404: f"There is no {http.url.path[:100]!r} here; {_near(http)}",
         405: f"{http.method} is not possible on {http.url.path[:100]!r}.",
     }
     fault = InvalidRequest(what.get(error.status_code, str(error.detail)))
     fault.code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, fault.code)
     return _json(http, fault, error.status_code, dict(error.headers or {}))
+
+
+def _near(http: Request) -> str:
+    """What was probably meant: most often /v1 is missing, or there twice."""
+    paths = [str(path) for path in http.app.openapi()["paths"]]
+    meant = "/v1/" + http.url.path[:100].lstrip("/").removeprefix("v1/").removeprefix("v1/")
+    near = difflib.get_close_matches(
+        meant, [path for path in paths if path.startswith("/v1/")], n=1
+    )
+    return (f"did you mean {near[0]}? " if near else "") + "/openapi.json lists what there is."
 
 
 async def on_hang_up(http: Request, error: Exception) -> Response:

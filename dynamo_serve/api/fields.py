@@ -7,6 +7,7 @@ field is unknown. `null` always means "not given".
 
 from __future__ import annotations
 
+import difflib
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
@@ -168,7 +169,10 @@ def sift(
         elif on_unknown == "warn":
             logger.warning("unknown request field %.100r ignored", path + name)
         else:
-            raise UnknownField(f"Unknown field '{path}{name[:100]}'.", param=path + name[:100])
+            near = difflib.get_close_matches(name[:100], supported, n=1, cutoff=0.75)
+            hint = f" Did you mean '{path}{near[0]}'?" if near else ""
+            message = f"Unknown field '{path}{name[:100]}'.{hint}"
+            raise UnknownField(message, param=path + name[:100])
     return kept
 
 

@@ -17,7 +17,20 @@ logger = logging.getLogger(__name__)
 
 PLAIN_ID = re.compile(r"[\x21-\x7e]{1,128}")
 HEADER = "X-Request-Id"
+STREAMS = "/v1/streams/"
 MESSAGES, MESSAGES_HEADER = "/v1/messages", "request-id"  # the same, as Anthropic calls it
+
+
+class Head:
+    """HEAD is GET without its body, which uvicorn leaves out; but it takes no stream over."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope.get("method") == "HEAD" and not scope["path"].startswith(STREAMS):
+            scope = {**scope, "method": "GET"}
+        await self._app(scope, receive, send)
 
 
 class RequestId:

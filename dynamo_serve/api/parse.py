@@ -175,6 +175,10 @@ def first_fault(error: ValidationError, names: Names = OWN) -> InvalidRequest:
     expected = fault["msg"][0].lower() + fault["msg"][1:]
     if fault["type"] in ("model_type", "dict_type"):
         expected = "input should be an object"  # a client knows nothing of our classes
+    if fault["type"] == "too_short":
+        return InvalidRequest(f"'{path}' is empty; at least 1 item is needed.", param=path)
+    if fault["type"] == "too_long":
+        return InvalidRequest(f"'{path}': {expected.replace(' after validation', '')}.", param=path)
     return InvalidRequest(f"'{path}': {expected}, got {_shown(fault['input'])}.", param=path)
 
 

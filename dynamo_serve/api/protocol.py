@@ -19,6 +19,7 @@ from dynamo_serve.api.head_size import HeadSize, address_too_long, headers_too_l
 from dynamo_serve.api.linger import Linger, Yielding
 from dynamo_serve.api.refusal import refusal
 from dynamo_serve.api.sse import CONNECTION
+from dynamo_serve.api.unframed import framed
 from dynamo_serve.api.watch import Watch
 from dynamo_serve.config import ServerSection
 from dynamo_serve.errors import InvalidRequest, RequestError, RequestTimeout
@@ -56,12 +57,11 @@ class LimitedProtocol(HttpToolsProtocol):
         self._active: RequestResponseCycle | None = None  # `cycle` is the one being read
         self._in_head = True  # or between two requests; else in a body
         self._head_size = HeadSize()
-        self._num_heads = self._num_complete = self._ahead_bytes = 0
+        self._num_heads = self._num_complete = self._ahead_bytes = self._rest_bytes = 0
         self._fault: RequestError | None = None
         self._linger: Linger = None  # type: ignore[assignment]  # with the transport
         self._exit: Yielding = None  # type: ignore[assignment]  # with the transport
         self._is_upgrade = False
-        self._rest_bytes = 0
 
     # A connection begins and ends
 
@@ -244,7 +244,7 @@ class LimitedProtocol(HttpToolsProtocol):
         cycle.scope[CONNECTION] = self  # type: ignore[literal-required]
         if not self.pipeline:
             self._ahead_bytes = 0
-        super()._start_asgi_task(cycle, app)
+        super()._start_asgi_task(cycle, framed(cycle, app))
 
     # Time limits on what the client sends
 

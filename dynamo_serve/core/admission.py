@@ -181,7 +181,7 @@ class Admission:
         needed = seen.finish if account.knows_lengths else seen.first_token
         if needed <= left:
             return None
-        text = f"it would take {needed:.1f} s, the deadline is in {left:.1f} s"
+        text = f"it would take {needed:.3f} s, the deadline is in {max(0.0, left):.3f} s"
         return _server(Reason.DEADLINE, text, left, max(MIN_WAIT, needed - left), seen)
 
     def _by_target(self, seq: Sequence, seen: Forecast, now: float) -> Refusal | None:

@@ -77,6 +77,8 @@ class Tokenizer:
         """
         local = Path(path).is_dir()
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=local)
+        if not _has_words(tokenizer):
+            raise OSError("its files are missing, tokenizer.json or those of its kind")
         return cls(tokenizer, _generation_eos(path, local))
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
@@ -222,6 +224,13 @@ class Tokenizer:
     def knows_developer_role(self) -> bool:
         """Whether the chat template treats `developer` as a role of its own."""
         return "developer" in str(self._tokenizer.chat_template)
+
+
+def _has_words(tokenizer: Any) -> bool:
+    """False for what transformers makes of a family's name where the files are missing: special
+    tokens and at most a space, into which any text disappears."""
+    special = {str(token.content) for token in tokenizer.added_tokens_decoder.values()}
+    return len(tokenizer.get_vocab().keys() - special - {*tokenizer.all_special_tokens}) > 1
 
 
 def _generation_eos(path: str, local: bool) -> frozenset[int]:

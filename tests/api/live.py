@@ -18,8 +18,8 @@ from dynamo_serve.api.app import create_app
 from dynamo_serve.api.auth import Access
 from dynamo_serve.api.edge import Metrics
 from dynamo_serve.cli_model import dialect
-from dynamo_serve.cli_serve import HttpServer, http_settings
 from dynamo_serve.config import Config, EngineSection, ModelSection, ServerSection
+from dynamo_serve.http_server import HttpServer, http_settings
 from dynamo_serve.service import Service
 from dynamo_serve.text.tokenizer import Tokenizer
 from tests.patience import PATIENCE_S

@@ -229,6 +229,45 @@ def test_wrong_addresses_are_openai_shaped_too(
     assert fault(answer)["code"] == code
 
 
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("/chat/completions", CHAT),
+        ("/v1/v1/chat/completions", CHAT),
+        ("/v1/completion", TEXT),
+        ("/v1/embedding", "/v1/embeddings"),
+        ("/", None),
+        ("/a" * 4000, None),
+    ],
+)
+def test_an_address_that_is_nearly_right_is_told(
+    http: httpx.Client, path: str, meant: str | None
+) -> None:
+    message = fault(http.post(path, json={}))["message"] or ""
+    assert message.endswith("/openapi.json lists what there is.")
+    assert (f"did you mean {meant}?" in message) if meant else ("mean" not in message)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({**user(), "temprature": 1}, "Unknown field 'temprature'. Did you mean 'temperature'?"),
+        ({**user(), "bananas": 1}, "Unknown field 'bananas'."),
+        (
+            {**user(), "stream": True, "stream_options": {"include_usge": True}},
+            "Unknown field 'stream_options.include_usge'. "
+            "Did you mean 'stream_options.include_usage'?",
+        ),
+        ({**user(), "stop": ["a"] * 17}, "'stop': list should have at most 16 items, not 17."),
+        ({"messages": []}, "'messages' is empty; at least 1 item is needed."),
+    ],
+)
+def test_a_fault_says_what_was_probably_meant(
+    http: httpx.Client, body: dict[str, object], message: str
+) -> None:
+    assert fault(http.post(CHAT, json=body))["message"] == message
+
+
 @pytest.mark.parametrize("path", [CHAT, TEXT, "/tokenize", "/detokenize"])
 def test_a_model_that_is_not_served_is_not_found(http: httpx.Client, path: str) -> None:
     rest: dict[str, dict[str, object]] = {

@@ -108,6 +108,26 @@ def until(true: Callable[[], bool], base: str) -> None:
         assert healthy(base)
 
 
+# Old clients
+
+
+def test_who_speaks_http_1_0_gets_no_chunks(served: Served) -> None:
+    _, base = served()
+    for stream in (True, False):
+        raw = post(TEXT, prompt="a", stream=stream).replace(b"HTTP/1.1", b"HTTP/1.0")
+        with connect(base) as connection:
+            connection.sendall(raw)
+            answer, body = answer_of(connection)
+            assert answer.headers["transfer-encoding"] is None
+            assert answer.headers["connection"] == "close"
+            assert (answer.headers["content-length"] is None) is stream
+            if stream:
+                assert body.startswith(b"data: {") and body.endswith(b"data: [DONE]\n\n")
+                assert is_closed(connection)
+            else:
+                assert json.loads(body)["choices"]
+
+
 # Slow senders
 
 
@@ -430,6 +450,21 @@ def test_a_reader_who_takes_nothing_any_more_is_cut_off(served: Served) -> None:
         reader.sendall(post(TEXT, prompt="a", stream=True))
         assert service.cancelled.get(timeout=PATIENCE_S)
         assert is_closed(reader)
+
+
+def test_an_answer_that_does_not_end_with_the_server_is_cut_in_one_line(
+    tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    service = StubService(begins_and_hangs)
+    with contextlib.ExitStack() as later:
+        with serving(service, tokenizer, config()) as base:
+            reader = later.enter_context(connect(base))
+            reader.sendall(post(TEXT, prompt="a", stream=True))
+            assert reader.recv(1024)
+        assert is_closed(reader)
+    assert service.cancelled.get(timeout=WAIT_S)
+    assert [(line.levelname, line.exc_info) for line in caplog.records] == [("WARNING", None)]
+    assert caplog.text.count("1 connections cut") == 1
 
 
 def test_a_reader_who_takes_little_is_not_cut_off(served: Served) -> None:

@@ -98,6 +98,20 @@ def test_probes_answer(http: httpx.Client) -> None:
     assert page.headers["content-type"].startswith("text/plain; version=0.0.4")
 
 
+@pytest.mark.parametrize("path", ["/health", "/ready", "/metrics", "/v1/models", "/openapi.json"])
+def test_head_is_get_without_a_body(http: httpx.Client, path: str) -> None:
+    asked, got = http.head(path), http.get(path)
+    assert (asked.status_code, asked.content) == (200, b"")
+    for header in ("content-length", "content-type"):
+        assert asked.headers[header] == got.headers[header]
+    assert http.get("/health").status_code == 200, "the connection is still in step"
+
+
+def test_head_takes_no_stream_over(http: httpx.Client) -> None:
+    assert http.head("/v1/streams/chatcmpl-1").status_code == 405
+    assert http.head("/v1/chat/completions").status_code == 405
+
+
 @pytest.mark.parametrize(("sent", "kept"), [("abc-1", True), ("x" * 200, False), ("a b", False)])
 def test_answers_carry_a_request_id(http: httpx.Client, sent: str, kept: bool) -> None:
     answer = http.get("/health", headers={"X-Request-Id": sent})

@@ -39,7 +39,7 @@ def choose_backend(wish: str, needs: BackendNeeds) -> AttentionBackend:
         try:
             return BUILDERS[name](needs)
         except BackendUnavailable as reason:
-            logger.warning("engine: attention backend %s cannot run here: %s", name, reason)
+            logger.warning("attention backend %s cannot run here: %s", name, reason)
     raise AssertionError("the torch backend runs anywhere")
 
 

@@ -73,7 +73,7 @@ class Copier:
         for thread in self._threads:
             thread.join(CLOSE_SECONDS)
             if thread.is_alive():
-                logger.warning("engine: %s do not end: the tier hangs", thread.name)
+                logger.warning("%s do not end: the tier hangs", thread.name)
         if DISK in self._stores and not any(thread.is_alive() for thread in self._threads):
             self._stores[DISK].close()
         self._threads = []
@@ -98,16 +98,16 @@ class Copier:
             try:
                 found = store.open()
             except Exception as error:
-                logger.error("engine: no disk tier: %s", error)
+                logger.error("no disk tier: %s", error)
                 self._fail_all(DISK, str(error))
                 return False
             if found is not None:
-                logger.info("engine: %d pages found in the disk tier", len(found))
+                logger.info("%d pages found in the disk tier", len(found))
                 self._ended.append(Found(DISK, tuple(found)))
                 return True
             if not is_told:
                 is_told = True
-                logger.warning("engine: cache.disk_path is used by another process: waiting for it")
+                logger.warning("cache.disk_path is used by another process: waiting for it")
             self._fail_waiting(DISK, "another process uses the disk tier")
             self._is_closing.wait(RETRY_SECONDS)
         return False
@@ -132,7 +132,7 @@ class Copier:
         except (PageLost, OSError, RuntimeError) as failure:
             error = str(failure) or type(failure).__name__
             logger.warning(
-                "engine: a page could not be copied from %s to %s: %s",
+                "a page could not be copied from %s to %s: %s",
                 *(NAMES[copy.source.tier], NAMES[copy.target.tier], error),
             )
         return Copied(copy.ticket, time.perf_counter() - began, error)

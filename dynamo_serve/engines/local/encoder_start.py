@@ -172,7 +172,7 @@ def _packed(wanted: Wanted) -> Loaded | None:
         return Loaded(encoder, runner, name)
     except UnsupportedModel as reason:
         del ALL_ATTENTION_FUNCTIONS[name]
-        logger.info("engine: only texts of one length run together: %s", reason)
+        logger.info("only texts of one length run together: %s", reason)
         return None
     except BaseException:
         del ALL_ATTENTION_FUNCTIONS[name]
@@ -216,7 +216,7 @@ def _compare(
     off = float((ours - plain).norm() / plain.norm().clamp_min(1e-9))
     if not off <= TOLERANCE[encoder.model.dtype]:
         raise UnsupportedModel(config, f"packed texts differ from the same alone (by {off:.1e})")
-    logger.info("engine: packed texts agree with the same alone, relative error %.1e", off)
+    logger.info("packed texts agree with the same alone, relative error %.1e", off)
 
 
 def _trial(encoder: Encoder, kind: str) -> list[Text]:

@@ -74,5 +74,5 @@ def keep_freed_memory() -> bool:
     done = bool(mallopt(M_MMAP_THRESHOLD, KEEP_BYTES)) and bool(
         mallopt(M_TRIM_THRESHOLD, KEEP_BYTES)
     )
-    logger.info("engine: large blocks are %s the process", "kept in" if done else "returned by")
+    logger.info("freed memory is %s", "kept for reuse" if done else "given back: mallopt failed")
     return done

@@ -87,7 +87,7 @@ class NativeWish:
                 f"{self.setting}: {self.quantization} needs the native kernels to run the whole "
                 f"model, and they cannot: {reason}; change that, or leave {self.setting} out"
             )
-        logger.info("engine: transformers' own modules run this model: %s", reason)
+        logger.info("transformers' own modules run this model: %s", reason)
 
     def gave_up(self, reason: str) -> None:
         """A packed model does not compute what it should: load it for transformers' modules.
@@ -99,7 +99,7 @@ class NativeWish:
                 f"the native kernels do not compute what this model's own modules do: {reason}; "
                 "leave engine.kernels and engine.attention at auto and model.quantization at none"
             )
-        logger.warning("engine: the native kernels do not suit this model: %s", reason)
+        logger.warning("the native kernels do not suit this model: %s", reason)
         self._differs = reason
 
     def run(

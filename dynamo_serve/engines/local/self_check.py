@@ -80,7 +80,7 @@ class PageCheck:
         if not worst <= (tolerance or TOLERANCE[model.dtype]):
             reason = f"its logits over pages differ from its plain forward (by {worst:.1e})"
             raise UnsupportedModel(model.config, reason)
-        logger.info("engine: pages agree with the plain forward, relative error %.1e", worst)
+        logger.info("pages agree with the plain forward, relative error %.1e", worst)
         return worst
 
 

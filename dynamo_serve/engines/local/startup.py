@@ -263,7 +263,7 @@ def _longest_wished(model: PreTrainedModel, wish: int) -> int:
 def _longest_served(longest: int, wish: int, size: PoolSize) -> int:
     if wish > size.num_tokens:
         logger.warning(
-            "engine: model.max_model_len: %d was asked for, the KV pool holds %d tokens; raise "
+            "model.max_model_len: %d was asked for, the KV pool holds %d tokens; raise "
             "cache.num_pages or cache.memory_fraction",
             *(wish, size.num_tokens),
         )
@@ -289,12 +289,12 @@ def _record(
 ) -> DecodeGraphs | None:
     """Graphs for decode steps; None, with the reason in the log, where they cannot be had."""
     if not isinstance(backend, RaggedBackend):
-        logger.warning("engine: no CUDA graphs: the %s attention cannot be recorded", backend.name)
+        logger.warning("no CUDA graphs: the %s attention cannot be recorded", backend.name)
         return None
     graphs = DecodeGraphs(runner, backend, geometry)
     try:
         graphs.record(limits.max_decode_sequences, lambda done: progress("graphs", done))
     except RuntimeError as error:
-        logger.warning("engine: no CUDA graphs: recording failed: %s", error)
+        logger.warning("no CUDA graphs: recording failed: %s", error)
         return None
     return graphs
