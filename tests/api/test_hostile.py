@@ -462,7 +462,7 @@ def test_an_answer_that_does_not_end_with_the_server_is_cut_in_one_line(
             reader.sendall(post(TEXT, prompt="a", stream=True))
             assert reader.recv(1024)
         assert is_closed(reader)
-    assert service.cancelled.get(timeout=WAIT_S)
+    assert service.cancelled.get(timeout=PATIENCE_S)
     assert [(line.levelname, line.exc_info) for line in caplog.records] == [("WARNING", None)]
     assert caplog.text.count("1 connections cut") == 1
 
