@@ -18,10 +18,11 @@ import statistics
 import time
 from typing import Any
 
+from dynamo_serve.core.limits import Limits
 from dynamo_serve.core.loop import Command, Loop, Submit
 from dynamo_serve.core.page_pool import PagePool
 from dynamo_serve.core.request import Request, TokenEvent
-from dynamo_serve.core.scheduler import Limits, Scheduler
+from dynamo_serve.core.scheduler import Scheduler
 from dynamo_serve.core.stats import Stats
 from dynamo_serve.engines.fake import FakeEngine
 from dynamo_serve.kv_events import Publisher

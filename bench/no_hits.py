@@ -19,10 +19,11 @@ import time
 from statistics import median
 
 from dynamo_serve.core.batch import Batch, SequenceOutput
+from dynamo_serve.core.limits import Limits
 from dynamo_serve.core.loop import Command, Loop, Submit
 from dynamo_serve.core.page_pool import PagePool
 from dynamo_serve.core.request import Request, Sampling, TokenEvent
-from dynamo_serve.core.scheduler import Limits, Scheduler
+from dynamo_serve.core.scheduler import Scheduler
 from dynamo_serve.core.stats import Stats
 from dynamo_serve.core.tiers import HOST, Copied, Copy, Found
 from dynamo_serve.engines.fake import FakeEngine

@@ -26,9 +26,10 @@ from transformers import AutoTokenizer
 
 from bench.random_model import chain
 from dynamo_serve.config import CacheSection, EngineSection, ModelSection
+from dynamo_serve.core.limits import Limits
 from dynamo_serve.core.page_pool import PagePool
 from dynamo_serve.core.request import Request, Sampling
-from dynamo_serve.core.scheduler import Limits, Scheduler
+from dynamo_serve.core.scheduler import Scheduler
 from dynamo_serve.engines.local import LocalEngine
 
 GREEDY, SAMPLED = Sampling(temperature=0.0), Sampling(temperature=1.6)

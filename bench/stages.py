@@ -32,10 +32,11 @@ from dynamo_serve.api.render import ChatRenderer
 from dynamo_serve.config import Config
 from dynamo_serve.core.engine import EngineSpec
 from dynamo_serve.core.flight import FlightRecorder
+from dynamo_serve.core.limits import Limits
 from dynamo_serve.core.loop import Command
 from dynamo_serve.core.page_pool import PagePool
 from dynamo_serve.core.request import Request, Sampling, TokenEvent
-from dynamo_serve.core.scheduler import Limits, Scheduler
+from dynamo_serve.core.scheduler import Scheduler
 from dynamo_serve.core.stats import Stats
 from dynamo_serve.engines.fake import FakeEngine
 from dynamo_serve.metrics import Metrics

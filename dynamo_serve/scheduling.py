@@ -7,9 +7,10 @@ from math import inf
 from dynamo_serve.config import Config, SchedulerSection
 from dynamo_serve.core.engine import EngineSpec
 from dynamo_serve.core.ladder import Mode, modes_of
+from dynamo_serve.core.limits import Limits
 from dynamo_serve.core.page_pool import PagePool
 from dynamo_serve.core.pins import Pinning
-from dynamo_serve.core.scheduler import Limits, Scheduler
+from dynamo_serve.core.scheduler import Scheduler
 from dynamo_serve.core.stats import Standing
 from dynamo_serve.core.tenant import Tenancy
 

@@ -23,10 +23,11 @@ import pytest
 
 from dynamo_serve import kv_events, settings
 from dynamo_serve.config import CacheSection, Config, EngineSection
+from dynamo_serve.core.limits import Limits
 from dynamo_serve.core.page_events import Cleared, Event, Removed, Stored
 from dynamo_serve.core.page_pool import PagePool
 from dynamo_serve.core.request import Request
-from dynamo_serve.core.scheduler import Limits, Scheduler
+from dynamo_serve.core.scheduler import Scheduler
 from dynamo_serve.core.tiers import DEVICE, DISK, HOST
 from dynamo_serve.errors import ConfigError, EngineStartError
 from dynamo_serve.kv_events import END, Publisher, block_hash, maps_of, pack

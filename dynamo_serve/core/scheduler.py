@@ -35,8 +35,6 @@ from dynamo_serve.core.step_cost import Item, StepCost, StepShape
 from dynamo_serve.core.tenant import Tenancy
 from dynamo_serve.core.tiers import Tier, TierSpec
 
-__all__ = ["Limits", "Scheduler"]
-
 
 class Scheduler:
     """Decides what the next step runs. Prefill and decode have caps of their own."""

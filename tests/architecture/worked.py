@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from dynamo_serve.core.batch import Batch, SequenceOutput
+from dynamo_serve.core.limits import Limits
 from dynamo_serve.core.page_pool import PagePool
 from dynamo_serve.core.request import Request
-from dynamo_serve.core.scheduler import Limits, Scheduler
+from dynamo_serve.core.scheduler import Scheduler
 
 PAGE_SIZE = 4
 NUM_PAGES = 10

@@ -8,9 +8,9 @@ from itertools import pairwise
 from types import MappingProxyType
 from zlib import crc32
 
+from dynamo_serve.core.limits import Limits
 from dynamo_serve.core.loop import Submit
 from dynamo_serve.core.request import Finish, Refusal, Request, TokenEvent
-from dynamo_serve.core.scheduler import Limits
 from dynamo_serve.core.tenant import Tenancy
 from tests.core.traffic import Harness, TimedEngine
 

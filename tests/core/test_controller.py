@@ -25,12 +25,12 @@ from dynamo_serve.core.ladder import (
     modes_of,
 )
 from dynamo_serve.core.lifecycle import Lifecycle
+from dynamo_serve.core.limits import Limits
 from dynamo_serve.core.loop import Inspect, Steer
 from dynamo_serve.core.page_parts import PageParts
 from dynamo_serve.core.page_pool import PagePool
 from dynamo_serve.core.pins import Pinning, Pins
 from dynamo_serve.core.request import Finish, Refusal, Request
-from dynamo_serve.core.scheduler import Limits
 from dynamo_serve.core.sequence import Sequence
 from dynamo_serve.core.shares import Shares
 from dynamo_serve.core.spill import Spill

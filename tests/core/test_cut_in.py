@@ -11,9 +11,9 @@ from statistics import median
 import pytest
 
 from dynamo_serve.core.batch import Batch, SequenceOutput
+from dynamo_serve.core.limits import Limits
 from dynamo_serve.core.loop import Cancel, Configure, Stop, Submit
 from dynamo_serve.core.request import Finish, Request, TokenEvent
-from dynamo_serve.core.scheduler import Limits
 from dynamo_serve.core.tenant import Class, Quota, Tenancy, Tenant
 from tests.core.playing import Play, ask
 from tests.core.traffic import (

@@ -11,10 +11,10 @@ from math import inf
 import pytest
 
 from dynamo_serve.core.eviction import Cached, Cause, Owner, Who
+from dynamo_serve.core.limits import Limits
 from dynamo_serve.core.page_pool import PagePool
 from dynamo_serve.core.ranking import Ranking
 from dynamo_serve.core.request import Request
-from dynamo_serve.core.scheduler import Limits
 from dynamo_serve.core.tenant import Quota, Tenancy, Tenant
 from tests.core.traffic import Harness, QuickEngine
 

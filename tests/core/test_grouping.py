@@ -8,8 +8,8 @@ from itertools import combinations
 
 import pytest
 
+from dynamo_serve.core.limits import Limits
 from dynamo_serve.core.request import Request
-from dynamo_serve.core.scheduler import Limits
 from dynamo_serve.core.sequence import AGING_SECONDS, Sequence
 from dynamo_serve.core.tenant import CLASSES, UNNAMED, Class
 from dynamo_serve.core.waiting import GROUP_PART, WaitingQueue

@@ -8,9 +8,9 @@ from statistics import median
 import pytest
 
 from dynamo_serve.core.forecast import forecast
+from dynamo_serve.core.limits import Limits
 from dynamo_serve.core.loop import Configure
 from dynamo_serve.core.request import Finish, Refusal, Request
-from dynamo_serve.core.scheduler import Limits
 from dynamo_serve.core.tenant import CLASSES, Class, Quota, Tenancy, Tenant
 from tests.core.playing import Play, ask
 

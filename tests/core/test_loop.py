@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from dynamo_serve.core.limits import Limits
 from dynamo_serve.core.loop import IDLE_SECONDS, Cancel, Command, Loop, Stop, Submit
 from dynamo_serve.core.page_pool import PagePool
 from dynamo_serve.core.request import Request, TokenEvent
-from dynamo_serve.core.scheduler import Limits, Scheduler
+from dynamo_serve.core.scheduler import Scheduler
 from dynamo_serve.core.stats import Stats
 from dynamo_serve.engines.fake import FakeEngine
 

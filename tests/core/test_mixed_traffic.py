@@ -9,9 +9,9 @@ from math import inf
 
 import pytest
 
+from dynamo_serve.core.limits import Limits
 from dynamo_serve.core.loop import Cancel, Inspect, Submit, Unpin
 from dynamo_serve.core.request import Finish, Request, Resumed, TokenEvent
-from dynamo_serve.core.scheduler import Limits
 from dynamo_serve.core.tenant import Class, Quota, Tenancy, Tenant
 from tests.core.test_page_events import follow
 from tests.core.tiers import RoughEngine

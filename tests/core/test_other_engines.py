@@ -9,9 +9,9 @@ import pytest
 
 from dynamo_serve.core.batch import Batch, Phase, SequenceOutput, Work
 from dynamo_serve.core.engine import EngineSpec
+from dynamo_serve.core.limits import Limits
 from dynamo_serve.core.loop import Submit
 from dynamo_serve.core.request import NO_ID, Finish, Request, Resumed
-from dynamo_serve.core.scheduler import Limits
 from dynamo_serve.engines.fake import next_token
 from tests.core.traffic import VOCAB_SIZE, Harness, reference
 

@@ -7,11 +7,12 @@ from collections.abc import Container, Iterable
 
 import pytest
 
+from dynamo_serve.core.limits import Limits
 from dynamo_serve.core.page_events import Cleared, Event, PageEvents, Removed, Stored
 from dynamo_serve.core.page_pool import PagePool
 from dynamo_serve.core.prefix_index import APART, page_key, root_key
 from dynamo_serve.core.request import Request
-from dynamo_serve.core.scheduler import Limits, Scheduler
+from dynamo_serve.core.scheduler import Scheduler
 from dynamo_serve.core.tiers import DEVICE, DISK, HOST, Found
 from tests.core.tiers import RoughEngine, serve
 from tests.core.traffic import VOCAB_SIZE, Harness, judge, play, random_requests, reference

@@ -9,12 +9,12 @@ import pytest
 
 from dynamo_serve.core.batch import Batch, SequenceOutput, Work
 from dynamo_serve.core.journal import Reason
+from dynamo_serve.core.limits import Limits
 from dynamo_serve.core.loop import Submit
 from dynamo_serve.core.page_parts import PageParts
 from dynamo_serve.core.prefix_index import extend_keys
 from dynamo_serve.core.prefix_tree import Chain, PrefixTree
 from dynamo_serve.core.request import Request, Resumed, Sampling
-from dynamo_serve.core.scheduler import Limits
 from dynamo_serve.core.tiers import HOST
 from tests.core.traffic import VOCAB_SIZE, Harness, QuickEngine, reference
 

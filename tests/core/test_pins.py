@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 
 from dynamo_serve.core import views
+from dynamo_serve.core.limits import Limits
 from dynamo_serve.core.loop import Cancel, Submit, Unpin
 from dynamo_serve.core.pins import Pinning
 from dynamo_serve.core.request import Finish, Refusal, Request, Resumed
-from dynamo_serve.core.scheduler import Limits
 from dynamo_serve.core.tenant import Quota, Tenancy, Tenant
 from tests.core.tiers import RoughEngine
 from tests.core.traffic import (

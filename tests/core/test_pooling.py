@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from dynamo_serve.core.batch import Batch, SequenceOutput
+from dynamo_serve.core.limits import Limits
 from dynamo_serve.core.loop import Submit
 from dynamo_serve.core.request import Finish, Pooling, Request, Resumed, TokenEvent
-from dynamo_serve.core.scheduler import Limits
 from dynamo_serve.core.tenant import Class, Tenancy
 from dynamo_serve.engines.fake_pooling import vector
 from tests.core.traffic import VOCAB_SIZE, Harness, QuickEngine, play, random_requests, reference

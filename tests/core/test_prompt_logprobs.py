@@ -10,9 +10,9 @@ import pytest
 
 from dynamo_serve.core.batch import Batch, SequenceOutput
 from dynamo_serve.core.journal import Kind
+from dynamo_serve.core.limits import Limits
 from dynamo_serve.core.loop import Submit
 from dynamo_serve.core.request import Request, Resumed, Sampling, TokenLogprob
-from dynamo_serve.core.scheduler import Limits
 from dynamo_serve.engines.fake import FakeEngine, next_token
 from tests.core.traffic import VOCAB_SIZE, Harness, random_requests, reference
 

@@ -12,10 +12,10 @@ from dynamo_serve.core.batch import Batch, Phase, SequenceOutput, Work
 from dynamo_serve.core.engine import EngineBroken, EngineSpec
 from dynamo_serve.core.flight import HEADER, Activity, FlightRecorder, num_bytes
 from dynamo_serve.core.journal import Kind
+from dynamo_serve.core.limits import Limits
 from dynamo_serve.core.loop import Cancel, Submit
 from dynamo_serve.core.request import Finish, Request, Resumed, Sampling, TokenEvent
 from dynamo_serve.core.rescue import MAX_FAILED_STEPS, Rescue
-from dynamo_serve.core.scheduler import Limits
 from dynamo_serve.engines.fake import FakeEngine
 from tests.core.traffic import (
     MAX_TURNS,

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from dynamo_serve.core import views, views_cache
+from dynamo_serve.core.limits import Limits
 from dynamo_serve.core.loop import Declare, Submit
 from dynamo_serve.core.page_pool import PagePool
 from dynamo_serve.core.prefix_index import APART, extend_keys, plain_salt, shared_keys
 from dynamo_serve.core.prefix_tree import Chain, PrefixTree
 from dynamo_serve.core.request import Request, Resumed
-from dynamo_serve.core.scheduler import Limits
 from dynamo_serve.core.tenant import Tenancy, Tenant
 from tests.core.test_views_cache import PROMPT, SIZE, ask, explain, flood, serve, settle
 from tests.core.tiers import RoughEngine

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from dynamo_serve.core.batch import Batch, Phase, SequenceOutput
+from dynamo_serve.core.limits import Limits
 from dynamo_serve.core.loop import Cancel, Submit
 from dynamo_serve.core.request import Finish, Request, Sampling
-from dynamo_serve.core.scheduler import Limits
 from dynamo_serve.engines.fake import FakeEngine
 from tests.core.traffic import VOCAB_SIZE, Harness, reference
 

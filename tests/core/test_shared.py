@@ -10,10 +10,10 @@ import pytest
 
 from dynamo_serve.core import views
 from dynamo_serve.core.eviction import ALL, Cause
+from dynamo_serve.core.limits import Limits
 from dynamo_serve.core.loop import Declare, Submit
 from dynamo_serve.core.prefix_index import extend_keys, parent_of, shared_keys
 from dynamo_serve.core.request import Finish, Request, Sampling
-from dynamo_serve.core.scheduler import Limits
 from dynamo_serve.core.tenant import Tenancy, Tenant
 from dynamo_serve.engines.fake import FakeEngine
 from tests.core.tiers import RoughEngine

@@ -11,9 +11,9 @@ import pytest
 from dynamo_serve.core.batch import Batch, SequenceOutput, Work
 from dynamo_serve.core.forecast import forecast
 from dynamo_serve.core.journal import Kind
+from dynamo_serve.core.limits import Limits
 from dynamo_serve.core.loop import Cancel, Submit
 from dynamo_serve.core.request import Finish, Request, Sampling
-from dynamo_serve.core.scheduler import Limits
 from dynamo_serve.core.tenant import Class, Quota, Tenancy, Tenant
 from tests.core.traffic import VOCAB_SIZE, Harness, TimedEngine, reference
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from dynamo_serve.core.journal import Kind
+from dynamo_serve.core.limits import Limits
 from dynamo_serve.core.loop import Steer
-from dynamo_serve.core.scheduler import Limits
 from dynamo_serve.core.step_cost import StepShape
 from dynamo_serve.core.tenant import Tenancy, Tenant
 from tests.core.playing import Play, ask

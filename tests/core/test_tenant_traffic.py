@@ -9,9 +9,9 @@ from math import inf
 
 import pytest
 
+from dynamo_serve.core.limits import Limits
 from dynamo_serve.core.loop import Cancel, Submit
 from dynamo_serve.core.request import Finish, Request
-from dynamo_serve.core.scheduler import Limits
 from dynamo_serve.core.tenant import Class, Quota, Tenancy, Tenant
 from tests.core.traffic import (
     MAX_TURNS,

@@ -6,9 +6,9 @@ import random
 
 import pytest
 
+from dynamo_serve.core.limits import Limits
 from dynamo_serve.core.loop import Cancel, Command, Submit
 from dynamo_serve.core.request import Request, Resumed
-from dynamo_serve.core.scheduler import Limits
 from dynamo_serve.core.tiers import DISK, HOST, MOST_KEPT, Found, Kept, Place, Tier, TierSpec
 from tests.core.tiers import RoughEngine, serve
 from tests.core.traffic import VOCAB_SIZE, Harness, judge, play, random_requests, reference

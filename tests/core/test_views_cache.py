@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from dynamo_serve.core import prefix_tree, views, views_cache
+from dynamo_serve.core.limits import Limits
 from dynamo_serve.core.loop import Cancel, Submit
 from dynamo_serve.core.prefix_index import extend_keys
 from dynamo_serve.core.request import Request
-from dynamo_serve.core.scheduler import Limits
 from dynamo_serve.core.tiers import HOST
 from tests.core.tiers import RoughEngine
 from tests.core.traffic import VOCAB_SIZE, Harness

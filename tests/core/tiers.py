@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Sequence
 
 from dynamo_serve.core.batch import Batch, SequenceOutput
-from dynamo_serve.core.scheduler import Limits
+from dynamo_serve.core.limits import Limits
 from dynamo_serve.core.tiers import DEVICE, DISK, HOST, Copied, Copy, Found, Place
 from tests.core.traffic import VOCAB_SIZE, Harness, QuickEngine
 

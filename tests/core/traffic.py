@@ -9,12 +9,13 @@ from typing import Any
 
 from dynamo_serve.core.batch import Batch, SequenceOutput
 from dynamo_serve.core.engine import Engine
+from dynamo_serve.core.limits import Limits
 from dynamo_serve.core.loop import Cancel, Command, Loop, Submit
 from dynamo_serve.core.page_pool import PagePool
 from dynamo_serve.core.pins import Pinning
 from dynamo_serve.core.prefix_index import APART
 from dynamo_serve.core.request import Finish, Refusal, Request, Sampling, TokenEvent
-from dynamo_serve.core.scheduler import Limits, Scheduler
+from dynamo_serve.core.scheduler import Scheduler
 from dynamo_serve.core.stats import Stats
 from dynamo_serve.core.tenant import Tenancy
 from dynamo_serve.engines.fake import FakeEngine, next_token

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 
 from dynamo_serve.core.batch import Batch, Phase
+from dynamo_serve.core.limits import Limits
 from dynamo_serve.core.page_pool import PagePool
 from dynamo_serve.core.request import Finish, Request, Sampling
-from dynamo_serve.core.scheduler import Limits, Scheduler
+from dynamo_serve.core.scheduler import Scheduler
 from tests.engines.local.driver import Driver, Seq, make_engine
 from tests.engines.local.zoo import checkpoint
 

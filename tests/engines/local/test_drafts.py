@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from dynamo_serve.core.batch import Batch, Phase
+from dynamo_serve.core.limits import Limits
 from dynamo_serve.core.request import Request, Sampling
-from dynamo_serve.core.scheduler import Limits
 from dynamo_serve.core.step_cost import StepCost
 from tests.engines.local.driver import GREEDY, Driver, Seq, make_engine
 from tests.engines.local.test_with_scheduler import SAMPLED, run, some_prompts

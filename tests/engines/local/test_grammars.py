@@ -12,9 +12,10 @@ import pytest
 
 from bench.structured_schemas import fault_of, random_schema
 from dynamo_serve import bundled
+from dynamo_serve.core.limits import Limits
 from dynamo_serve.core.page_pool import PagePool
 from dynamo_serve.core.request import Finish, Grammar, Request, Resumed, Sampling, TokenEvent
-from dynamo_serve.core.scheduler import Limits, Scheduler
+from dynamo_serve.core.scheduler import Scheduler
 from dynamo_serve.core.step_cost import StepCost
 from dynamo_serve.engines.local import LocalEngine, follower
 from dynamo_serve.grammars import compiled, schema_grammar, vocabulary

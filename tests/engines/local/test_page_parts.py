@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from dynamo_serve.core.batch import Batch, PageCopy, Phase, SequenceOutput, Work
+from dynamo_serve.core.limits import Limits
 from dynamo_serve.core.page_pool import PagePool
 from dynamo_serve.core.request import Request, TokenEvent
-from dynamo_serve.core.scheduler import Limits, Scheduler
+from dynamo_serve.core.scheduler import Scheduler
 from dynamo_serve.engines.local import LocalEngine
 from tests.engines.local.driver import GREEDY, make_engine
 from tests.engines.local.zoo import checkpoint

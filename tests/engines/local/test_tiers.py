@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from dynamo_serve.config import CacheSection
+from dynamo_serve.core.limits import Limits
 from dynamo_serve.core.loop import Command, Loop, Submit
 from dynamo_serve.core.page_pool import PagePool
 from dynamo_serve.core.request import Request, TokenEvent
-from dynamo_serve.core.scheduler import Limits, Scheduler
+from dynamo_serve.core.scheduler import Scheduler
 from dynamo_serve.core.stats import Stats
 from dynamo_serve.core.step_cost import StepCost, StepShape
 from dynamo_serve.core.tiers import DISK, HOST

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 import pytest
 
+from dynamo_serve.core.limits import Limits
 from dynamo_serve.core.page_pool import PagePool
 from dynamo_serve.core.request import Finish, Request, Sampling
-from dynamo_serve.core.scheduler import Limits, Scheduler
+from dynamo_serve.core.scheduler import Scheduler
 from dynamo_serve.core.step_cost import StepCost
 from dynamo_serve.engines.local import LocalEngine
 from tests.engines.local.driver import GREEDY, make_engine
