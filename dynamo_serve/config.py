@@ -193,7 +193,7 @@ class SchedulerSection:
         2048, "Prompt tokens in a step that decodes, too, at most.", low=1
     )
     max_step_ms: float = setting(
-        250.0,
+        200.0,
         "Prompt tokens make a step take no longer than this, by learned step times, or than four"
         " times what decoding takes alone: more throughput, longer gaps; 0: only tokens count.",
         low=0,
