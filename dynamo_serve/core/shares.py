@@ -229,7 +229,10 @@ class Shares:
 
 def _outputs(seq: Sequence, account: Account) -> float:
     most, made = seq.max_tokens, len(seq.tokens) - len(seq.request.prompt_ids)
-    usual = account.usual_outputs if account.usual_outputs > made else made
+    least = made if made > seq.request.min_tokens else seq.request.min_tokens
+    usual = account.usual_outputs if account.usual_outputs > least else least
     usual = usual if usual < most else most
-    left = account.runs_full * most + (1 - account.runs_full) * usual - made
+    may_stop = seq.request.stop_ids or seq.request.is_open_ended
+    runs_full = account.runs_full if may_stop else 1.0
+    left = runs_full * most + (1 - runs_full) * usual - made
     return left if left > 1.0 else 1.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from statistics import median
+from typing import Any
 
 import pytest
 
@@ -205,6 +206,24 @@ def test_waits_behind_a_quota_are_foreseen() -> None:
     play.run([])
     real = {name: play.tokens_at[name][0] - now for name in seen}
     assert median(abs(seen[name] - real[name]) / real[name] for name in seen) < 0.15
+
+
+@pytest.mark.parametrize("length", [{}, {"stop_ids": frozenset([1]), "min_tokens": 600}])
+def test_an_answer_that_nothing_ends_is_foreseen_to_its_end(length: dict[str, Any]) -> None:
+    """However short those were that came before: 600 tokens will be 600."""
+    play = Play(limits(), tenancy(a=batch(Quota(live_sequences=1))))
+    stop = frozenset(range(0, 50_000, 20))
+    chats = [replace(ask(f"c{i}", 40, 600, tenant="a"), stop_ids=stop) for i in range(30)]
+    play.run(chats)
+    assert list(play.finish.values()).count(Finish.STOP) >= 28
+    now = play.harness.now
+    long = replace(ask("long", 40, 600, now, tenant="a"), **length)
+    play.run([long, ask("next", 40, 5, now + 0.01, tenant="a")], until=now + 5.0)
+    (waits,) = play.scheduler.waiting
+    now = play.harness.now
+    seen = forecast(waits, play.scheduler.life, play.scheduler.intake).first_token
+    play.run([])
+    assert seen == pytest.approx(play.tokens_at["next"][0] - now, rel=0.1)
 
 
 def test_the_waits_of_a_request_tell_what_it_waited_for() -> None:
