@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 from dynamo_serve import __version__, reference, settings
 from tests.architecture.source import PACKAGE, ROOT, modules
@@ -64,6 +65,16 @@ def test_the_schema_has_every_key_and_no_other() -> None:
     sections = schema["properties"]
     keys = {f"{name}.{leaf}" for name in sections for leaf in sections[name]["properties"]}
     assert keys == set(settings.all_keys())
+
+
+def test_the_alerts_are_made_of_metrics_that_there_are() -> None:
+    page = (ROOT / "docs" / "reference" / "metrics.md").read_text()
+    known = set(re.findall(r"^\| `(dserve_\w+)`", page, re.MULTILINE))
+    groups = yaml.safe_load((ROOT / "configs" / "alerts.yaml").read_text())["groups"]
+    asked = " ".join(rule["expr"] for group in groups for rule in group["rules"])
+    names = set(re.findall(r"dserve_\w+", asked.replace("_bucket", "")))
+    assert len(names) > 10
+    assert names - known == set()
 
 
 def test_the_lock_pins_every_dependency_of_the_package_exactly() -> None:
