@@ -446,7 +446,7 @@ def test_what_only_tokenizes_loads_no_torch() -> None:
 def follow_the_readme(url: str) -> None:
     """Its first requests, with curl and with the openai package, work as they are written."""
     readme = (Path(__file__).parents[1] / "README.md").read_text()
-    curl = re.search(r"curl -N http://127.0.0.1:8000(\S+) .* -d '(.*?)'\n", readme, re.DOTALL)
+    curl = re.search(r"curl -N http://127.0.0.1:8000(\S+) .*? -d '(.*?)'\n", readme, re.DOTALL)
     assert curl
     answer = httpx.post(url + curl[1], json=json.loads(curl[2]), timeout=PATIENCE_S)
     assert answer.status_code == 200, answer.text
