@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from dynamo_serve.core.request import (
+    READER_BACK,
     Finish,
     Refusal,
     Request,
@@ -145,7 +146,7 @@ class Delivery:
             self.take(event._replace(finish=None, summary=None, stop_id=None), now)
         if event.summary:
             self.earlier = together(self.earlier, event.summary)
-        self.since, self.reason = now, "reader_back"
+        self.since, self.reason = now, READER_BACK
 
     def whole(self, event: TokenEvent) -> TokenEvent:
         """Its last event, with what it has cost from the beginning."""

@@ -132,6 +132,14 @@ DECLARED = {
     "tenant_output_tokens": Declared(
         "counter", "dserve_tenant_output_tokens", "Tokens generated.", ("tenant",)
     ),
+    "tenant_promises": Declared(
+        "counter",
+        "dserve_tenant_promises",
+        "First tokens (ttft) and gaps between tokens (itl) for which the class has a target: kept,"
+        " late, refused on arrival because they would be late, never come, paused for another"
+        " engine. Not those that the tenant's own quota held up.",
+        ("tenant", "class", "promise", "outcome"),
+    ),
     "tenant_sequences": Declared(
         "gauge",
         "dserve_tenant_sequences",

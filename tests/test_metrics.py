@@ -53,7 +53,7 @@ def test_every_declared_metric_is_exposed_before_any_traffic() -> None:
     scraper.last["a:1"] = Scrape(read(counted), 0.1)
     source = Metrics(model="tiny", version="1", endpoints=["a:1"], scraper=scraper)
     # What has a tenant's label appears with the first tenant.
-    source.on_costs({"tenants": {"acme": {}}})
+    source.on_costs({"tenants": {"acme": {"promises": {"chat": {}}}}})
     source.on_event(REQUEST, TokenEvent("r", refusal=REFUSAL), 101.0, None)
     names = {name for name, _ in scrape(source)}
     suffix = {"counter": "_total", "gauge": "", "histogram": "_bucket"}
@@ -230,7 +230,7 @@ def test_a_prediction_is_judged_by_the_real_duration() -> None:
     assert value(source, "dserve_step_prediction_error_ratio_count") == 2
 
 
-def costs(**tenants: dict[str, float]) -> dict[str, Any]:
+def costs(**tenants: dict[str, Any]) -> dict[str, Any]:
     return {"whole": {}, "tenants": tenants}
 
 
@@ -247,6 +247,17 @@ def test_costs_of_a_tenant_go_on_with_another_engine() -> None:
     source.on_stats(Stats())  # the service lost its engine
     source.on_costs(costs(acme={"device_seconds": 4.0}))  # more than before, but of a third one
     assert value(source, name, labels) == 10.0
+
+
+def test_promises_are_counted_by_outcome_and_go_on_with_another_engine() -> None:
+    source = metrics()
+    labels = {"tenant": "acme", "class": "chat", "promise": "ttft", "outcome": "kept"}
+    for kept in (5, 7, 2):  # the third is of another engine
+        source.on_costs(costs(acme={"promises": {"chat": {"ttft_kept": kept, "itl_late": 1}}}))
+    name = "dserve_tenant_promises_total"
+    assert value(source, name, labels) == 9
+    assert value(source, name, {**labels, "promise": "itl", "outcome": "late"}) == 2
+    assert value(source, name, {**labels, "outcome": "never"}) == 0
 
 
 def test_a_tenant_that_is_gone_keeps_its_costs_and_is_idle() -> None:

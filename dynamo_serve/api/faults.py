@@ -26,6 +26,7 @@ from dynamo_serve.errors import (
 logger = logging.getLogger(__name__)
 
 CLIENT_GONE = 499  # nobody reads it, but the log line has a status
+NEAR = 0.8  # of 1: so much alike are an address and a slip of it
 
 
 def add_fault_handlers(app: FastAPI) -> None:
@@ -90,12 +91,13 @@ async def on_http_exception(http: Request, error: Exception) -> Response:
 
 
 def _near(http: Request) -> str:
-    """What was probably meant: most often /v1 is missing, or there twice."""
+    """What was probably meant: most often /v1 is missing, there twice, or too much."""
     paths = [str(path) for path in http.app.openapi()["paths"]]
-    meant = "/v1/" + http.url.path[:100].lstrip("/").removeprefix("v1/").removeprefix("v1/")
-    near = difflib.get_close_matches(
-        meant, [path for path in paths if path.startswith("/v1/")], n=1
-    )
+    bare = http.url.path[:100].strip("/").removeprefix("v1/").removeprefix("v1/")
+    meant = (f"/v1/{bare}", f"/{bare}")
+    near = [path for path in meant if path in paths]
+    for path in meant:
+        near += difflib.get_close_matches(path, paths, n=1, cutoff=NEAR)
     return (f"did you mean {near[0]}? " if near else "") + "/openapi.json lists what there is."
 
 

@@ -70,7 +70,9 @@ def parse(answer: Answer) -> Generator[None, None, Said]:
     yield
     body = b"".join(data for _, data in answer.reads)
     try:
-        said.is_done = bool(said.take(json.loads(body))) or answer.status < 300
+        plain = json.loads(body)
+        said.take(plain)  # what it brings may be empty: a stop word may have come first
+        said.is_done = answer.status < 300 and bool(plain.get("choices") or plain.get("data"))
     except (ValueError, AttributeError, TypeError, RecursionError):
         said.error = f"no JSON: {body[:80]!r}" if body else ""
     return said

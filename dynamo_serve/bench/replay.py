@@ -184,7 +184,7 @@ def call_of(
 ) -> Call:
     first = choices[0]
     is_embedding = bool(first.pooling)
-    max_tokens = output_tokens(choices, notes, usual)
+    max_tokens = 0 if is_embedding else output_tokens(choices, notes, usual)
     if wishes.context is not None and first.prompt_tokens + max_tokens > wishes.context:
         notes(f"are longer than the {wishes.context} tokens of this server, and will be refused")
     has_text = wishes.with_texts and first.text is not None

@@ -1,6 +1,6 @@
 """How the server is doing: targets kept and missed, who waits too long, pages, preemptions.
 
-Only what has happened counts: first tokens, gaps between tokens, refusals, waits. `Tally` counts,
+Only what has happened counts: first tokens, gaps between tokens, refusals, waits. `tally` counts,
 `Window` looks back over the last seconds, `Evidence` says what they come to.
 """
 
@@ -8,14 +8,10 @@ from __future__ import annotations
 
 from collections import deque
 from itertools import takewhile
-from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
 from dynamo_serve.core.journal import Kind, Reason
-from dynamo_serve.core.request import Request
-from dynamo_serve.core.sequence import Sequence
-from dynamo_serve.core.shares import Account
-from dynamo_serve.core.tenant import Class
+from dynamo_serve.core.tally import ITL_KEPT, ITL_LATE, TTFT_KEPT, TTFT_LATE, is_own_doing
 from dynamo_serve.core.wear import Wear
 
 if TYPE_CHECKING:
@@ -31,50 +27,7 @@ FULL, ROOMY = 0.95, 0.85  # of the pool, in use by live sequences
 THRASH, CALM = 0.5, 0.1  # preemptions a second for want of pages
 BACKLOG = 5.0  # seconds that batch-class work waits: more than a rung's window makes it wait
 HEADS = 8  # waiting requests of each tenant that are looked at, of either kind
-TTFT_KEPT, TTFT_LATE, ITL_KEPT, ITL_LATE = range(4)
 PREEMPTIONS = (Kind.PREEMPT.value, Reason.OUT_OF_PAGES.value)  # a key of the journal's counts
-OWN_QUOTA = (Reason.QUOTA_LIVE.value, Reason.QUOTA_PAGES.value)
-
-
-class Tally:
-    """Counts, since the start: by class, its targets kept and missed; and batch-class arrivals."""
-
-    def __init__(self) -> None:
-        self.by_class: dict[str, list[int]] = {}
-        self.num_batch = 0
-        self.latest: dict[str, tuple[Request, Class]] = {}  # with a target, by class
-
-    def arrive(self, seq: Sequence) -> None:
-        if seq.promise.is_batch:
-            self.num_batch += 1
-        elif seq.promise.is_promised:
-            self.by_class.setdefault(seq.promise.name, [0, 0, 0, 0])
-            self.latest[seq.promise.name] = seq.request, seq.promise
-
-    def token(self, seq: Sequence, now: float) -> None:
-        """A token has come of one that is watched; the times in `seq` are those of the tokens
-        before it."""
-        promise = seq.promise
-        tally = self.by_class.get(promise.name)
-        if tally is None:  # it was not told here that it arrived: another engine had it first
-            tally = self.by_class[promise.name] = [0, 0, 0, 0]
-        if seq.last_token_at is not None:
-            if promise.itl < inf:
-                tally[ITL_KEPT + (now - seq.last_token_at > promise.itl)] += 1
-        elif promise.ttft < inf and not (seq.request.priority or is_own_doing(seq, seq.account)):
-            tally[TTFT_KEPT + (now - seq.request.arrival > promise.ttft)] += 1
-
-    def refuse(self, seq: Sequence) -> None:
-        """It would have got its first token too late."""
-        self.by_class.setdefault(seq.promise.name, [0, 0, 0, 0])[TTFT_LATE] += 1
-
-
-def is_own_doing(seq: Sequence, account: Account) -> bool:
-    """Whether its tenant's own quota is what makes a request wait, or one of those before it."""
-    waits = (*seq.waits, seq.waits_for)
-    most = account.tenant.quota.live_sequences
-    is_behind = most is not None and account.live >= most and Reason.ORDER.value in waits
-    return is_behind or any(reason in waits for reason in OWN_QUOTA)
 
 
 class Evidence(NamedTuple):
@@ -157,7 +110,7 @@ class Window:
 
     def look(self, now: float) -> Evidence:
         """The evidence as of now. Where nobody was promised anything, nothing is wrong."""
-        if not self.life.tally.by_class:
+        if not self.life.tally.counts:
             return Evidence()
         shots = self._shots
         shots.append(self._snapshot(now))
@@ -197,7 +150,7 @@ class Window:
         self._num_batch = tally.num_batch
         return Snapshot(
             at=now,
-            tallies={name: [*counts] for name, counts in tally.by_class.items()},
+            tallies=tally.by_class(),
             preemptions=life.journal.counts.get(PREEMPTIONS, 0),
             longest_wait=self._longest_wait(now),
             pages=life.pool.num_used / life.pool.num_pages,

@@ -34,7 +34,7 @@ BATCH_PARTS = (1.0, 0.25, 0.0625)  # of max_decode_sequences, for batch-class se
 class Restraint:
     """What the rungs change in the limits of a step. As it begins, it changes nothing."""
 
-    chunk_part: float = 1.0  # of the cap of prompt tokens beside decoding
+    chunk_part: float = 1.0  # of the caps, in tokens and time, of prompts beside decoding
     batch_window: float = 0.0
     batch_part: float = 1.0
     spills_batch: bool = False

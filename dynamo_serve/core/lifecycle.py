@@ -5,7 +5,6 @@ from __future__ import annotations
 from itertools import takewhile
 
 from dynamo_serve.core.batch import Phase, SequenceOutput, Work
-from dynamo_serve.core.evidence import Tally
 from dynamo_serve.core.hits import attach, count_in
 from dynamo_serve.core.journal import Journal, Kind, Reason
 from dynamo_serve.core.page_parts import PageParts
@@ -15,6 +14,7 @@ from dynamo_serve.core.request import Finish, TokenEvent
 from dynamo_serve.core.sequence import Sequence
 from dynamo_serve.core.shares import Shares
 from dynamo_serve.core.spill import Spill
+from dynamo_serve.core.tally import Tally
 from dynamo_serve.core.waiting import WaitingQueue
 
 MOST_HISTORY = 64  # decisions kept about one request
@@ -142,11 +142,8 @@ class Lifecycle:
 
     def preempt(self, seq: Sequence, reason: Reason, now: float) -> None:
         """Back to where it waited before; the pages go back, the tokens survive."""
-        self.note(
-            *(seq, now, Kind.PREEMPT, reason.value),
-            pages=len(seq.page_table),
-            output_tokens=seq.num_outputs,
-        )
+        numbers = {"pages": len(seq.page_table), "output_tokens": seq.num_outputs}
+        self.note(seq, now, Kind.PREEMPT, reason.value, **numbers)
         if seq.restoring and seq.restoring.counted is not None:
             seq.admitted_at = None  # nothing was counted: what it finds the next time is
         self._leave(seq)
@@ -251,6 +248,7 @@ class Lifecycle:
             seq.wait_for(finish.value, now)
             if seq.preempted_at is not None:
                 seq.stall_seconds += now - seq.preempted_at
+        self.tally.end(seq, finish, now)
         is_whole = finish in (Finish.STOP, Finish.LENGTH)
         self.spill.asked(self.pins.settle(seq, is_computed=is_whole))
         self._leave(seq)
@@ -296,5 +294,5 @@ class Lifecycle:
             assert not seq.restoring or seq.phase is Phase.PREFILL, f"{seq.id}: decodes too soon"
             assert seq.phase is Phase.PREFILL or seq.num_pending == 1, f"{seq.id}: bad decode"
             assert seq.num_sealed <= len(seq.page_table), f"{seq.id} sealed what it does not hold"
-            shown = list(seq.shown)
-            assert shown == seq.page_table[: len(shown)], f"{seq.id}: engines see other pages"
+            shown = tuple(seq.page_table[: len(seq.shown)])
+            assert shown == seq.shown, f"{seq.id}: engines see other pages"

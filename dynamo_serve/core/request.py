@@ -131,10 +131,13 @@ class Request:
     has_class_deadline: bool = False
 
 
+READER_BACK = "reader_back"
+
+
 class Resumed(NamedTuple):
     """How far an accepted request had got when it was taken from its engine.
 
-    That was at `since`, for `reason` ("engine_lost", "engine_changed", "reader_back"). Its
+    That was at `since`, for `reason` ("engine_lost", "engine_changed", `READER_BACK`). Its
     `token_ids` so far (their `text`, if they came as text) came with `cached_tokens` of the prompt
     found in the cache, the first at `first_token_at`. Of a suspect the engine may have died: it is
     run alone until it has yielded a token.

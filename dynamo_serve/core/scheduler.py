@@ -25,7 +25,7 @@ from dynamo_serve.core.pins import NOTHING, Pinning, Pins
 from dynamo_serve.core.preemption import shape_of
 from dynamo_serve.core.quarantine import Quarantine
 from dynamo_serve.core.report import report
-from dynamo_serve.core.request import Finish, Request, Resumed, TokenEvent
+from dynamo_serve.core.request import READER_BACK, Finish, Request, Resumed, TokenEvent
 from dynamo_serve.core.sequence import Sequence
 from dynamo_serve.core.shares import Shares
 from dynamo_serve.core.speculation import Drafts, Speculation
@@ -108,10 +108,11 @@ class Scheduler:
         if (refusal := self.admission.refuse_pin(seq, now)) is not None:
             return [TokenEvent(request.id, refusal=refusal)]
         self._enqueue(seq, now)
+        away = now - done.since
+        if done.reason != READER_BACK:
+            self.life.tally.pause(seq, away)
         self.life.note(
-            *(seq, now, Kind.RESUME, done.reason),
-            output_tokens=len(done.token_ids),
-            away_s=now - done.since,
+            *(seq, now, Kind.RESUME, done.reason), output_tokens=len(done.token_ids), away_s=away
         )
         if done.is_suspect:
             self.quarantine.add(seq)

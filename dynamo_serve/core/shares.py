@@ -232,7 +232,7 @@ def _outputs(seq: Sequence, account: Account) -> float:
     least = made if made > seq.request.min_tokens else seq.request.min_tokens
     usual = account.usual_outputs if account.usual_outputs > least else least
     usual = usual if usual < most else most
-    may_stop = seq.request.stop_ids or seq.request.is_open_ended
+    may_stop = seq.request.stop_ids or seq.request.is_open_ended or seq.request.grammar
     runs_full = account.runs_full if may_stop else 1.0
     left = runs_full * most + (1 - runs_full) * usual - made
     return left if left > 1.0 else 1.0

@@ -4,6 +4,16 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+OUTCOMES = (  # of promises: of which, and what became of it
+    ("ttft", "kept"),
+    ("ttft", "late"),
+    ("itl", "kept"),
+    ("itl", "late"),
+    ("ttft", "refused"),  # on arrival, because it would have been late
+    ("ttft", "never"),  # it failed, or had waited too long when it ended
+    ("itl", "paused"),  # for longer than a gap may be, while its engine was lost or changed
+)
+
 
 class StepStats(NamedTuple):
     """One engine step: `phase` is "prefill", "decode" or "mixed", `seconds` its duration."""

@@ -19,12 +19,12 @@ Games", 1974.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Sequence
 from itertools import accumulate
-from math import exp, log
-from operator import mul
+from math import exp, inf, log
+from operator import gt, mul
 from statistics import median
 
 from dynamo_serve.core.step_shape import (
@@ -55,6 +55,8 @@ FIRST_SURPRISE = 1.0  # the same, until a kind is learned
 LEARNED_STEPS = 16  # of a kind, with prompt tokens or without
 FIRST_REACH = 32  # prompt tokens in a step that are risked without having seen any
 FIRST_DRAFTS = 2  # draft tokens
+MORE = 2.0  # times the work of the latest step are tried, if that is to take
+SURE_PART = 0.9  # of the time: so much faster than the next may it have been by chance
 LEAST_SECONDS = 1e-6
 ERRORS_KEPT = 256  # steps that the reported error looks back on
 
@@ -157,6 +159,7 @@ class StepCost:
         self._drafts: _Fit | None = None
         self._log_pace = 0.0
         self._most_seen = 0  # prompt tokens in one step
+        self._latest = (StepShape(), inf)  # step with prompt tokens
         self._most_drafts = 0
         self._errors: deque[float] = deque(maxlen=ERRORS_KEPT)
 
@@ -171,6 +174,7 @@ class StepCost:
         predicted = self._at_least(pace * expected, shape)
         self._errors.append(abs(predicted - seconds) / seconds)
         self._most_seen = max(self._most_seen, shape.prefill_tokens)
+        self._latest = (shape, seconds) if shape.prefill_tokens else self._latest
         self._most_drafts = max(self._most_drafts, shape.draft_tokens)
         if not fit.count:  # a prior knows how costs relate, but not how fast the machine is
             for other in (self._prefill, self._decode):
@@ -194,7 +198,9 @@ class StepCost:
         """How many tokens of one more prompt, at `position`, fit a step of `budget_s` seconds.
 
         Between 0 and `cap`. The model is never trusted far beyond what it has seen: with the
-        chunk, the step has at most `reach` prompt tokens.
+        chunk, the step has at most `reach` prompt tokens. Nor is it against what it sees: it may
+        have learned from steps that were slow for reasons of their own, and smaller ones would
+        never tell it so.
         """
         most = min(cap, self.reach - base.prefill_tokens)
         if most < 1 or self._floor(base) > budget_s:
@@ -213,7 +219,21 @@ class StepCost:
             pairs = count * (position + count / 2)
             return rest + prices[PAIRS] * pairs + prices[READS] * count + curve
 
-        return bisect_right(range(1, most + 1), budget_s / exp(self._log_pace), key=seconds)
+        found = bisect_right(range(1, most + 1), budget_s / exp(self._log_pace), key=seconds)
+        return max(found, self._shown(base, position, budget_s, most))
+
+    def _shown(self, base: StepShape, position: int, budget_s: float, most: int) -> int:
+        """The same, but by the latest step with prompt tokens alone: a step that has at most so
+        many times as much of everything takes at most as many times as long."""
+        shape, took = self._latest
+        times = min(MORE, SURE_PART * budget_s / took)
+        room = [times * amount for amount in shape]
+
+        def is_more(count: int) -> bool:
+            return any(map(gt, base.with_chunk(count, position), room))
+
+        # Less than once of it need not take less: some of the time is fixed.
+        return bisect_left(range(1, most + 1), True, key=is_more) if times >= 1 else 0
 
     def shares(self, works: Sequence[Item], shape: StepShape | None = None) -> list[float]:
         """Which part of its step's time each of `works` is to pay for; they add up to 1. `shape` is

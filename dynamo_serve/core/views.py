@@ -219,7 +219,8 @@ def _account(scheduler: Scheduler, account: Account) -> dict[str, Any]:
 
 
 def costs(scheduler: Scheduler) -> dict[str, Any]:
-    """Who used what since the engine started; the tenants' parts add up to the whole."""
+    """Who used what since the engine started (the tenants' parts add up to the whole), and which
+    promises were kept."""
     scheduler.intake.take_stock()
     shares = scheduler.shares
     return {
@@ -235,6 +236,7 @@ def costs(scheduler: Scheduler) -> dict[str, Any]:
                 "requests": account.num_requests,
                 "live": account.live,
                 "waiting": scheduler.waiting.count(name),
+                "promises": scheduler.life.tally.told(name),
             }
             for name, account in shares.accounts.items()
         },

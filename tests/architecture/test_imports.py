@@ -111,7 +111,7 @@ LAW: dict[str, tuple[str, ...]] = {
     "dynamo_serve.metrics_histogram": (),
     "dynamo_serve.metrics_ladder": ("core.",),
     "dynamo_serve.metrics_tiers": ("core.",),
-    "dynamo_serve.metrics_tenants": ("prometheus_client.",),
+    "dynamo_serve.metrics_tenants": ("core.", "prometheus_client."),
     "dynamo_serve.api.gate": ("errors",),
     "dynamo_serve.api.refusal": ("api.", "errors", "uvicorn."),
     "dynamo_serve.api.unframed": ("starlette.", "uvicorn."),

@@ -104,6 +104,22 @@ def test_a_stream_that_just_ends_is_a_failure_and_one_with_a_finish_is_not() -> 
     assert failure(answer, said(delta("one"), delta("", "length")), is_stream=True) == ""
 
 
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        (b'{"choices": [{"text": "", "finish_reason": "stop"}]}', ""),
+        (b'{"data": [{"embedding": [0.5]}]}', ""),
+        (b"{}", "an answer without choices"),
+        (b'{"choices": []}', "an answer without choices"),
+        (b"", "an answer without choices"),
+        (b"[]", "no JSON"),
+    ],
+)
+def test_a_whole_answer_has_choices_or_vectors(body: bytes, why: str) -> None:
+    found = failure(Answer(status=200), said(body, headers={}), is_stream=False)
+    assert found.startswith(why) and bool(found) == bool(why)
+
+
 def test_what_is_no_event_is_an_error() -> None:
     assert "no event of a completion" in said(b"data: [1, 2]\n\n").error
     assert "no event of a completion" in said(b"data: {broken\n\n").error

@@ -105,6 +105,14 @@ def test_a_prompt_waits_for_the_first_of_equal_answers() -> None:
     run(main)
 
 
+def test_a_vector_needs_no_room_for_an_answer() -> None:
+    full = arrival(0.0, prompt=64, output=0, pooling="last", ended="stop")
+    refused = arrival(1.0, prompt=64, output=0, pooling="last", ended="refused")
+    plan, told = planned(full, refused, arrival(2.0, prompt=64, ended="stop"), context=64)
+    assert [p.call.is_embedding for p in plan] == [True, True, False]
+    assert told == ["1: are longer than the 64 tokens of this server, and will be refused"]
+
+
 def test_lengths_speed_hang_ups_and_readers_are_as_recorded() -> None:
     plan, told = planned(
         arrival(0.0),

@@ -34,6 +34,7 @@ from dynamo_serve.core.request import Finish, Refusal, Request
 from dynamo_serve.core.sequence import Sequence
 from dynamo_serve.core.shares import Shares
 from dynamo_serve.core.spill import Spill
+from dynamo_serve.core.stats import OUTCOMES
 from dynamo_serve.core.step_cost import StepCost
 from dynamo_serve.core.tenant import Class, Quota, Tenancy, Tenant
 from dynamo_serve.core.wear import Wear
@@ -206,7 +207,7 @@ def test_smaller_chunks_save_the_gaps_and_say_so() -> None:
 def test_a_healthy_server_at_capacity_is_left_alone() -> None:
     play = Play(LIMITS, tenancy())
     play.run([*chats(2.0, 0.0, 120.0), *batches(0.5, 0.0, 120.0, 120)])
-    assert len(play.scheduler.life.tally.by_class) == 1
+    assert len(play.scheduler.life.tally.by_class()) == 1
     assert moves(play) == []
 
 
@@ -379,7 +380,7 @@ def test_chunks_have_a_floor() -> None:
 
 def test_thrashing_is_trouble_and_a_full_pool_is_not() -> None:
     life = new_life(PagePool(100, 16))
-    life.tally.by_class["chat"] = [0, 0, 0, 0]
+    life.tally.counts["web", "chat"] = [0] * len(OUTCOMES)
     window, at = Window(life, Wear()), 0.0
     life.pool.grow([], 99 * 16)
     for _ in range(60):
@@ -400,7 +401,7 @@ def test_prompts_with_a_lower_priority_tell_nothing() -> None:
         seq = Sequence.of(request, CLASSES["chat"])
         seq.account = account
         tally.token(seq, 5.0)
-    assert tally.by_class == {"chat": [0, 1, 0, 0]}
+    assert tally.by_class() == {"chat": [0, 1, 0, 0]}
 
 
 # ── what rungs do ────────────────────────────────────────────────────────────

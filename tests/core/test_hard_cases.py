@@ -11,7 +11,9 @@ import pytest
 from dynamo_serve.core.forecast import forecast
 from dynamo_serve.core.limits import Limits
 from dynamo_serve.core.loop import Configure
-from dynamo_serve.core.request import Finish, Refusal, Request
+from dynamo_serve.core.request import Finish, Grammar, Refusal, Request
+from dynamo_serve.core.sequence import Sequence
+from dynamo_serve.core.shares import Shares
 from dynamo_serve.core.tenant import CLASSES, Class, Quota, Tenancy, Tenant
 from tests.core.playing import Play, ask
 
@@ -224,6 +226,14 @@ def test_an_answer_that_nothing_ends_is_foreseen_to_its_end(length: dict[str, An
     seen = forecast(waits, play.scheduler.life, play.scheduler.intake).first_token
     play.run([])
     assert seen == pytest.approx(play.tokens_at["next"][0] - now, rel=0.1)
+
+
+def test_a_grammar_may_end_an_answer_that_no_token_ends() -> None:
+    shares, promise = Shares(Tenancy()), Tenancy().class_of("default")
+    told = ask("told", 40, 2000)
+    grammar = replace(told, grammar=Grammar("regex", "[ab]"))
+    assert shares.outputs(Sequence.of(told, promise, 1)) == 2000
+    assert shares.outputs(Sequence.of(grammar, promise, 2)) < 2000
 
 
 def test_the_waits_of_a_request_tell_what_it_waited_for() -> None:

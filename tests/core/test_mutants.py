@@ -29,6 +29,7 @@ PARTS = ("test_page_parts.py", "test_views_cache.py", "test_tiers.py")
 LADDER = ("test_controller.py", "test_rungs.py", "test_backlog.py")
 GROUPS = ("test_grouping.py",)
 STEP_TIME = ("test_step_time.py",)
+TALLY = ("test_tally.py",)
 SALTS = ("test_salts.py", "test_views_cache.py")
 SCORES = ("test_prompt_logprobs.py",)
 POOLING = ("test_pooling.py",)
@@ -489,7 +490,7 @@ BROKEN_LADDER = {
         "return seen.pages >= FULL",
     ),
     "answer for a tenant's own quota": (
-        "evidence.py",
+        "tally.py",
         "return is_behind or any(reason in waits for reason in OWN_QUOTA)",
         "return False",
     ),
@@ -1002,6 +1003,35 @@ BROKEN_STEP_TIME = {
     ),
 }
 
+BROKEN_TALLY = {
+    "take a late first token for one in time": (
+        "tally.py",
+        "[TTFT_KEPT + (now - seq.request.arrival > promise.ttft)]",
+        "[TTFT_KEPT]",
+    ),
+    "take a late gap for one in time": (
+        "tally.py",
+        "[ITL_KEPT + (now - seq.last_token_at > promise.itl)]",
+        "[ITL_KEPT]",
+    ),
+    "overlook who never had a token": ("lifecycle.py", "self.tally.end(seq, finish, now)", "pass"),
+    "take who left in time for one who was let down": (
+        "tally.py",
+        "is_late = finish is Finish.ERROR or now - seq.request.arrival > seq.promise.ttft",
+        "is_late = True",
+    ),
+    "overlook pauses for another engine": (
+        "scheduler.py",
+        "self.life.tally.pause(seq, away)",
+        "pass",
+    ),
+    "answer for readers who were away": (
+        "scheduler.py",
+        "if done.reason != READER_BACK:",
+        "if True:",
+    ),
+}
+
 MUTANTS = {
     **{name: (BOOKS, mutant) for name, mutant in BROKEN_BOOKS.items()},
     **{name: (SHARED, mutant) for name, mutant in BROKEN_SHARING.items()},
@@ -1018,6 +1048,7 @@ MUTANTS = {
     **{name: (TOLD, mutant) for name, mutant in BROKEN_ANSWERS.items()},
     **{name: (GROUPS, mutant) for name, mutant in BROKEN_GROUPS.items()},
     **{name: (STEP_TIME, mutant) for name, mutant in BROKEN_STEP_TIME.items()},
+    **{name: (TALLY, mutant) for name, mutant in BROKEN_TALLY.items()},
     **{name: (SALTS, mutant) for name, mutant in BROKEN_SALTS.items()},
     **{name: (SCORES, mutant) for name, mutant in BROKEN_SCORES.items()},
     **{name: (POOLING, mutant) for name, mutant in BROKEN_POOLING.items()},

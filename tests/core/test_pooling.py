@@ -109,7 +109,7 @@ def test_the_vector_counts_as_the_first_token() -> None:
         engine_of(), Limits(), tenancy=Tenancy(classes={"quick": promise, "standard": promise})
     )
     harness.generate(asks("a", (1, 2, 3), class_name="quick"))
-    kept, late, *_ = harness.scheduler.life.tally.by_class["quick"]
+    kept, late, *_ = harness.scheduler.life.tally.by_class()["quick"]
     assert (kept, late) == (1, 0)
     summary = last_of(harness, asks("a", ())).summary
     assert summary is not None and summary.prefill_seconds > 0 and summary.decode_seconds == 0

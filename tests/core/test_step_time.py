@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from dynamo_serve.core.batch import Batch, SequenceOutput
 from dynamo_serve.core.journal import Kind
 from dynamo_serve.core.limits import Limits
 from dynamo_serve.core.loop import Steer
@@ -28,6 +29,12 @@ def served(**changes: Any) -> Play:
     return Play(limits, Tenancy({"default": Tenant("default", 1, "batch")}))
 
 
+def set_machine(play: Play, machine: tuple[float, float, float]) -> None:
+    engine = play.harness.engine
+    assert isinstance(engine, TimedEngine)
+    engine.fixed, engine.per_prompt_token, engine.per_sequence = machine
+
+
 def warm(play: Play) -> float:
     """Let it see steps; the time at which it has."""
     play.run([ask(f"warm{i}", 300, 8) for i in range(4)])
@@ -39,9 +46,7 @@ def warm(play: Play) -> float:
 def streams_beside_prompts(machine: tuple[float, float, float], **changes: Any) -> Play:
     """Two streams, and prompts of 2,000 tokens once both and the machine are known."""
     play = served(**changes)
-    engine = play.harness.engine
-    assert isinstance(engine, TimedEngine)
-    engine.fixed, engine.per_prompt_token, engine.per_sequence = machine
+    set_machine(play, machine)
     now = warm(play)
     streams = [ask(f"s{i}", 64, 200, now) for i in range(2)]
     return play.run([*streams, *[ask(f"long{i}", 2000, 4, now + 0.1 + i) for i in range(3)]])
@@ -87,6 +92,31 @@ def test_the_time_holds_prompts_alone_too() -> None:
     play.run([ask("long", 3000, 2, now), ask("short", 16, 2, now + 0.3)])
     assert max(play.harness.took) <= 1.35 * MOST, "four times the fixed part of a step is more"
     assert play.ttft("short") < 3 * MOST < play.ttft("long") / 3
+
+
+@pytest.mark.parametrize("machine", [QUICK, USUAL])
+def test_a_machine_that_was_slow_at_first_is_not_taken_for_slow_for_ever(
+    monkeypatch: pytest.MonkeyPatch, machine: tuple[float, float, float]
+) -> None:
+    """In chunks of 16 tokens nobody would learn what the 17th costs by now."""
+    run, num_steps = TimedEngine.run, 0
+
+    def starting(self: TimedEngine, batch: Batch) -> list[SequenceOutput]:
+        nonlocal num_steps
+        num_steps += 1
+        self.harness.now += 1.0 if num_steps <= 10 else 0.0
+        return run(self, batch)
+
+    monkeypatch.setattr(TimedEngine, "run", starting)
+    play = served()
+    set_machine(play, machine)
+    play.run([ask(f"first{i}", 100, 30) for i in range(8)])
+    play.run([ask("second", 2000, 4, play.harness.now)])
+    play.harness.took.clear()
+    play.run([ask("third", 2000, 4, play.harness.now)])
+    chunks = [e for e in play.scheduler.journal.gone["third"] if e.kind is Kind.CHUNK]
+    assert max(e.numbers["tokens"] for e in chunks) > 100
+    assert max(play.harness.took) <= 1.15 * MOST
 
 
 def test_the_rung_that_shrinks_chunks_shrinks_the_time() -> None:
