@@ -171,7 +171,12 @@ class EngineSection:
         "CPU kernels; auto takes the best native set the processor runs, torch takes none of them.",
     )
     cuda_graphs: bool = setting(True, "Capture decode batches in CUDA graphs (CUDA only).")
-    threads: int = setting(0, "CPU compute threads; 0 takes all cores.", low=0, high=1024)
+    threads: int = setting(
+        0,
+        "CPU compute threads; 0 takes all cores that affinity and quotas allow.",
+        low=0,
+        high=1024,
+    )
     stall_timeout_s: float = setting(
         20.0,
         "An engine that makes no progress for so long (and 30 times what was foreseen) is ended "

@@ -17,6 +17,8 @@ import threading
 from collections.abc import Generator
 from pathlib import Path
 
+from dynamo_serve.cgroups import usable_cores
+
 CLOSE_SECONDS = 5.0  # what a step in flight gets before the process is killed
 # -P: what lies in the working directory is not for us to import.
 WORKER = ("-P", "-m", "dynamo_serve.worker")
@@ -100,7 +102,7 @@ def engine_environment(threads: int) -> dict[str, str]:
     if package_root == sysconfig.get_path("purelib"):
         package_root = ""  # installed: it is found without our help
     ours = {
-        "OMP_NUM_THREADS": str(threads or len(os.sched_getaffinity(0))),
+        "OMP_NUM_THREADS": str(threads or usable_cores()),
         # Threads that spin at a barrier take the core the API process needs: bench/LOG.md.
         "GOMP_SPINCOUNT": "10000",
         "TOKENIZERS_PARALLELISM": "false",

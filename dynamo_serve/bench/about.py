@@ -14,6 +14,7 @@ import httptools
 
 from dynamo_serve import __version__
 from dynamo_serve.bench.spread import percentile
+from dynamo_serve.cgroups import usable_cores
 
 KEY = re.compile(r"(\b|_)keys?\s*[=:]")  # of an assignment; what is behind it is hidden
 LATE_S, LAG_S, BUSY = 0.010, 0.005, 0.9  # above these a client measures itself
@@ -49,8 +50,7 @@ def _git(folder: Path, *words: str) -> str:
 
 def machine() -> dict[str, Any]:
     """The client's; of the server only what it says itself is known."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    found: dict[str, Any] = {"system": platform.platform(), "cores": usable, "cpu": _cpu()}
+    found: dict[str, Any] = {"system": platform.platform(), "cores": usable_cores(), "cpu": _cpu()}
     try:
         pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
         found["memory_gib"] = round(pages * size / 2**30, 1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import ipaddress
-import os
 import socket
 import threading
 import time
@@ -13,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from dynamo_serve.bench.scenario import Scenario
+from dynamo_serve.cgroups import usable_cores
 from dynamo_serve.errors import ConfigError
 
 SIZE = 1 << 29  # bytes that are read; the caches of processors are smaller
@@ -55,8 +55,8 @@ def is_here(url: str) -> bool:
 def measured(size: int = SIZE, repeats: int = REPEATS) -> float:
     """Bytes per second that all cores read together, by the C library's search for a byte that is
     not there; the best of some repeats, for what disturbs only makes it slower."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    parts = [(ctypes.c_char * (size // (cores or 1)))() for _ in range(cores or 1)]
+    cores = usable_cores()
+    parts = [(ctypes.c_char * (size // cores))() for _ in range(cores)]
     for part in parts:
         ctypes.memset(part, FILL, len(part))  # or all pages would be the same one, of zeros
     search = ctypes.CDLL(None).memchr  # lets other threads run meanwhile

@@ -42,7 +42,7 @@ LAW: dict[str, tuple[str, ...]] = {
         *("grpc.", "tritonclient."),
     ),
     "dynamo_serve.engines.": (
-        *("config", "core.", "engines.", "errors", "fair_queue", "grammars", "native."),
+        *("cgroups", "config", "core.", "engines.", "errors", "fair_queue", "grammars", "native."),
         *("llguidance.", "safetensors.", "torch.", "transformers.", "triton."),
     ),
     "dynamo_serve.native.": ("native.", "torch."),
@@ -52,7 +52,7 @@ LAW: dict[str, tuple[str, ...]] = {
     "dynamo_serve.json_lines": ("errors",),
     "dynamo_serve.trace": ("errors", "json_lines"),
     "dynamo_serve.bench.": (
-        *("", "bench.", "core.", "errors", "json_lines", "trace"),
+        *("", "bench.", "cgroups", "core.", "errors", "json_lines", "trace"),
         *("httptools.", "tokenizers.", "yaml."),
     ),
     "dynamo_serve.simulate.": (
@@ -65,7 +65,8 @@ LAW: dict[str, tuple[str, ...]] = {
     "dynamo_serve.building": ("config", "core.", "engines.", "errors", "kv_events", "scheduling"),
     "dynamo_serve.scheduling": ("config", "core."),
     "dynamo_serve.worker": ("building", "config", "core.", "errors", "garbage", "wire"),
-    "dynamo_serve.process": (),
+    "dynamo_serve.cgroups": (),
+    "dynamo_serve.process": ("cgroups",),
     "dynamo_serve.start": ("process",),
     "dynamo_serve.template": ("engines.", "start", "worker", "numpy.", "transformers."),
     "dynamo_serve.link": ("building", "config", "core.", "errors", "process", "start", "wire"),

@@ -18,6 +18,7 @@ from typing import Any
 
 from llguidance import LLMatcher, LLTokenizer
 
+from dynamo_serve.cgroups import usable_cores
 from dynamo_serve.core.batch import Work
 from dynamo_serve.core.request import Grammar
 from dynamo_serve.engines.local.follower import MOST_CHEAP, Follower, Masks
@@ -163,7 +164,7 @@ class Matchers:
                 (slow if follower.is_slow else quick).append(follower)
         if not quick and not slow:
             return
-        number = min(MOST_MAKERS, max(1, len(os.sched_getaffinity(0)) // 2))
+        number = min(MOST_MAKERS, max(1, usable_cores() // 2))
         self._quick = [job for job in self._quick if not job.done()]
         self._slow = [job for job in self._slow if not job.done()]
         self._quick += [

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-CGROUP = Path("/sys/fs/cgroup")
+from dynamo_serve.cgroups import MEMBERSHIP, ROOT, folders
 
 
 def free_bytes(device: torch.device) -> int:
@@ -19,7 +19,7 @@ def free_bytes(device: torch.device) -> int:
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(free) + int(cached)
     available = machine_free_bytes()
-    limit = cgroup_free_bytes(CGROUP)
+    limit = cgroup_free_bytes()
     return available if limit is None else min(available, limit)
 
 
@@ -40,25 +40,15 @@ class _Names(NamedTuple):
     cache: str
 
 
-V2 = _Names("memory.max", "memory.current", "inactive_file")
-V1 = _Names("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+VERSIONS = {
+    1: _Names("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    2: _Names("memory.max", "memory.current", "inactive_file"),
+}
 
 
-def cgroup_free_bytes(root: Path, membership: Path = Path("/proc/self/cgroup")) -> int | None:
-    """The least that the memory limits of our group and those around it leave; None without one.
-
-    Not every container sees its own group as the `root`; `membership` says where we are.
-    """
-    paths = {"": "/", "memory": "/"}
-    with contextlib.suppress(OSError):
-        for line in membership.read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            paths |= dict.fromkeys(controllers.split(","), path)
-    found: list[int | None] = []
-    for top, path, names in ((root, paths[""], V2), (root / "memory", paths["memory"], V1)):
-        group = top / path.lstrip("/")
-        folders = (group, *group.parents)
-        found += [_left(folder, names) for folder in folders if folder.is_relative_to(top)]
+def cgroup_free_bytes(root: Path = ROOT, membership: Path = MEMBERSHIP) -> int | None:
+    """The least that the memory limits of our group and those around it leave; None without one."""
+    found = (_left(folder, VERSIONS[v]) for folder, v in folders("memory", root, membership))
     return min((left for left in found if left is not None), default=None)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import itertools
 import logging
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,6 +13,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from dynamo_serve.cgroups import usable_cores
 from dynamo_serve.config import CacheSection, EngineSection, ModelSection
 from dynamo_serve.core.batch import Work
 from dynamo_serve.core.engine import EngineSpec
@@ -221,11 +221,8 @@ def _plain(
 
 
 def use(device: torch.device, threads: int) -> None:
-    """Set what torch keeps for this process or thread; 0 `threads` takes all cores."""
-    if not threads:
-        can_ask = hasattr(os, "sched_getaffinity")  # Linux can; the cores we may use, not all
-        threads = len(os.sched_getaffinity(0)) if can_ask else os.cpu_count() or 1
-    torch.set_num_threads(threads)
+    """Set what torch keeps for this process or thread; 0 `threads` takes all usable cores."""
+    torch.set_num_threads(threads or usable_cores())
     if device.index is not None:
         # Graphs and Triton kernels go to the current device, wherever their tensors are.
         torch.cuda.set_device(device)

@@ -68,7 +68,7 @@ def test_the_smaller_of_machine_and_container_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_cgroup(tmp_path, "1000", 300, 0)
-    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    monkeypatch.setattr(memory, "cgroup_free_bytes", lambda: cgroup_free_bytes(tmp_path))
     assert free_bytes(torch.device("cpu")) == 700
     write_cgroup(tmp_path, str(1 << 60), 300, 0)
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
