@@ -166,4 +166,6 @@ async def start_engine(template: Template | None, threads: int, record_bytes: in
             log.info("the engine is process %d, forked from the template", forked.pid)
             return Started(forked, ours, memory)
     with wiring(record_bytes) as (ours, memory, fds):  # the others may be in a copy's hands
-        return Started(launch(process.WORKER, fds, threads), ours, memory)
+        started = launch(process.WORKER, fds, threads)
+        log.info("the engine is process %d", started.pid)
+        return Started(started, ours, memory)

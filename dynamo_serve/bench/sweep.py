@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 from dynamo_serve.bench.promises import is_good
-from dynamo_serve.bench.record import Run
+from dynamo_serve.bench.record import Record, Run
 from dynamo_serve.errors import ConfigError
 
 KEYS = {"first": 1.0, "factor": 1.5, "most": 1000.0, "gain": 0.05}
+KEEPS_UP = 0.9  # of the requests that came in a second, served well in a second
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,9 @@ def levels_of(given: Mapping[str, Any]) -> dict[str, float]:
 
 def sweep(given: Mapping[str, Any], measure: Callable[[int, float], Run]) -> list[Level]:
     """`measure(level, rate)` at rising rates; the first level that serves hardly more than the one
-    before is the last one. So is one that was interrupted."""
+    before, and less than came, is the last one. So is one that was interrupted. (Random arrivals
+    may bring hardly more at a higher rate; what is served as it comes says nothing about a limit.)
+    """
     wanted = levels_of(given)
     rate, found = wanted["first"], list[Level]()
     while rate <= wanted["most"]:
@@ -44,12 +48,24 @@ def sweep(given: Mapping[str, Any], measure: Callable[[int, float], Run]) -> lis
         found.append(Level(rate, good_rate(run), run))
         if run.about.get("interrupted"):
             break
-        if len(found) > 1 and found[-1].good < found[-2].good * (1 + wanted["gain"]):
+        is_more = len(found) < 2 or found[-1].good >= found[-2].good * (1 + wanted["gain"])
+        if not is_more and found[-1].good < KEEPS_UP * offered_rate(run):
             break
         rate *= wanted["factor"]
     return found
 
 
 def good_rate(run: Run) -> float:
-    counted = [r for r in run.records if not r.is_warm_up and r.kind != "probe"]
-    return sum(is_good(r, is_open=True) for r in counted) / run.seconds if run.seconds else 0.0
+    good = sum(is_good(record, is_open=True) for record in _counted(run))
+    return good / run.seconds if run.seconds else 0.0
+
+
+def offered_rate(run: Run) -> float:
+    """Requests per second that came, by when they were due; without two of them, no number is."""
+    due = [record.due for record in _counted(run)]
+    span = max(due, default=0.0) - min(due, default=0.0)
+    return (len(due) - 1) / span if span else inf
+
+
+def _counted(run: Run) -> list[Record]:
+    return [r for r in run.records if not r.is_warm_up and r.kind != "probe"]

@@ -182,7 +182,7 @@ class Admission:
         if needed <= left:
             return None
         text = f"it would take {needed:.3f} s, the deadline is in {max(0.0, left):.3f} s"
-        return _server(Reason.DEADLINE, text, left, max(MIN_WAIT, needed - left), seen)
+        return _server(Reason.DEADLINE, text, max(0.0, left), max(MIN_WAIT, needed - left), seen)
 
     def _by_target(self, seq: Sequence, seen: Forecast, now: float) -> Refusal | None:
         target, tenant = seq.promise.ttft, seq.request.tenant

@@ -144,7 +144,7 @@ def made(rate: float, served: float) -> Run:
     """A second at `rate`, of which the server has served so many."""
     count = min(rate, served)
     records = [
-        Record(n, 0.0, 0.0, outcome="ok" if n < count else "refused", first=0.1, end=1.0)
+        Record(n, n / rate, n / rate, outcome="ok" if n < count else "refused", first=0.1, end=1.0)
         for n in range(round(rate))
     ]
     return Run({}, 1.0, records)
@@ -155,6 +155,12 @@ def test_a_sweep_ends_where_no_more_is_served() -> None:
     assert [(level.rate, level.good) for level in levels] == [
         *((10, 10), (20, 20), (40, 40), (80, 70), (160, 70)),
     ]
+
+
+def test_a_sweep_goes_on_where_chance_brings_fewer_requests_and_all_are_served() -> None:
+    came = {10: 14, 20: 11, 40: 45, 80: 80, 160: 160}
+    levels = sweep({"first": 10, "factor": 2}, lambda _, rate: made(came[round(rate)], 70.0))
+    assert [level.good for level in levels] == [14, 11, 45, 70, 70]
 
 
 def test_targets_are_of_whom_they_name() -> None:
