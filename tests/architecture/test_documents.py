@@ -67,14 +67,17 @@ def test_the_schema_has_every_key_and_no_other() -> None:
     assert keys == set(settings.all_keys())
 
 
-def test_the_alerts_are_made_of_metrics_that_there_are() -> None:
+def test_alerts_and_dashboard_are_made_of_metrics_that_there_are() -> None:
     page = (ROOT / "docs" / "reference" / "metrics.md").read_text()
     known = set(re.findall(r"^\| `(dserve_\w+)`", page, re.MULTILINE))
     groups = yaml.safe_load((ROOT / "configs" / "alerts.yaml").read_text())["groups"]
-    asked = " ".join(rule["expr"] for group in groups for rule in group["rules"])
-    names = set(re.findall(r"dserve_\w+", asked.replace("_bucket", "")))
-    assert len(names) > 10
-    assert names - known == set()
+    board = json.loads((ROOT / "configs" / "grafana.json").read_text())
+    alerts = [rule["expr"] for group in groups for rule in group["rules"]]
+    drawn = [target["expr"] for panel in board["panels"] for target in panel.get("targets", ())]
+    for asked in (alerts, drawn):
+        names = set(re.findall(r"dserve_\w+", " ".join(asked).replace("_bucket", "")))
+        assert len(names) > 10
+        assert names - known == set()
 
 
 def test_the_lock_pins_every_dependency_of_the_package_exactly() -> None:
