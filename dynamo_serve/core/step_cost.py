@@ -160,8 +160,7 @@ class StepCost:
         self._drafts: _Fit | None = None
         self._log_pace = 0.0
         self._most_seen = 0  # prompt tokens in one step
-        latest = [(StepShape(), inf)] * SHOWN_STEPS  # with prompt tokens
-        self._latest = deque(latest, SHOWN_STEPS)
+        self._latest = deque([(StepShape(), inf)] * SHOWN_STEPS, SHOWN_STEPS)  # with prompts
         self._most_drafts = 0
         self._errors: deque[float] = deque(maxlen=ERRORS_KEPT)
 
