@@ -200,9 +200,8 @@ class StepCost:
         """How many tokens of one more prompt, at `position`, fit a step of `budget_s` seconds.
 
         Between 0 and `cap`. The model is never trusted far beyond what it has seen: with the
-        chunk, the step has at most `reach` prompt tokens. Nor is it against what it sees: it may
-        have learned from steps that were slow for reasons of their own, and smaller ones would
-        never tell it so.
+        chunk, the step has at most `reach` prompt tokens. Nor is it against what it sees: smaller
+        steps would never tell it that it has learned from some that were slow for other reasons.
         """
         most = min(cap, self.reach - base.prefill_tokens)
         if most < 1 or self._floor(base) > budget_s:
@@ -233,11 +232,9 @@ class StepCost:
             if times < 1:  # less than once of it need not take less: some of the time is fixed
                 return 0
             room = [min(pair) for pair in zip(room, (times * n for n in shape), strict=True)]
-
-        def is_more(count: int) -> bool:
-            return any(map(gt, base.with_chunk(count, position), room))
-
-        return bisect_left(range(1, most + 1), True, key=is_more)
+        return bisect_left(
+            range(1, most + 1), True, key=lambda n: any(map(gt, base.with_chunk(n, position), room))
+        )
 
     def shares(self, works: Sequence[Item], shape: StepShape | None = None) -> list[float]:
         """Which part of its step's time each of `works` is to pay for; they add up to 1. `shape` is
