@@ -48,7 +48,7 @@ def sweep(given: Mapping[str, Any], measure: Callable[[int, float], Run]) -> lis
         found.append(Level(rate, good_rate(run), run))
         if run.about.get("interrupted"):
             break
-        is_more = len(found) < 2 or found[-1].good >= found[-2].good * (1 + wanted["gain"])
+        is_more = len(found) < 2 or found[-1].good > found[-2].good * (1 + wanted["gain"])
         if not is_more and found[-1].good < KEEPS_UP * offered_rate(run):
             break
         rate *= wanted["factor"]

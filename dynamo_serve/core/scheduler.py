@@ -108,8 +108,8 @@ class Scheduler:
         if (refusal := self.admission.refuse_pin(seq, now)) is not None:
             return [TokenEvent(request.id, refusal=refusal)]
         self._enqueue(seq, now)
-        away = now - done.since
-        if done.reason != READER_BACK:
+        away, seq.was_left = now - done.since, done.reason == READER_BACK
+        if not seq.was_left:
             self.life.tally.pause(seq, away)
         self.life.note(
             *(seq, now, Kind.RESUME, done.reason), output_tokens=len(done.token_ids), away_s=away

@@ -96,6 +96,7 @@ class Sequence:
     said: str = ""  # the text of its output, if it came as text
     is_suspect: bool = False  # an engine died of it, perhaps: it runs alone until it has a token
     is_watched: bool = False  # its tokens are judged by targets of its class
+    was_left: bool = False  # by its reader, who is back
     prompt_logprobs: tuple[TokenLogprob, ...] = ()  # of what is computed, if they are asked for
 
     @classmethod
@@ -104,7 +105,7 @@ class Sequence:
         due = request.arrival + seconds
         tokens = list(request.prompt_ids)
         seq = cls(request, tokens, promise, ordinal, due, request.max_tokens, turn=due)
-        seq.is_watched = promise.is_promised
+        seq.is_watched = promise.is_promised and request.pinned_until is None
         return seq
 
     def resume(self, done: Resumed, now: float) -> None:

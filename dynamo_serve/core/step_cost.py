@@ -55,8 +55,9 @@ FIRST_SURPRISE = 1.0  # the same, until a kind is learned
 LEARNED_STEPS = 16  # of a kind, with prompt tokens or without
 FIRST_REACH = 32  # prompt tokens in a step that are risked without having seen any
 FIRST_DRAFTS = 2  # draft tokens
-MORE = 2.0  # times the work of the latest step are tried, if that is to take
-SURE_PART = 0.9  # of the time: so much faster than the next may it have been by chance
+SHOWN_STEPS = 3  # with prompt tokens: as many in a row were hardly quick by chance
+MORE = 2.0  # times the work of each of these are tried, if that is to take
+SURE_PART = 0.9  # of the time: so much faster than the next may they have been
 LEAST_SECONDS = 1e-6
 ERRORS_KEPT = 256  # steps that the reported error looks back on
 
@@ -159,7 +160,7 @@ class StepCost:
         self._drafts: _Fit | None = None
         self._log_pace = 0.0
         self._most_seen = 0  # prompt tokens in one step
-        self._latest = (StepShape(), inf)  # step with prompt tokens
+        self._latest = deque([(StepShape(), inf)] * SHOWN_STEPS, SHOWN_STEPS)  # with prompts
         self._most_drafts = 0
         self._errors: deque[float] = deque(maxlen=ERRORS_KEPT)
 
@@ -174,7 +175,8 @@ class StepCost:
         predicted = self._at_least(pace * expected, shape)
         self._errors.append(abs(predicted - seconds) / seconds)
         self._most_seen = max(self._most_seen, shape.prefill_tokens)
-        self._latest = (shape, seconds) if shape.prefill_tokens else self._latest
+        if shape.prefill_tokens:
+            self._latest.append((shape, seconds))
         self._most_drafts = max(self._most_drafts, shape.draft_tokens)
         if not fit.count:  # a prior knows how costs relate, but not how fast the machine is
             for other in (self._prefill, self._decode):
@@ -198,9 +200,8 @@ class StepCost:
         """How many tokens of one more prompt, at `position`, fit a step of `budget_s` seconds.
 
         Between 0 and `cap`. The model is never trusted far beyond what it has seen: with the
-        chunk, the step has at most `reach` prompt tokens. Nor is it against what it sees: it may
-        have learned from steps that were slow for reasons of their own, and smaller ones would
-        never tell it so.
+        chunk, the step has at most `reach` prompt tokens. Nor is it against what it sees: smaller
+        steps would never tell it that it has learned from some that were slow for other reasons.
         """
         most = min(cap, self.reach - base.prefill_tokens)
         if most < 1 or self._floor(base) > budget_s:
@@ -223,17 +224,17 @@ class StepCost:
         return max(found, self._shown(base, position, budget_s, most))
 
     def _shown(self, base: StepShape, position: int, budget_s: float, most: int) -> int:
-        """The same, but by the latest step with prompt tokens alone: a step that has at most so
-        many times as much of everything takes at most as many times as long."""
-        shape, took = self._latest
-        times = min(MORE, SURE_PART * budget_s / took)
-        room = [times * amount for amount in shape]
-
-        def is_more(count: int) -> bool:
-            return any(map(gt, base.with_chunk(count, position), room))
-
-        # Less than once of it need not take less: some of the time is fixed.
-        return bisect_left(range(1, most + 1), True, key=is_more) if times >= 1 else 0
+        """The same, but by the latest steps with prompt tokens alone, each of them: a step that has
+        at most so many times as much of everything takes at most as many times as long."""
+        room = [inf] * len(base)
+        for shape, took in self._latest:
+            times = min(MORE, SURE_PART * budget_s / took)
+            if times < 1:  # less than once of it need not take less: some of the time is fixed
+                return 0
+            room = [min(pair) for pair in zip(room, (times * n for n in shape), strict=True)]
+        return bisect_left(
+            range(1, most + 1), True, key=lambda n: any(map(gt, base.with_chunk(n, position), room))
+        )
 
     def shares(self, works: Sequence[Item], shape: StepShape | None = None) -> list[float]:
         """Which part of its step's time each of `works` is to pay for; they add up to 1. `shape` is

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from math import inf
 
 from dynamo_serve.core.journal import Reason
@@ -19,11 +20,12 @@ class Tally:
     """What became of each first token and of each gap after it, where a class has a target for it.
 
     Waits that are a tenant's own doing (`is_own_doing`), and first tokens of requests that have put
-    themselves behind others (`priority`), count as neither kept nor missed.
+    themselves behind others (`priority`) or whose readers left before, count as neither kept nor
+    missed. Nobody reads what is to be pinned.
     """
 
     def __init__(self) -> None:
-        self.counts: dict[tuple[str, str], list[int]] = {}  # by tenant and class, as `OUTCOMES`
+        self.counts: dict[str, dict[str, list[int]]] = {}  # tenant → class → as `OUTCOMES`
         self.num_batch = 0  # arrivals without a target
         self.latest: dict[str, tuple[Request, Class]] = {}  # with a target, by class
 
@@ -46,7 +48,8 @@ class Tally:
 
     def refuse(self, seq: Sequence) -> None:
         """It would have got its first token too late."""
-        self._of(seq)[REFUSED] += 1
+        if seq.is_watched and not seq.request.priority:
+            self._of(seq)[REFUSED] += 1
 
     def end(self, seq: Sequence, finish: Finish, now: float) -> None:
         """It has ended; if it was watched, and without a token, perhaps later than promised."""
@@ -64,7 +67,7 @@ class Tally:
     def by_class(self) -> dict[str, list[int]]:
         """The first four of `OUTCOMES`, of all tenants; whom a class has refused was late."""
         found: dict[str, list[int]] = {}
-        for (_, name), counts in self.counts.items():
+        for name, counts in chain.from_iterable(of.items() for of in self.counts.values()):
             whole = found.setdefault(name, [0, 0, 0, 0])
             for place in (TTFT_KEPT, TTFT_LATE, ITL_KEPT, ITL_LATE):
                 whole[place] += counts[place]
@@ -76,21 +79,20 @@ class Tally:
         names = [f"{promise}_{outcome}" for promise, outcome in OUTCOMES]
         return {
             name: dict(zip(names, counts, strict=True))
-            for (owner, name), counts in self.counts.items()
-            if owner == tenant
+            for name, counts in self.counts.get(tenant, {}).items()
         }
 
     def _of(self, seq: Sequence) -> list[int]:
         # Also of one that did not arrive here: another engine had it first.
-        key = seq.request.tenant, seq.promise.name
-        counts = self.counts.get(key)
+        own = self.counts.setdefault(seq.request.tenant, {})
+        counts = own.get(seq.promise.name)
         if counts is None:
-            counts = self.counts[key] = [0] * len(OUTCOMES)
+            counts = own[seq.promise.name] = [0] * len(OUTCOMES)
         return counts
 
 
 def _counts_first(seq: Sequence) -> bool:
-    if seq.promise.ttft == inf or seq.request.priority:
+    if seq.promise.ttft == inf or seq.request.priority or seq.was_left:
         return False
     return not is_own_doing(seq, seq.account)
 

@@ -157,6 +157,11 @@ def test_a_sweep_ends_where_no_more_is_served() -> None:
     ]
 
 
+def test_a_sweep_ends_where_nothing_is_served_at_all() -> None:
+    levels = sweep({"first": 10, "factor": 2}, lambda _, rate: made(rate, 0.0))
+    assert [(level.rate, level.good) for level in levels] == [(10, 0), (20, 0)]
+
+
 def test_a_sweep_goes_on_where_chance_brings_fewer_requests_and_all_are_served() -> None:
     came = {10: 14, 20: 11, 40: 45, 80: 80, 160: 160}
     levels = sweep({"first": 10, "factor": 2}, lambda _, rate: made(came[round(rate)], 70.0))

@@ -380,7 +380,7 @@ def test_chunks_have_a_floor() -> None:
 
 def test_thrashing_is_trouble_and_a_full_pool_is_not() -> None:
     life = new_life(PagePool(100, 16))
-    life.tally.counts["web", "chat"] = [0] * len(OUTCOMES)
+    life.tally.counts["web"] = {"chat": [0] * len(OUTCOMES)}
     window, at = Window(life, Wear()), 0.0
     life.pool.grow([], 99 * 16)
     for _ in range(60):

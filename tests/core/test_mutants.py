@@ -1027,8 +1027,23 @@ BROKEN_TALLY = {
     ),
     "answer for readers who were away": (
         "scheduler.py",
-        "if done.reason != READER_BACK:",
+        "if not seq.was_left:",
         "if True:",
+    ),
+    "answer for readers who left before the first token": (
+        "tally.py",
+        " or seq.was_left:",
+        ":",
+    ),
+    "promise something to prefixes": (
+        "sequence.py",
+        "promise.is_promised and request.pinned_until is None",
+        "promise.is_promised",
+    ),
+    "answer for who is refused behind others": (
+        "tally.py",
+        "if seq.is_watched and not seq.request.priority:",
+        "if seq.is_watched:",
     ),
 }
 

@@ -303,6 +303,23 @@ def test_a_chunk_is_at_most_twice_what_was_seen() -> None:
     assert cost.largest_chunk(StepShape(), 0, 0.0, 7) == 0
 
 
+def test_one_quick_step_proves_nothing_and_some_in_a_row_do() -> None:
+    """On a machine whose steps vary the next one takes as long as ever: too long for a promise."""
+    cost, shape = StepCost(), StepShape().with_chunk(64, 0)
+    for _ in range(200):
+        for count in (32, 64, 128):
+            cost.observe(StepShape().with_chunk(count, 0), count / 64)
+    fits = []
+    for _ in range(4):
+        fits.append(cost.largest_chunk(StepShape(), 0, 1.0, 2048))
+        cost.observe(shape, 0.25)
+    assert fits[0] == 64
+    assert max(fits[:3]) < 1.2 * 64, "the machine seems to be less busy"
+    assert fits[3] == 90, "twice the pairs of tokens"
+    cost.observe(shape, 1.0)
+    assert cost.largest_chunk(StepShape(), 0, 1.0, 2048) < 80
+
+
 # ── who pays ─────────────────────────────────────────────────────────────────
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from random import Random
 
@@ -86,6 +87,39 @@ def test_who_is_refused_for_a_target_is_counted_apart_and_as_late() -> None:
     assert play.refusals and counts["ttft_refused"] == len(play.refusals)
     late = play.scheduler.life.tally.by_class()["strict"][1]
     assert late == counts.get("ttft_late", 0) + counts["ttft_refused"]
+
+
+def test_who_puts_itself_behind_others_and_is_refused_is_not_counted() -> None:
+    play = Play(LIMITS, tenancy(web="strict"))
+    play.run([ask(f"x{i}", 400, 20, at=0.01 * i, tenant="web", priority=5) for i in range(40)])
+    assert play.refusals
+    assert counted(play, "web") == {"strict": {}}
+    assert play.scheduler.life.tally.by_class()["strict"] == [0, 0, 0, 0]
+
+
+def test_nobody_was_promised_what_is_pinned() -> None:
+    play = Play(LIMITS, tenancy(web="strict", bulk="jobs"))
+    play.run([ask(f"job{i}", 2000, 40, tenant="bulk") for i in range(8)], until=2.0)
+    prefix = replace(ask("prefix", 400, 1, 0.1, tenant="web"), pinned_until=1e6)
+    play.run([prefix])
+    assert "prefix" in play.refusals or play.ttft("prefix") > TTFT
+    assert counted(play, "web") == {"strict": {}}
+
+
+@pytest.mark.parametrize(("gone", "expected"), [(0.5 * TTFT, {}), (1.5 * TTFT, {"ttft_never": 1})])
+def test_a_first_token_is_missed_once_however_often_its_reader_comes_back(
+    gone: float, expected: dict[str, int]
+) -> None:
+    """It was late when the reader left, or only because the reader had left."""
+    play = Play(LIMITS, tenancy(web="chat"))
+    request = ask("a", 8, 1, tenant="web")
+    play.scheduler.add(request, 0.0)
+    play.scheduler.cancel("a", gone)
+    play.harness.now = 5 * TTFT
+    play.harness.commands.append(Submit(request, Resumed((), gone, READER_BACK, None)))
+    play.run([])
+    assert play.finish["a"] is Finish.LENGTH
+    assert counted(play, "web") == {"chat": expected}
 
 
 def test_a_first_token_that_never_comes_is_missed_only_after_its_time() -> None:
