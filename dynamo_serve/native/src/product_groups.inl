@@ -12,20 +12,6 @@ struct Rows {
   const int32_t *offsets;
 };
 
-// Which weights to ask for while a stretch of them is multiplied: where memory brings it for the
-// first time, those a little further on; by later tokens, a part of the next panel, so that memory
-// works while products are what takes the time.
-struct Fetch {
-  const char *at;  // in the next panel, or null
-  int64_t bytes;   // from step to step
-
-  METHOD void step(const char *w) {
-    if (at == nullptr) return fetch_ahead(w, 128, AHEAD);
-    _mm_prefetch(at, _MM_HINT_T1);
-    at += bytes;
-  }
-};
-
 struct Pairs {
   using Sums = vec;
   METHOD static Sums first(const Rows &, int64_t) { return Sums{}; }
@@ -52,12 +38,12 @@ struct Fours {
 
 template <class Group, int ROWS, class To>
 INLINE void group_block(const Linear &l, const char *w, const Rows &rows, int64_t token,
-                        int64_t panel, Fetch fetch, const To &to) {
+                        int64_t panel, int64_t ahead, const To &to) {
   typename Group::Sums sums[ROWS][2];
   for (int r = 0; r < ROWS; r++) sums[r][0] = sums[r][1] = Group::first(rows, token + r);
   const char *x = rows.x + token * rows.stride, *end = x + l.inputs * size_of(l.type);
   for (; x < end; x += 4, w += 128) {
-    fetch.step(w);
+    fetch_ahead(w, 128, ahead);
     const __m512i low = _mm512_loadu_si512(w), high = _mm512_loadu_si512(w + 64);
     for (int r = 0; r < ROWS; r++) {
       int32_t group;
@@ -77,19 +63,13 @@ INLINE void group_block(const Linear &l, const char *w, const Rows &rows, int64_
 
 template <class Group, class To>
 INLINE void group_panels(const Linear &l, const Rows &rows, int64_t tokens, const To &to) {
-  const int64_t blocks = divide_up(tokens, GROUPS_ROWS), size = panel_bytes(l);
   for_panels(l, panels_per_task(l), [&](int64_t first, int64_t last) {
     for (int64_t panel = first; panel < last; panel++) {
-      const auto *w = static_cast<const char *>(l.weights) + panel * size;
-      for (int64_t block = 0; block < blocks; block++) {
-        const int64_t token = block * GROUPS_ROWS;
-        const bool is_new = blocks == 1 || (block == 0 && panel == first);
-        const char *next = panel + 1 < last ? w + size : w;
-        const Fetch fetch{is_new ? nullptr : next + block * size / blocks, 128 / blocks};
+      const auto *w = static_cast<const char *>(l.weights) + panel * panel_bytes(l);
+      for (int64_t token = 0; token < tokens; token += GROUPS_ROWS)
         for_count<GROUPS_ROWS>(tokens - token, [&](auto count) {
-          group_block<Group, count.value>(l, w, rows, token, panel, fetch, to);
+          group_block<Group, count.value>(l, w, rows, token, panel, token == 0 ? AHEAD : 0, to);
         });
-      }
     }
   });
 }
