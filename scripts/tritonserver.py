@@ -20,7 +20,7 @@ import time
 import urllib.error
 import urllib.request
 import venv
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,17 +35,22 @@ GLIBC = (2, 35)
 PYTHONS = ((3, 8), (3, 12))  # there is a stub for, and that numpy for
 # Ends the server with whoever started it, however that ends: its standard input is closed then.
 GUARD = """
-import os, signal, subprocess, sys, threading
-server = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
+import glob, os, signal, subprocess, sys, threading
+server = subprocess.Popen(sys.argv[2:], stdin=subprocess.DEVNULL)
 def watch():
     sys.stdin.buffer.read()
+    for left in glob.glob(sys.argv[1]):
+        os.unlink(left)
     os.killpg(0, signal.SIGKILL)
 threading.Thread(target=watch, daemon=True).start()
-os._exit(server.wait() & 255)
+code = server.wait()
+os._exit(code if code >= 0 else 128 - code)  # as shells tell signals
 """
+SHARED = Path("/dev/shm")  # where the python backend has its memory
 READY_SECONDS = 180.0
 LOOK_SECONDS = 0.05
 END_SECONDS = 8.0
+LAST_WORDS = 4000  # characters
 
 
 def why_not() -> str:
@@ -106,13 +111,14 @@ class Ports:
     metrics: int
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Running:
     """A server that is ready; its log is in the file `log`."""
 
     process: subprocess.Popen[bytes]
     ports: Ports
     log: Path
+    code: tuple[str, ...]
 
     @property
     def endpoint(self) -> str:
@@ -122,14 +128,30 @@ class Running:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.ports.metrics}/metrics") as answer:
             return str(answer.read().decode())
 
+    def revive(self, load: Iterable[str]) -> str:
+        """If it has ended, start it again where it was; how it ended, with the end of its log, and
+        nothing while it runs. Raises `RuntimeError` as `wait` does."""
+        if self.process.poll() is None:
+            return ""
+        told = f"it ended with code {self.process.returncode}:\n{self.last_words()}"
+        self.kill()
+        self.process = _start(self.code, self.log)
+        wait(self, load)
+        return told
+
+    def last_words(self) -> str:
+        return self.log.read_text(errors="replace")[-LAST_WORDS:]
+
     def kill(self) -> None:
         """End it at once, and the processes of its models: one of these may outlive it."""
+        assert self.process.stdin is not None
+        if self.process.stdin.closed:  # done, and the number may be another's by now
+            return
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(END_SECONDS)
-        if self.process.stdin is not None:
-            self.process.stdin.close()
-        for left in Path("/dev/shm").glob(f"{_region(self.ports)}*"):
+        self.process.stdin.close()
+        for left in SHARED.glob(f"{_region(self.ports)}*"):
             left.unlink(missing_ok=True)
 
 
@@ -182,16 +204,21 @@ def launch(
 ) -> Running:
     """Start a server in a session of its own; `wait` says when it is ready."""
     ports = ports or free_ports()
+    left = str(SHARED / f"{_region(ports)}*")
+    code = (sys.executable, "-c", GUARD, left, *command(models, load, ports), *flags)
+    return Running(_start(code, log), ports, log, code)
+
+
+def _start(code: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
     with log.open("ab") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-c", GUARD, *command(models, load, ports), *flags],
+        return subprocess.Popen(
+            code,
             env=environment(),
             stdin=subprocess.PIPE,
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    return Running(process, ports, log)
 
 
 def wait(server: Running, load: Iterable[str]) -> None:
@@ -204,8 +231,7 @@ def wait(server: Running, load: Iterable[str]) -> None:
         else:
             time.sleep(LOOK_SECONDS)
     if wanted:
-        tail = server.log.read_text(errors="replace")[-2000:]
-        raise RuntimeError(f"{wanted[0]} does not get ready:\n{tail}")
+        raise RuntimeError(f"{wanted[0]} does not get ready:\n{server.last_words()}")
 
 
 def _answers(url: str) -> bool:

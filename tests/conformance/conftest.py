@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from dynamo_serve import bundled
-from scripts import tritonserver
 from scripts.tritonserver import Running
 from tests.api.live import save_model
 from tests.conformance.subjects import Subject, forwarded, ours
-from tests.engines.triton_server.conftest import skip_without_server
+from tests.engines.triton_server.conftest import kept, nobody_dies, skip_without_server
+
+__all__ = ["nobody_dies"]  # watches over this folder's tests as well
 
 MODELS = ("dserve", "echo", "echo_tensors", "echo_llmapi")
 
@@ -23,7 +24,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Generator[Running]:
     """triton_models/ as it is."""
     skip_without_server()
     log = tmp_path_factory.mktemp("triton") / "log"
-    with tritonserver.running(MODELS, log) as server:
+    with kept(MODELS, log) as server:
         yield server
 
 

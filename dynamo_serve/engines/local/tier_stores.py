@@ -95,7 +95,7 @@ class DiskStore:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            os.close(self._lock)
+            self.close()
             return None
         self._compare()
         self._sign()

@@ -23,7 +23,7 @@ from dynamo_serve.core.tiers import DISK, HOST
 from dynamo_serve.directory import Caller
 from dynamo_serve.engines.local import LocalEngine
 from dynamo_serve.engines.local.copier import NICE, step_back
-from dynamo_serve.engines.local.tier_stores import SECTOR
+from dynamo_serve.engines.local.tier_stores import SECTOR, DiskStore
 from dynamo_serve.errors import ConfigError, EngineStartError
 from dynamo_serve.fits import check_disk
 from tests.engines.local.driver import GREEDY, make_engine
@@ -204,6 +204,15 @@ def test_a_folder_in_use_is_waited_for(tmp_path: Path, caplog: pytest.LogCapture
             assert second.ask(PROMPT) == (expected(), 0)
             first.loop.engine.close()
             second.until(lambda: len(second.spill.tiers[0]) >= 10)
+
+
+def test_who_gives_up_waiting_closes_nothing_of_others(tmp_path: Path) -> None:
+    first, second = (DiskStore(tmp_path / "tier", 1, 64, {}) for _ in range(2))
+    assert first.open() == [] and second.open() is None
+    with (tmp_path / "another").open("w") as file:  # has the number that was free again
+        second.close()
+        file.write("of somebody else")
+    first.close()
 
 
 def test_tiers_that_cannot_be_are_refused(tmp_path: Path) -> None:

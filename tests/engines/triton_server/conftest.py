@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import contextlib
+from collections.abc import Generator, Iterable
 from pathlib import Path
 
 import pytest
@@ -13,14 +14,36 @@ from scripts import tritonserver
 from scripts.tritonserver import Running
 
 LOADED = ("echo", "echo_tensors", "echo_llmapi")
+# Servers of more than one test, with the models that they have.
+KEPT: list[tuple[Running, tuple[str, ...]]] = []
 
 
 @pytest.fixture(scope="session")
 def triton(tmp_path_factory: pytest.TempPathFactory) -> Generator[Running]:
     skip_without_server()
     log: Path = tmp_path_factory.mktemp("triton") / "log"
-    with tritonserver.running(LOADED, log) as server:
+    with kept(LOADED, log) as server:
         yield server
+
+
+@contextlib.contextmanager
+def kept(load: Iterable[str], log: Path) -> Generator[Running]:
+    load = tuple(load)
+    with tritonserver.running(load, log) as server:
+        KEPT.append((server, load))
+        try:
+            yield server
+        finally:
+            KEPT.remove((server, load))
+
+
+@pytest.fixture(autouse=True)
+def nobody_dies() -> Generator[None]:
+    """A server that ends fails the test in which it does, with what it said last, and not those
+    after it."""
+    yield
+    ended = [told for server, load in KEPT if (told := server.revive(load))]
+    assert not ended, f"a Triton server was lost: {ended[0]}"
 
 
 def skip_without_server() -> None:

@@ -1,7 +1,9 @@
-"""Two real Triton servers, one of which is killed under load."""
+"""Real Triton servers that are killed: one of two under load, and one that tests share."""
 
 from __future__ import annotations
 
+import os
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -62,3 +64,14 @@ def served(client: httpx.Client, server: tritonserver.Running) -> bool:
     outcomes = [outcome(client, i) for i in range(2)]
     assert not any(error for _, _, error in outcomes)
     return counted(server, "done") > 2
+
+
+def test_a_server_that_tests_share_comes_back_and_says_how_it_ended(tmp_path: Path) -> None:
+    skip_without_server()
+    with tritonserver.running(["echo"], tmp_path / "log") as server:
+        assert not server.revive(["echo"])
+        os.killpg(server.process.pid, signal.SIGKILL)
+        server.process.wait(PATIENCE_S)
+        told = server.revive(["echo"])
+        assert "code -9" in told and "Started GRPCInferenceService" in told
+        assert "echo_live" in server.metrics() and not server.revive(["echo"])
