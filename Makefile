@@ -10,8 +10,9 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 serve: install
 	$(BIN)/dynamo-serve serve $(ARGS)
 
+# In two processes, for two cores; ARGS="-n 0 ..." runs tests in one, where a debugger works.
 test: install
-	$(BIN)/python -m pytest -m "not gpu and not mutants" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not mutants" $(ARGS)
 
 # Whether the tests of the core notice a core that is broken on purpose.
 mutants: install
