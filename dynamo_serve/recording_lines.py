@@ -23,6 +23,8 @@ from dynamo_serve.trace import Arrival, Step
 STAND_IN_BYTES = 6
 MOST_CALLS = 16_384  # whose numbers are remembered
 DIGITS = 6  # of a second
+# Settings that decide: they are written down whatever they are, for a later default is another.
+POLICY = ("scheduler.", "cache.prefix_sharing", "cache.pinned_fraction", "cache.stale_s")
 
 
 class Lines:
@@ -153,16 +155,18 @@ def seconds(value: float) -> float:
 
 
 def wishes(config: Config) -> dict[str, Any]:
-    """The settings that differ from their defaults, but no free text: that may be a key, or a path
-    that is nobody's business."""
+    """The settings that a simulation goes by, and others that differ from their defaults, but no
+    free text: that may be a key, or a path that is nobody's business."""
     default, told = Config(), {}
     for name, kind in get_type_hints(Config).items():
         hints = get_type_hints(kind)
         for field, hint in hints.items():
             value = getattr(getattr(config, name), field)
             is_free = hint is str or (get_origin(hint) is tuple and name != "scheduler")
-            if value != getattr(getattr(default, name), field) and not is_free:
-                told[f"{name}.{field}"] = value
+            key = f"{name}.{field}"
+            is_wish = value != getattr(getattr(default, name), field) or key.startswith(POLICY)
+            if is_wish and not is_free:
+                told[key] = value
     return told
 
 

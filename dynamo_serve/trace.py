@@ -24,7 +24,8 @@ MOST_TOKENS = 1 << 24  # of one prompt or answer
 @dataclass(frozen=True, slots=True)
 class Header:
     """What was recorded where. `began_at` is a Unix time; `spec` has facts of the engine
-    (num_pages, max_model_len, …), `settings` the wishes that differ from the defaults, by key."""
+    (num_pages, max_model_len, …), `settings` by key what was decided by, and what else differs from
+    its default."""
 
     began_at: float = 0.0
     model: str = ""

@@ -215,7 +215,7 @@ def test_streams_go_on_in_the_next_server(folder: Path) -> None:
     """One whose reader stays, one with several choices, one whose reader has gone; and one that
     nobody can go on with."""
     flags = ("--set", "engine.fake_step_ms=60", "--set", "server.drain_timeout_s=0.2",
-             "--set", "server.resume_grace_s=60")  # fmt: skip
+             "--set", f"server.resume_grace_s={PATIENCE_S}")  # fmt: skip
     with starting(folder, *flags) as start, ExitStack() as stack:
         old = start()
         bodies = [body_of(1500), body_of(1000, n=3), body_of(1200)]

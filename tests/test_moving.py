@@ -26,6 +26,7 @@ from dynamo_serve.observer import NoObserver
 from dynamo_serve.service import Service
 from dynamo_serve.text.dialect import Parsing
 from tests.core.traffic import reference
+from tests.patience import PATIENCE_S
 from tests.test_service import config_of, run, running, until
 from tests.test_service import folder as folder  # noqa: PLC0414 - a fixture
 
@@ -156,7 +157,9 @@ class Reader:
         self.tokens: list[int] = []
         self.error: Exception | None = None
         self._enough = enough
-        self.task = asyncio.create_task(self._read(service.generate(request, keep_seconds=15.0)))
+        self.task = asyncio.create_task(
+            self._read(service.generate(request, keep_seconds=PATIENCE_S))
+        )
 
     @property
     def has_enough(self) -> bool:
@@ -281,7 +284,7 @@ def test_whoever_waits_is_told_also_of_what_is_parked(folder: str) -> None:
 def test_a_drain_does_not_wait_for_who_is_parked(folder: str) -> None:
     async def main() -> None:
         async with running(slow(), folder) as service:
-            events = service.generate(Request("job-0", (1, 2), 3000), keep_seconds=15.0)
+            events = service.generate(Request("job-0", (1, 2), 3000), keep_seconds=PATIENCE_S)
             await anext(events)
             await events.aclose()
             assert service.deliveries.kept["job-0"].is_parked

@@ -18,6 +18,7 @@ from dynamo_serve.errors import RequestNotFound, Unavailable
 from dynamo_serve.inbox import TOKEN_BYTES
 from dynamo_serve.service import Service, State
 from tests.core.traffic import reference
+from tests.patience import PATIENCE_S
 from tests.test_service import Witness, config_of, kill_engine, run, running, until
 from tests.test_service import folder as folder  # noqa: PLC0414 - a fixture
 
@@ -116,7 +117,7 @@ def test_a_reader_that_comes_back_finds_all_of_it_also_after_a_crash(folder: str
         async with running(impatient(step_ms=0.2), folder, witness) as service:
             request = Request("a", (1, 2), LONG)
             tokens: list[int] = []
-            async with aclosing(service.generate(request, keep_seconds=30)) as events:
+            async with aclosing(service.generate(request, keep_seconds=PATIENCE_S)) as events:
                 tokens += (await anext(events)).token_ids
             await parked(service, "a")
             kill_engine(service)
@@ -161,7 +162,7 @@ def test_what_is_kept_has_a_limit_and_the_oldest_goes_first(
         async with running(impatient(step_ms=UNHURRIED_MS), folder) as service:
             for name in "abcd":
                 request = Request(name, (1, 2), LONG)
-                async with aclosing(service.generate(request, keep_seconds=30)) as events:
+                async with aclosing(service.generate(request, keep_seconds=PATIENCE_S)) as events:
                     await anext(events)
                 await parked(service, name)
             await until(lambda: list(service.deliveries.kept) == ["c", "d"])
@@ -188,7 +189,7 @@ def test_a_cancelled_request_is_not_parked(folder: str) -> None:
         witness = Witness()
         async with running(impatient(step_ms=UNHURRIED_MS), folder, witness) as service:
             request = Request("a", (1, 2), LONG)
-            async with aclosing(service.generate(request, keep_seconds=30)) as events:
+            async with aclosing(service.generate(request, keep_seconds=PATIENCE_S)) as events:
                 await anext(events)
                 service.cancel("a")
             await until(lambda: service.num_live == 0)

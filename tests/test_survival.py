@@ -201,7 +201,7 @@ def test_a_deadline_is_not_forgotten_by_who_comes_back_without_an_engine(folder:
         async with running(unhurried(True), folder) as service:
             far_off(service)
             request = Request("a", (1, 2), 4000, deadline=time.monotonic() + 2.0)
-            async with aclosing(service.generate(request, keep_seconds=30)) as events:
+            async with aclosing(service.generate(request, keep_seconds=PATIENCE_S)) as events:
                 await anext(events)
                 kill_engine(service)
                 await until(lambda: service.state is State.RESTARTING)

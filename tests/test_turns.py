@@ -165,7 +165,7 @@ def test_another_event_loop_can_use_it_after_one_has_ended() -> None:
 
 def test_a_process_that_ends_does_not_wait_for_work() -> None:
     command = [sys.executable, "-c", ENDLESS]
-    ended = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(command, check=False, capture_output=True, text=True, timeout=PATIENCE_S)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "over\n", "")
 
 
@@ -177,7 +177,7 @@ def test_what_an_ended_event_loop_left_behind_is_not_worked_beside() -> None:
         at_once += 1
         most = max(most, at_once)
         begun.set()
-        assert go_on.wait(30)
+        assert go_on.wait(PATIENCE_S)
         at_once -= 1
 
     turns = Turns[int, None](work)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any
 
 from dynamo_serve import __version__, settings, tenants
 from dynamo_serve.bench.record import Run
+from dynamo_serve.config import Config
 from dynamo_serve.core.tenant import Tenancy
 from dynamo_serve.errors import ConfigError
 from dynamo_serve.settings import Given, Loaded
@@ -22,6 +24,9 @@ from dynamo_serve.simulate.replica import NO_SUCH_RUNGS, Setup
 
 TENANTS = "server.tenants_file"
 CACHE = ("page_size", "num_pages", "prefix_sharing", "pinned_fraction", "stale_s")
+log = logging.getLogger(__name__)
+
+TRACE = "the trace"
 MEANT = (TENANTS, *(f"cache.{name}" for name in CACHE))
 PIN = "scheduler.ladder_pin"
 DRAFTS = ("scheduler.speculation", "scheduler.max_draft_tokens")
@@ -44,7 +49,7 @@ def load(recording: Recording, given: Sequence[Given]) -> Loaded:
             allowed = f"{', '.join(MEANT)}, scheduler.* but for drafts"
             raise ConfigError(f"{item.key}: not simulated (from {item.source}); allowed: {allowed}")
     recorded = [
-        Given(key, value, "the trace", is_text=False)
+        Given(key, value, TRACE, is_text=False)
         for key, value in _recorded(recording.header.settings).items()
     ]
     return settings.load(flags=[*recorded, *given])
@@ -54,6 +59,9 @@ def _recorded(told: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the recording that mean something here. A pinned rung may need another setting, of
     which only that it was set matters: tiers are as they were recorded."""
     found = {key: value for key, value in told.items() if _is_simulated(key)}
+    for key in found.keys() - settings.all_keys():
+        log.warning("the trace's %s is no setting of this version: left out", key)
+        del found[key]
     if PIN in found:
         found[PIN] = [rung for rung in found[PIN] if rung not in NO_SUCH_RUNGS]
         if "spill" in found[PIN]:
@@ -83,14 +91,20 @@ def simulate(recording: Recording, loaded: Loaded, cost: Cost, options: Options)
         options.seed,
     )
     ended = fleet.run(setup, recording.clients(), options.cluster)
-    changed = {
-        key: getattr(getattr(config, section), name)
-        for key, source in loaded.sources.items()
-        if source != "default"
-        for section, _, name in [key.partition(".")]
-    }
-    about = _about(recording, setup, options, changed)
+    about = _about(recording, setup, options, _changed(loaded))
     return Run(about, duration(ended.records), ended.records, ended.samples)
+
+
+def _changed(loaded: Loaded) -> dict[str, Any]:
+    """What is not as a server has it by itself, and whatever was said on top of the recording."""
+    default, found = Config(), {}
+    for key, source in loaded.sources.items():
+        section, _, name = key.partition(".")
+        value = getattr(getattr(loaded.config, section), name)
+        is_usual = value == getattr(getattr(default, section), name)
+        if source != "default" and not (source == TRACE and is_usual):
+            found[key] = value
+    return found
 
 
 def _tenancy(file: str) -> Tenancy | None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
 import socket
+import sys
 import threading
+import traceback
 from collections.abc import Awaitable, Callable, Generator
 from pathlib import Path
 from typing import Any
@@ -104,7 +107,10 @@ def serving(
             setattr(http, name, value)
         server = Server(http)
 
+        loops = []
+
         async def main() -> None:
+            loops.append(asyncio.get_running_loop())
             if type(service) is Service:
                 await service.start()
             try:
@@ -121,4 +127,15 @@ def serving(
         finally:
             server.should_exit = True
             thread.join(PATIENCE_S)
-            assert not thread.is_alive()
+            assert not thread.is_alive(), f"it does not end: {everybody(*loops)}"
+
+
+def everybody(*loops: asyncio.AbstractEventLoop) -> str:
+    """Where every thread is, and every task of these loops."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    told = io.StringIO()
+    for ident, frame in sys._current_frames().items():
+        print(f"\n{names.get(ident)}:", *traceback.format_stack(frame), sep="\n", file=told)
+    for task in (task for loop in loops for task in asyncio.all_tasks(loop)):
+        task.print_stack(file=told)
+    return told.getvalue()

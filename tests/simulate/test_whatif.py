@@ -68,6 +68,21 @@ def test_times_are_those_that_one_works_out_by_hand() -> None:
     assert [r.outcome for r in (one, two)] == ["ok", "ok"]
 
 
+def test_the_settings_of_a_recording_stand_whatever_is_usual_today(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    told = {
+        "scheduler.max_prefill_tokens": 10,
+        "scheduler.max_step_ms": Config().scheduler.max_step_ms,
+        "scheduler.of_long_ago": 1,
+    }
+    run = simulated(recording([Arrival(0.0, 20, 1, 1)], settings=told))
+    assert ttft(run.records[0]) == pytest.approx(0.040)  # in two steps
+    names = run.about["settings"].keys()
+    assert "scheduler.max_prefill_tokens" in names and "scheduler.max_step_ms" not in names
+    assert "scheduler.of_long_ago is no setting of this version" in caplog.text
+
+
 def test_what_passes_between_steps_counts_for_whoever_waits() -> None:
     recorded = recording([Arrival(0.0, 20, 3, 3)])
     (one,) = simulated(recorded, cost=COST + ",between=4ms").records
