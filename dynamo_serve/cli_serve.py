@@ -258,4 +258,5 @@ def what_next(url: str, names: tuple[str, ...], service: Service, asks_key: bool
         f"-d '{json.dumps(body)}'\n"
         + (f"  dynamo-serve chat --url {url}{chat_key}\n" if spec.generates else "")
         + f"  {url}/openapi.json describes every endpoint\n"
+        + f"  {url}/console shows the scheduler at work to who has an admin key\n"
     )

@@ -15,6 +15,7 @@ from dynamo_serve import __version__
 from dynamo_serve.api.admin import admin_routes
 from dynamo_serve.api.auth import Access, credentials
 from dynamo_serve.api.cache import cache_admin_routes, cache_routes
+from dynamo_serve.api.console import console_routes
 from dynamo_serve.api.edge import Edge, Metrics
 from dynamo_serve.api.embeddings import embedding_routes
 from dynamo_serve.api.encoding import LongTexts
@@ -100,6 +101,7 @@ def _add_routes(app: FastAPI, edge: Edge, config: Config, metrics: Metrics) -> N
 
     app.add_middleware(Head)
     app.include_router(open_routes(edge, metrics))
+    app.include_router(console_routes(edge))
     for routes in (openai_routes, messages_routes, stream_routes, token_routes, cache_routes):
         app.include_router(routes(edge), dependencies=[Depends(authorize)])
     for routes in (embedding_routes, rerank_routes, request_routes, rendering_routes):

@@ -128,4 +128,4 @@ def prefix_savings(samples: list[Sample]) -> float | None:
     """The share of prompt tokens that the server found in its cache, by its own counters."""
     asked = growth(samples, "dserve_prefix_asked_tokens_total")
     hit = growth(samples, "dserve_prefix_hit_tokens_total")
-    return hit / asked if asked and hit is not None else None
+    return hit / asked if asked and hit is not None and hit <= asked else None

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from dynamo_serve.bench import memory_speed
+from dynamo_serve.bench.account import prefix_savings
 from dynamo_serve.bench.figures import figures, summaries
 from dynamo_serve.bench.record import Record, Run, Sample
 from dynamo_serve.bench.scenario import scenario_of
@@ -224,6 +225,11 @@ def test_prefix_savings_are_what_the_server_counted() -> None:
     found = summary(Run(OPEN, 10.0, records, samples))
     assert found.prefix_savings == 0.25
     assert found.total.cached_share == 0.5
+
+
+def test_more_found_than_asked_for_is_no_share() -> None:
+    told = {"dserve_prefix_asked_tokens_total": 1e-92, "dserve_prefix_hit_tokens_total": 1e215}
+    assert prefix_savings([Sample(0.0, {}), Sample(1.0, told)]) is None
 
 
 def test_a_client_that_falls_behind_is_called_the_bottleneck() -> None:

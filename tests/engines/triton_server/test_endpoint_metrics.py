@@ -61,7 +61,7 @@ def test_requests_are_counted_by_server_and_by_how_they_ended(shown: Shown) -> N
     body: Json = {"prompt": "a b @pause=100", "max_tokens": 200, "ignore_eos": True}
     with shown.client.stream("POST", PATH, json={**body, "stream": True}) as answer:
         next(answer.iter_lines())
-        assert shown.value("dserve_triton_in_flight") == 1
+        settles(lambda: shown.value("dserve_triton_in_flight") == 1)
     settles(lambda: shown.ended("cancelled") == 1)
     assert [shown.ended(how) for how in ("done", "failed", "late")] == [1, 1, 1]
     assert shown.value("dserve_triton_in_flight") == 0

@@ -1,0 +1,52 @@
+"""A page for operators: what the scheduler does and why, as it happens."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from hashlib import sha256
+from html import escape
+from importlib.resources import files
+
+from fastapi import APIRouter, Response
+
+from dynamo_serve.api.edge import Edge
+
+
+def console_routes(edge: Edge) -> APIRouter:
+    """The page is for anybody, and empty: what it shows it asks `/admin` for, with the key that
+    who looks at it types in."""
+    routes = APIRouter(tags=["operations"])
+    page, policy = _page(", ".join(edge.model_names))
+
+    @routes.get("/console", response_class=Response)
+    async def console() -> Response:
+        """A page that shows the scheduler at work: tenants, requests and what they wait for, the
+        ladder, the latest decisions. It asks for an admin key, and needs nothing from elsewhere."""
+        headers = {
+            "Content-Security-Policy": policy,
+            "Cache-Control": "no-cache",
+            "Referrer-Policy": "no-referrer",
+            "X-Content-Type-Options": "nosniff",
+        }
+        return Response(page, media_type="text/html", headers=headers)
+
+    return routes
+
+
+def _page(models: str) -> tuple[str, str]:
+    """The page and the policy by which a browser runs its script and no other."""
+    folder = files("dynamo_serve.api")
+    page, style, script = (
+        (folder / f"console.{kind}").read_text("utf-8") for kind in ("html", "css", "js")
+    )
+    page = page.replace("{models}", escape(models))
+    page = page.replace("/*style*/", style).replace("/*script*/", script)
+    policy = (
+        f"default-src 'none'; style-src {_only(style)}; script-src {_only(script)}; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    return page, policy
+
+
+def _only(text: str) -> str:
+    return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
