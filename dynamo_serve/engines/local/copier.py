@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 import queue
-import sys
 import threading
 import time
 from collections import deque
@@ -15,6 +13,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from dynamo_serve.core.tiers import DEVICE, DISK, NAMES, Copied, Copy, Found, Place
+from dynamo_serve.engines.local.background import step_back
 from dynamo_serve.engines.local.kv_cache import KVCache
 from dynamo_serve.engines.local.page_bytes import PageBytes
 from dynamo_serve.engines.local.tier_stores import DiskStore, PageLost, Store
@@ -26,13 +25,6 @@ CLOSE_SECONDS = 5.0
 NICE = 10  # of copies downwards: for these nobody waits, and on a CPU they take a core from a step
 UP, DOWN = "up", "down"
 Way = tuple[int, str]
-
-
-def step_back() -> None:
-    """This thread is nicer from now on, unless it is already: nobody but root may be less nice."""
-    thread = threading.get_native_id()
-    if os.getpriority(os.PRIO_PROCESS, thread) < NICE:
-        os.setpriority(os.PRIO_PROCESS, thread, NICE)
 
 
 class Copier:
@@ -82,8 +74,7 @@ class Copier:
         row = torch.empty(page.num_bytes, dtype=torch.uint8)
         store = self._stores[number]
         if way == DOWN:
-            if sys.platform == "linux":  # elsewhere it would be the whole process
-                step_back()
+            step_back(NICE)
             if isinstance(store, DiskStore) and not self._open(store):
                 return
         while (

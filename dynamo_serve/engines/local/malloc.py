@@ -12,6 +12,8 @@ from collections.abc import Sequence
 
 import torch
 
+from dynamo_serve.engines.local.background import LEAST, step_back
+
 logger = logging.getLogger(__name__)
 
 M_TRIM_THRESHOLD = -1  # from glibc's malloc.h
@@ -19,7 +21,7 @@ M_MMAP_THRESHOLD = -3
 KEEP_BYTES = 1 << 30
 MADV_HUGEPAGE = 14  # from Linux' mman-common.h
 MADV_POPULATE_WRITE = 23
-TAKEN_AT_ONCE = 64 << 20
+TAKEN_AT_ONCE = 2 << 20  # one huge page: while it is taken, nobody can have memory mapped
 
 
 def zeros_on_huge_pages(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
@@ -37,13 +39,15 @@ def zeros_on_huge_pages(shape: Sequence[int], dtype: torch.dtype) -> torch.Tenso
 
 
 def take_memory(tensors: Sequence[torch.Tensor]) -> threading.Thread:
-    """Have the system hand over the memory of `tensors` in the background (Linux 5.14).
+    """Have the system hand over the memory of `tensors` in idle moments (Linux 5.14).
 
     A step that is there first takes what it touches by itself, a few milliseconds later. Contents
-    do not change. Returns the thread, which ends by itself.
+    do not change. Returns the thread, which ends by itself. It gives way: where memory is slow to
+    come, as in virtual machines, it would take a core from the steps for half a minute.
     """
 
     def take() -> None:
+        step_back(LEAST)
         madvise = getattr(ctypes.CDLL(None), "madvise", None)
         if madvise is None:
             return

@@ -22,7 +22,8 @@ from dynamo_serve.core.step_cost import StepCost, StepShape
 from dynamo_serve.core.tiers import DISK, HOST
 from dynamo_serve.directory import Caller
 from dynamo_serve.engines.local import LocalEngine
-from dynamo_serve.engines.local.copier import NICE, step_back
+from dynamo_serve.engines.local.background import step_back
+from dynamo_serve.engines.local.copier import NICE
 from dynamo_serve.engines.local.tier_stores import SECTOR, DiskStore
 from dynamo_serve.errors import ConfigError, EngineStartError
 from dynamo_serve.fits import check_disk
@@ -277,5 +278,5 @@ def test_threads_that_are_nice_enough_are_left_as_they_are(
     told: list[int] = []
     monkeypatch.setattr("os.getpriority", lambda which, who: before)
     monkeypatch.setattr("os.setpriority", lambda which, who, nice: told.append(nice))
-    step_back()
+    step_back(NICE)
     assert told == after
