@@ -91,7 +91,7 @@ function tiles(looks) {
 function tenantRows(state, looks) {
   const now = looks[looks.length - 1];
   const before = looks[Math.max(0, looks.length - 1 - MINUTE)];
-  const names = Object.keys(state.tenants);
+  const names = Object.keys(state.tenants).sort();
   const cost = Object.fromEntries(names.map((name) => [name, grown(before, now, name, "cost")]));
   const active = names.filter((name) => cost[name] > 0 || state.tenants[name].live > 0 || state.tenants[name].waiting > 0);
   const weights = sum(active.map((name) => state.tenants[name].weight));
