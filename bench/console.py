@@ -28,7 +28,7 @@ HEAD = {"Authorization": f"Bearer {ADMIN}"}
 ASKED = ("/ready", "/admin/state", "/admin/costs", "/admin/controller", "/admin/incidents")
 WARM_UP = 5.0  # seconds
 PROMPT = [5, 6, 7, 8] * 16
-LENGTHS = range(8, 40)  # output tokens: counted when an answer ends, so they must not end together
+LENGTHS = range(8, 40)  # output tokens: not all alike, or all would end and begin together
 
 
 async def page(client: httpx.AsyncClient, took: list[float]) -> None:

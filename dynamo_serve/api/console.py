@@ -36,9 +36,9 @@ def console_routes(edge: Edge) -> APIRouter:
 def _page(models: str) -> tuple[str, str]:
     """The page and the policy by which a browser runs its script and no other."""
     folder = files("dynamo_serve.api")
-    page, style, script = (
-        (folder / f"console.{kind}").read_text("utf-8") for kind in ("html", "css", "js")
-    )
+    names = ("console.html", "console.css", "console_numbers.js", "console.js")
+    page, style, numbers, script = ((folder / name).read_text("utf-8") for name in names)
+    script = numbers + script
     page = page.replace("{models}", escape(models))
     page = page.replace("/*style*/", style).replace("/*script*/", script)
     policy = (

@@ -22,10 +22,10 @@ from dynamo_serve.simulate.fleet import Cluster
 from dynamo_serve.simulate.recording import Recording, duration, spec_of, tenancy_of
 from dynamo_serve.simulate.replica import NO_SUCH_RUNGS, Setup
 
-TENANTS = "server.tenants_file"
-CACHE = ("page_size", "num_pages", "prefix_sharing", "pinned_fraction", "stale_s")
 log = logging.getLogger(__name__)
 
+TENANTS = "server.tenants_file"
+CACHE = ("page_size", "num_pages", "prefix_sharing", "pinned_fraction", "stale_s")
 TRACE = "the trace"
 MEANT = (TENANTS, *(f"cache.{name}" for name in CACHE))
 PIN = "scheduler.ladder_pin"
@@ -59,7 +59,7 @@ def _recorded(told: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the recording that mean something here. A pinned rung may need another setting, of
     which only that it was set matters: tiers are as they were recorded."""
     found = {key: value for key, value in told.items() if _is_simulated(key)}
-    for key in found.keys() - settings.all_keys():
+    for key in sorted(found.keys() - settings.all_keys()):
         log.warning("the trace's %s is no setting of this version: left out", key)
         del found[key]
     if PIN in found:

@@ -18,6 +18,7 @@ import httpx
 import pytest
 
 from dynamo_serve.api.console import _page
+from dynamo_serve.core.journal import Reason
 from dynamo_serve.service import Service
 from dynamo_serve.text.tokenizer import Tokenizer
 from tests.api.live import config, serving
@@ -25,7 +26,7 @@ from tests.api.test_tenants import tenants
 from tests.patience import PATIENCE_S
 
 KEY = "key-of-admin-with-enough-characters"
-SCRIPT = files("dynamo_serve.api") / "console.js"
+NUMBERS, PAGE = (files("dynamo_serve.api") / f"console{what}.js" for what in ("_numbers", ""))
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +62,8 @@ def test_the_name_of_a_model_is_no_markup() -> None:
 
 
 def test_no_text_is_ever_taken_for_markup() -> None:
-    assert not re.search(
-        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", SCRIPT.read_text()
-    )
+    script = NUMBERS.read_text() + PAGE.read_text()
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(", script)
 
 
 def computed(expression: str, **given: Any) -> Any:
@@ -71,7 +71,7 @@ def computed(expression: str, **given: Any) -> Any:
     if (node := shutil.which("node")) is None:
         pytest.skip("there is no node to run the page's script")
     code = (
-        f"const c = require({json.dumps(str(SCRIPT))});"
+        f"const c = require({json.dumps(str(NUMBERS))});"
         f"const given = JSON.parse(require('fs').readFileSync(0));"
         f"console.log(JSON.stringify({expression}))"
     )
@@ -129,12 +129,56 @@ def test_a_real_server_is_shown_as_it_is(url: str) -> None:
     assert any("output_tokens 40" in told for told in made["told"])
 
 
-def test_counts_of_an_engine_that_came_anew_are_not_below_zero() -> None:
-    def used(output: int) -> dict[str, Any]:
-        return {"tenants": {"a": {"output": output}}, "at": output}
+def looked(at: float, output: int, **more: int) -> dict[str, Any]:
+    return {"at": at, "tenants": {"a": {"output": output, "prefill": 0, "saved": 0, **more}}}
 
-    assert computed("c.grown(given.one, given.two, 'a', 'output')", one=used(50), two=used(8)) == 8
-    assert computed("c.grown(null, given.two, 'a', 'output')", two=used(8)) == 8
+
+def test_what_an_engine_before_this_one_counted_is_forgotten() -> None:
+    looks = [looked(1, 40), looked(2, 50)]
+    assert (
+        len(computed("c.remembered(given.looks, given.next)", looks=looks, next=looked(3, 60))) == 3
+    )
+    anew = looked(3, 8, saved=90)  # one count fell: all began at 0
+    assert computed("c.remembered(given.looks, given.next)", looks=looks, next=anew) == [anew]
+
+
+def test_a_tab_that_was_hidden_for_an_hour_tells_of_the_last_minute() -> None:
+    state = {"pages": {"used": 0, "cached": 0, "total": 1}, "num_running": 0, "num_waiting": 0}
+    looks: list[Any] = []
+    for at, output, late in ((0, 0, 0), (1, 10, 0), (3601, 400_000, 100), (3603, 400_020, 100)):
+        promises = {"interactive": {"ttft_kept": output // 10, "ttft_late": late}}
+        used = {"output_tokens": output, "prefill_tokens": 0, "saved_tokens": 0, "cost_seconds": 0}
+        costs = {"tenants": {"a": {**used, "promises": promises}}}
+        looks = computed(
+            "c.remembered(given.looks, c.sample(given.state, given.costs, given.at))",
+            looks=looks,
+            state=state,
+            costs=costs,
+            at=at,
+        )
+    tiles = {caption: value for caption, value, _ in computed("c.tiles(given.looks)", looks=looks)}
+    assert tiles["output tokens/s"] == "10"
+    assert tiles["first tokens in time, last minute"] == "100 %"
+
+
+def test_who_was_refused_or_never_served_was_not_served_in_time() -> None:
+    state = {"pages": {"used": 0, "cached": 0, "total": 1}, "num_running": 0, "num_waiting": 0}
+    used = {"output_tokens": 1, "prefill_tokens": 0, "saved_tokens": 0, "cost_seconds": 0}
+    counts = {"ttft_kept": 1, "ttft_late": 1, "ttft_refused": 4, "ttft_never": 4}
+    counts |= {"itl_kept": 1, "itl_late": 0, "itl_paused": 3}
+    costs, none = (
+        {"tenants": {"a": {**used, "promises": promises}}}
+        for promises in ({"interactive": counts}, {})
+    )
+    told = computed(
+        "c.tiles([c.sample(given.state, given.none, 1), c.sample(given.state, given.costs, 2)])",
+        state=state,
+        costs=costs,
+        none=none,
+    )
+    tiles = {caption: value for caption, value, _ in told}
+    assert tiles["first tokens in time, last minute"] == "10 %"
+    assert tiles["further tokens in time, last minute"] == "25 %"
 
 
 def test_what_requests_wait_for_is_counted_and_said() -> None:
@@ -144,8 +188,12 @@ def test_what_requests_wait_for_is_counted_and_said() -> None:
     assert told.endswith("1 for odd.")
 
 
-def test_every_reason_to_wait_has_words() -> None:
+def test_the_reasons_that_have_words_are_all_that_there_are_to_wait() -> None:
     text = Path(str(files("dynamo_serve") / "core" / "journal.py")).read_text()
     block = text.partition("# defer")[2].partition("# chunk")[0]
-    names = set(re.findall(r'= "(\w+)"', block))
-    assert names and names <= set(computed("Object.keys(c.WHY)"))
+    words = set(computed("Object.keys(c.WHY)"))
+    assert set(re.findall(r'= "(\w+)"', block)) <= words
+    preempted = {"over_share", "guarantee", "out_of_pages", "not_restored"}
+    heads = {"token_cap", "step_time", "itl_target", "shrink_chunks"}
+    assert preempted | heads | {"widen_window", "cap_batch", "spill"} <= words
+    assert words <= {reason.value for reason in Reason}

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
 from dynamo_serve.config import CacheSection
 from dynamo_serve.core.limits import Limits
@@ -22,8 +23,9 @@ from dynamo_serve.core.step_cost import StepCost, StepShape
 from dynamo_serve.core.tiers import DISK, HOST
 from dynamo_serve.directory import Caller
 from dynamo_serve.engines.local import LocalEngine
-from dynamo_serve.engines.local.background import step_back
+from dynamo_serve.engines.local.background import LEAST, step_back
 from dynamo_serve.engines.local.copier import NICE
+from dynamo_serve.engines.local.malloc import take_memory, zeros_on_huge_pages
 from dynamo_serve.engines.local.tier_stores import SECTOR, DiskStore
 from dynamo_serve.errors import ConfigError, EngineStartError
 from dynamo_serve.fits import check_disk
@@ -268,6 +270,18 @@ def test_a_disk_tier_that_cannot_be_stops_the_start(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             check_disk(CacheSection(disk_gib=gib, disk_path=str(path)))
+
+
+def test_the_thread_that_takes_the_memory_of_a_pool_gives_way_to_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[int] = []
+    monkeypatch.setattr("os.setpriority", lambda which, who, nice: told.append(nice))
+    pages = zeros_on_huge_pages((3, 1 << 20), torch.uint8)
+    pages[1] = 7
+    take_memory([pages]).join(PATIENCE_S)
+    assert told == [LEAST]
+    assert pages.sum(dim=1).tolist() == [0, 7 << 20, 0]
 
 
 @pytest.mark.parametrize(("before", "after"), [(0, [NICE]), (15, [])])
