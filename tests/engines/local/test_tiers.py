@@ -276,6 +276,7 @@ def test_the_thread_that_takes_the_memory_of_a_pool_gives_way_to_steps(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     told: list[int] = []
+    monkeypatch.setattr("os.getpriority", lambda which, who: 0)
     monkeypatch.setattr("os.setpriority", lambda which, who, nice: told.append(nice))
     pages = zeros_on_huge_pages((3, 1 << 20), torch.uint8)
     pages[1] = 7
