@@ -3,6 +3,7 @@
 
 const EVERY_MS = 1000;
 const MOST_ROWS = 60;
+const ANSWER_MS = 10000; // what a server may take before it counts as gone
 const NAMES = ["state", "costs", "controller"];
 const now = { key: "", looks: [], last: null, isPaused: false, isAsking: false };
 const at = (id) => document.getElementById(id);
@@ -54,13 +55,14 @@ function line(values) {
   return svg;
 }
 
+/** Not written anew where it is the same: it would be read out again. */
 function say(id, text) {
-  at(id).textContent = text;
+  if (at(id).textContent !== text) at(id).textContent = text;
   at(id).hidden = !text;
 }
 
 function health(isReady, why) {
-  at("health").textContent = isReady ? "● ready" : `● not ready${why ? `: ${why}` : ""}`;
+  say("health", isReady ? "● ready" : `● not ready${why ? `: ${why}` : ""}`);
   at("health").className = isReady ? "good" : "bad";
 }
 
@@ -100,15 +102,18 @@ function standing(rung) {
 function modeOf(name) {
   const select = el("select");
   select.setAttribute("aria-label", `mode of ${name}`);
-  // Restarts cannot be pinned: there would be no end of them.
-  for (const mode of ["auto", "pin", "forbid"]) if (mode !== "pin" || name !== "restart_engine") select.append(new Option(mode, mode));
+  // In an order in which the keyboard passes nothing that acts on the way to another mode. Restarts
+  // cannot be pinned: there would be no end of them.
+  for (const mode of ["pin", "auto", "forbid"]) if (mode !== "pin" || name !== "restart_engine") select.append(new Option(mode, mode));
   select.addEventListener("change", async () => {
     try {
       const body = JSON.stringify({ rung: name, mode: select.value });
       await ask("controller", { method: "POST", body, headers: { "Content-Type": "application/json" } });
       say("order", "");
-    } catch (error) { say("order", error.message); }
-    select.blur();
+    } catch (error) {
+      say("order", error.message);
+      select.value = select.dataset.mode;
+    }
   });
   return select;
 }
@@ -124,6 +129,7 @@ function showLadder(controller) {
   controller.rungs.forEach((rung, i) => {
     const cells = body.rows[i + 1].cells, select = cells[2].firstChild;
     cells[1].replaceChildren(standing(rung));
+    select.dataset.mode = rung.mode;
     if (document.activeElement !== select) select.value = rung.mode;
     const helped = rung.has_helped === null ? "–" : rung.has_helped ? "yes" : "no";
     [rung.trigger || "–", helped, short(rung.num_taken), short(rung.num_undone)].forEach((text, j) => { cells[4 + j].textContent = text; });
@@ -139,8 +145,8 @@ function showIncidents({ incidents }) {
 
 async function ask(name, options = {}) {
   const headers = { Authorization: `Bearer ${now.key}`, ...options.headers };
-  const answer = await fetch(`admin/${name}`, { ...options, headers, cache: "no-store" });
-  const said = await answer.json();
+  const answer = await fetch(`admin/${name}`, { ...options, headers, cache: "no-store", signal: AbortSignal.timeout(ANSWER_MS) });
+  const said = await answer.json().catch(() => ({}));
   if (answer.ok) return said;
   const error = new Error(said.error ? said.error.message : `${name}: ${answer.status}`);
   error.status = answer.status;
@@ -158,8 +164,8 @@ function shut(why) {
 }
 
 async function lookOnce(key) {
-  const ready = await fetch("ready", { cache: "no-store" });
-  const said = await ready.json();
+  const ready = await fetch("ready", { cache: "no-store", signal: AbortSignal.timeout(ANSWER_MS) });
+  const said = await ready.json().catch(() => ({}));
   health(ready.ok, said.error && said.error.message);
   const incidents = await ask("incidents"); // which needs no engine
   if (key !== now.key) return;
@@ -197,7 +203,15 @@ function enter(event) {
   at("key").value = "";
   if (!/^[\x21-\x7e]+$/.test(key)) return shut("A key has letters, digits and signs of ASCII, and no spaces.");
   now.key = key;
+  pause(false);
   sessionStorage.setItem("key", key); // of this tab, until it is closed
+  look();
+}
+
+function pause(isPaused) {
+  now.isPaused = isPaused;
+  at("pause").textContent = isPaused ? "Go on" : "Pause";
+  at("pause").setAttribute("aria-pressed", String(isPaused));
   look();
 }
 
@@ -206,12 +220,7 @@ function start() {
   at("door").addEventListener("submit", enter);
   at("forget").addEventListener("click", () => shut(""));
   at("filter").addEventListener("input", () => now.last && showDecisions(now.last));
-  at("pause").addEventListener("click", () => {
-    now.isPaused = !now.isPaused;
-    at("pause").textContent = now.isPaused ? "Go on" : "Pause";
-    at("pause").setAttribute("aria-pressed", String(now.isPaused));
-    look();
-  });
+  at("pause").addEventListener("click", () => pause(!now.isPaused));
   at("door").hidden = Boolean(now.key);
   setInterval(look, EVERY_MS);
   document.addEventListener("visibilitychange", look);

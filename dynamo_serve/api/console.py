@@ -39,8 +39,9 @@ def _page(models: str) -> tuple[str, str]:
     names = ("console.html", "console.css", "console_numbers.js", "console.js")
     page, style, numbers, script = ((folder / name).read_text("utf-8") for name in names)
     script = numbers + script
-    page = page.replace("{models}", escape(models))
     page = page.replace("/*style*/", style).replace("/*script*/", script)
+    head, _, rest = page.partition("{models}")  # last: whatever a model is called stays a name
+    page = head + escape(models) + rest
     policy = (
         f"default-src 'none'; style-src {_only(style)}; script-src {_only(script)}; "
         "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

@@ -57,8 +57,9 @@ def test_anybody_gets_the_page_and_its_script_is_the_only_one_that_runs(url: str
 
 
 def test_the_name_of_a_model_is_no_markup() -> None:
-    page, _ = _page("<script>alert(1)</script>")
+    page, _ = _page("<script>alert(1)</script>, /*script*/, /*style*/, {models}")
     assert "&lt;script&gt;alert(1)" in page and "<script>alert" not in page
+    assert page.count("/*script*/, /*style*/, {models}</span>") == 1
 
 
 def test_no_text_is_ever_taken_for_markup() -> None:
