@@ -285,7 +285,7 @@ def test_a_stream_is_kept_for_its_own_tenant_and_not_for_ever(
         asked = httpx.post(base + path, headers=headers("beta", answer.last_id))
         assert asked.status_code == 404
         if grace < PATIENCE_S:
-            wait_until(lambda: not service.deliveries.kept)
+            wait_until(lambda: not service.deliveries.live and not service.deliveries.kept)
         asked = httpx.post(base + path, headers=headers("acme", answer.last_id))
         assert asked.status_code == (404 if grace < PATIENCE_S else 200)
 
