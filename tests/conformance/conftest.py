@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
 from dynamo_serve import bundled
+from scripts import tritonserver
 from scripts.tritonserver import Running
 from tests.api.live import save_model
 from tests.conformance.subjects import Subject, forwarded, ours
@@ -21,10 +23,14 @@ MODELS = ("dserve", "echo", "echo_tensors", "echo_llmapi")
 
 @pytest.fixture(scope="session")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> Generator[Running]:
-    """triton_models/ as it is."""
+    """triton_models/ as it is, but for float32: who else is in a step may round bfloat16 otherwise,
+    and so change what is drawn."""
     skip_without_server()
-    log = tmp_path_factory.mktemp("triton") / "log"
-    with kept(MODELS, log) as server:
+    folder = tmp_path_factory.mktemp("triton")
+    models = Path(shutil.copytree(tritonserver.MODELS, folder / "models"))
+    with (models / "dserve" / "config.pbtxt").open("a") as file:
+        file.write('parameters { key: "model.dtype" value { string_value: "float32" } }\n')
+    with kept(MODELS, folder / "log", models) as server:
         yield server
 
 

@@ -84,7 +84,11 @@ def client_of(config: Config, path: str) -> Generator[tuple[Service, httpx.Clien
 @contextlib.contextmanager
 def ours() -> Generator[Subject]:
     """The engine that computes, with the model of the package."""
-    config = Config(server=ServerSection(resume_grace_s=0.0), engine=EngineSection(process=False))
+    config = Config(
+        server=ServerSection(resume_grace_s=0.0),
+        engine=EngineSection(process=False),
+        model=ModelSection(dtype="float32"),
+    )
     with client_of(config, str(bundled.path())) as (service, client):
         yield Subject(client, lambda: service.num_live, {"ignore_eos": True}, refuses="modalities")
 

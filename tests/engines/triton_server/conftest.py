@@ -27,9 +27,9 @@ def triton(tmp_path_factory: pytest.TempPathFactory) -> Generator[Running]:
 
 
 @contextlib.contextmanager
-def kept(load: Iterable[str], log: Path) -> Generator[Running]:
+def kept(load: Iterable[str], log: Path, models: Path = tritonserver.MODELS) -> Generator[Running]:
     load = tuple(load)
-    with tritonserver.running(load, log) as server:
+    with tritonserver.running(load, log, models=models) as server:
         KEPT.append((server, load))
         try:
             yield server
