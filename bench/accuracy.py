@@ -1,4 +1,4 @@
-"""What bfloat16 and int8 do to a model's answers, on a text given to it token by token.
+"""What bfloat16, int8 weights and int8 KV do to a model's answers, on a text given to it.
 
     python -m bench.accuracy MODEL FILE...
 
@@ -26,7 +26,9 @@ LENGTH = 512  # tokens that are seen at once
 KINDS = {
     "float32": ("model.dtype=float32",),
     "bfloat16": ("model.dtype=bfloat16",),
+    "bfloat16, KV int8": ("model.dtype=bfloat16", "cache.kv_dtype=int8"),
     "int8": ("model.dtype=bfloat16", "model.quantization=int8"),
+    "int8, KV int8": (*("model.dtype=bfloat16", "model.quantization=int8", "cache.kv_dtype=int8"),),
 }
 
 
@@ -70,7 +72,7 @@ def main() -> None:
         logits = logits_of(args, wanted, ids)
         exact = logits if exact is None else exact
         row: dict[str, Any] = {
-            "weights": name,
+            "kind": name,
             "tokens": len(targets),
             "same_likeliest": float((logits.argmax(-1) == exact.argmax(-1)).float().mean()),
             "logits_off_by": float((logits - exact).norm() / exact.norm()),

@@ -72,6 +72,7 @@ WORKLOADS = (
     Workload("W3", requests=32, concurrency=8, shared=1024, own=64, output=32),
     Workload("W4", requests=4, concurrency=1, shared=0, own=64, output=128),
     Workload("W5", requests=256, concurrency=64, shared=0, own=32, output=128),
+    Workload("W6", requests=16, concurrency=8, shared=0, own=2048, output=128),
 )
 
 

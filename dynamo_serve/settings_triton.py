@@ -12,7 +12,7 @@ NOT_OURS = (
     *("engine.threads", "engine.fake_step_ms"),
     *("cache.page_size", "cache.num_pages", "cache.memory_fraction", "cache.shared_prefixes"),
     *("cache.pinned_fraction", "cache.pinned_ttl_max_s", "cache.partial_pages", "cache.stale_s"),
-    *("cache.host_gib", "cache.disk_gib", "cache.kv_events"),
+    *("cache.host_gib", "cache.disk_gib", "cache.kv_events", "cache.kv_dtype"),
     *("scheduler.hold_steps", "scheduler.max_draft_tokens"),
 )
 TLS = tuple(f"triton.tls_{part}" for part in ("ca_file", "cert_file", "key_file", "server_name"))

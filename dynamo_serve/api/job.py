@@ -34,8 +34,8 @@ ID_PREFIXES = {
 TOKEN_ID = re.compile(r"0|[1-9]\d{0,18}", re.ASCII)  # one spelling each, so no token has two biases
 # Of the engine's facts, those that can change a logit; the size of the pool cannot.
 DECISIVE_FACTS = (
-    *("architecture", "num_parameters", "device", "dtype", "quantization", "attention_backend"),
-    *("torch_version", "transformers_version"),
+    *("architecture", "num_parameters", "device", "dtype", "kv_dtype", "quantization"),
+    *("attention_backend", "torch_version", "transformers_version"),
 )
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dynamo_serve.engines.local.attention import Heads, LayerPages, LayerSpec
+from dynamo_serve.engines.local.int8_pages import dequantize, quantize, worths
 from dynamo_serve.engines.local.native_attention import NativeAttention
 from dynamo_serve.engines.local.step import PackedStep, Row
 from dynamo_serve.engines.local.torch_attention import TorchAttention
@@ -62,9 +63,12 @@ def packed(rows: tuple[Row, ...], page_size: int) -> PackedStep:
     return PackedStep(rows, tensor[0:1], tensor[1:2], tensor[2], tensor[2, :0])
 
 
+@pytest.mark.parametrize("page_dtype", ["auto", "int8"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kind", LAYERS)
-def test_attention_is_the_reference_s(kernels: Kernels, kind: str, dtype: torch.dtype) -> None:
+def test_attention_is_the_reference_s(
+    kernels: Kernels, kind: str, dtype: torch.dtype, page_dtype: str
+) -> None:
     rng = random.Random(f"{kind} {dtype}")
     torch.manual_seed(rng.randrange(1000))
     for dim in (32, 64, 128, 40, 96):
@@ -73,11 +77,16 @@ def test_attention_is_the_reference_s(kernels: Kernels, kind: str, dtype: torch.
         step = packed(rows, page_size)
         shape = (NUM_PAGES, page_size, layer.num_kv_heads, dim)
         pages = LayerPages(torch.randn(shape).to(dtype), torch.randn(shape).to(dtype))
+        if page_dtype == "int8":
+            held = LayerPages(*map(quantize, pages))
+            pages = LayerPages(*(dequantize(page, dim, dtype) for page in held))
         heads = Heads(
             torch.randn(len(step.slots), layer.num_heads, dim).to(dtype),
             pages.keys.flatten(0, 1)[step.slots],
             pages.values.flatten(0, 1)[step.slots],
         )
+        if page_dtype == "int8":
+            pages = held
         reference = TorchAttention(page_size, dtype, CPU)
         reference.prepare(step)
         expected = reference.attend(layer, heads, pages).float()
@@ -94,10 +103,12 @@ def test_a_value_that_is_no_number_reaches_only_those_that_see_it(kernels: Kerne
         rows = (Row(1, 40, (1, 2, 3)), Row(20, 3, (4, 5)), Row(1, 40, (6, 7, 8)))
         step = packed(rows, 16)
         pages = LayerPages(torch.ones(9, 16, 2, 64).to(dtype), torch.ones(9, 16, 2, 64).to(dtype))
-        pages.values[4] = float("nan")
-        native = NativeAttention(kernels, 16)
-        native.prepare(step)
-        query = torch.ones(22, 4, 64).to(dtype)
-        found = native.attend(layer, Heads(query, query[:, :2], query[:, :2]), pages)
-        assert torch.isnan(found[1:21]).any(dim=-1).all()
-        assert torch.isfinite(found[[0, 21]]).all()
+        in_8_bits = LayerPages(*map(quantize, pages))
+        worths(in_8_bits.values, 64)[4] = pages.values[4] = float("nan")
+        for held in (pages, in_8_bits):
+            native = NativeAttention(kernels, 16)
+            native.prepare(step)
+            query = torch.ones(22, 4, 64).to(dtype)
+            found = native.attend(layer, Heads(query, query[:, :2], query[:, :2]), held)
+            assert torch.isnan(found[1:21]).any(dim=-1).all()
+            assert torch.isfinite(found[[0, 21]]).all()

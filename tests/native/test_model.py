@@ -46,8 +46,8 @@ def compared(monkeypatch: pytest.MonkeyPatch, **wishes: Any) -> float:
     found: list[float] = []
     original = PageCheck.compare
 
-    def compare(self: PageCheck, runner: Any, tolerance: float | None = None) -> float:
-        found.append(original(self, runner, tolerance))
+    def compare(self: PageCheck, *args: Any) -> float:
+        found.append(original(self, *args))
         return found[-1]
 
     monkeypatch.setattr(PageCheck, "compare", compare)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from dynamo_serve.engines.local.int8_pages import dequantize, quantize
 from dynamo_serve.engines.local.step import PackedStep
 
 
@@ -35,7 +36,10 @@ class LayerSpec:
 
 
 class LayerPages(NamedTuple):
-    """One layer's part of the KV pool: [num_pages, page_size, num_kv_heads, dim] each."""
+    """One layer's part of the KV pool: [num_pages, page_size, num_kv_heads, dim] each.
+
+    The last one is `int8_pages.width(dim)` where they are int8.
+    """
 
     keys: torch.Tensor
     values: torch.Tensor
@@ -74,6 +78,11 @@ class BackendNeeds(NamedTuple):
     dtype: torch.dtype
     device: torch.device
     kernels: str = "auto"
+    kv_dtype: torch.dtype | None = None  # of pages; None: `dtype`
+
+    @property
+    def page_dtype(self) -> torch.dtype:
+        return self.kv_dtype or self.dtype
 
 
 class BackendUnavailable(Exception):
@@ -117,7 +126,20 @@ class PagedAttention:
     ) -> tuple[torch.Tensor, None]:
         """Attend for one layer: [1, heads, T, dim] in, [1, T, heads, dim] out."""
         layer, pages = self._layers[id(module)]
-        heads = Heads(query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1))
-        pages.keys.view(-1, *pages.keys.shape[2:]).index_copy_(0, self._slots, heads.key)
-        pages.values.view(-1, *pages.values.shape[2:]).index_copy_(0, self._slots, heads.value)
+        heads = Heads(
+            query[0].transpose(0, 1),
+            self._write(pages.keys, key[0].transpose(0, 1)),
+            self._write(pages.values, value[0].transpose(0, 1)),
+        )
         return self._backend.attend(layer, heads, pages).unsqueeze(0), None
+
+    def _write(self, pages: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+        """Put the step's `numbers` [T, heads, dim] into `pages`; returns them as they are there, so
+        that what a token sees does not depend on how its prompt was cut."""
+        flat = pages.view(-1, *pages.shape[2:])
+        if pages.dtype != torch.int8:
+            flat.index_copy_(0, self._slots, numbers)
+            return numbers
+        packed = quantize(numbers)
+        flat.index_copy_(0, self._slots, packed)
+        return dequantize(packed, numbers.shape[-1], numbers.dtype)

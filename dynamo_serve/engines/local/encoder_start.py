@@ -116,6 +116,7 @@ def _check(wishes: Wishes) -> None:
         ("engine.attention", wishes.engine.attention, ("auto", "torch")),
         ("engine.kernels", wishes.engine.kernels, ("auto", "torch")),
         ("cache.num_pages", wishes.cache.num_pages, (0,)),
+        ("cache.kv_dtype", wishes.cache.kv_dtype, ("auto",)),
         ("cache.host_gib", wishes.cache.host_gib, (0,)),
         ("cache.disk_gib", wishes.cache.disk_gib, (0,)),
         ("cache.shared_prefixes", wishes.cache.shared_prefixes, ("",)),

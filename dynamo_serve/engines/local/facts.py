@@ -21,7 +21,7 @@ TELLING = ("architecture", "dtype", "page_size")
 Facts = dict[str, str | int | float | bool]
 
 
-def model_facts(model: PreTrainedModel, size: PoolSize) -> Facts:
+def model_facts(model: PreTrainedModel, size: PoolSize, page_dtype: torch.dtype) -> Facts:
     device = model.device
     parameters = list(model.parameters())
     weights = sum(map(num_bytes, parameters))
@@ -33,6 +33,7 @@ def model_facts(model: PreTrainedModel, size: PoolSize) -> Facts:
         "model_type": str(model.config.model_type),
         "device": name if device.type == "cpu" else f"{device} ({name})",
         "dtype": str(model.dtype).removeprefix("torch."),
+        "kv_dtype": str(page_dtype).removeprefix("torch."),
         "num_parameters": sum(p.numel() for p in parameters),
         "weights_bytes": weights,
         # In a step: all of them, but of the embedding a row a token, unless it is the head, too.
@@ -54,6 +55,8 @@ def num_bytes(tensor: torch.Tensor) -> int:
 def page_facts(facts: Facts, model: ModelSection, path: str) -> dict[str, str]:
     """What has to be the same for a page to mean the same."""
     same = {name: str(facts[name]) for name in TELLING}
+    if facts["kv_dtype"] != facts["dtype"]:  # folders from before it could differ stay good
+        same["kv_dtype"] = str(facts["kv_dtype"])
     return {**same, "quantization": model.quantization, "model": fingerprint(path)}
 
 

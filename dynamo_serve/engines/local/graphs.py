@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -11,9 +12,12 @@ import torch
 
 from dynamo_serve.core.batch import Work
 from dynamo_serve.core.request import Sampling
+from dynamo_serve.engines.local.attention import AttentionBackend
 from dynamo_serve.engines.local.ragged import RaggedArgs, ragged_args
 from dynamo_serve.engines.local.runner import ModelRunner
 from dynamo_serve.engines.local.step import PackedStep, pack
+
+logger = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -123,3 +127,23 @@ class DecodeGraphs:
         with torch.cuda.graph(graph, pool=pool):
             logits = self._runner.forward(step)
         return Recording(step, args, graph, logits)
+
+
+def record(
+    runner: ModelRunner,
+    backend: AttentionBackend,
+    geometry: PageGeometry,
+    max_sequences: int,
+    progress: Callable[[str, float], None],
+) -> DecodeGraphs | None:
+    """Graphs for decode steps; None, with the reason in the log, where they cannot be had."""
+    if not isinstance(backend, RaggedBackend):
+        logger.warning("no CUDA graphs: the %s attention cannot be recorded", backend.name)
+        return None
+    graphs = DecodeGraphs(runner, backend, geometry)
+    try:
+        graphs.record(max_sequences, lambda done: progress("graphs", done))
+    except RuntimeError as error:
+        logger.warning("no CUDA graphs: recording failed: %s", error)
+        return None
+    return graphs

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from dynamo_serve.config import CacheSection
+from dynamo_serve.engines.local import int8_pages
 from dynamo_serve.engines.local.attention import LayerPages, LayerSpec
 from dynamo_serve.engines.local.malloc import take_memory, zeros_on_huge_pages
 from dynamo_serve.engines.local.memory import free_bytes
@@ -33,9 +34,34 @@ class PoolSize:
         return self.num_tokens * self.bytes_per_token
 
 
+def page_dtype(wish: str, dtype: torch.dtype, layers: Sequence[LayerSpec]) -> torch.dtype:
+    """What pages are made of where `cache.kv_dtype` is `wish`, for a model of `dtype`.
+
+    Raises `EngineStartError` where the heads of `layers` cannot be kept so.
+    """
+    if wish == "auto":
+        return dtype
+    for layer in layers:
+        if layer.key_dim % 2 or layer.value_dim % 2:
+            raise EngineStartError(
+                f"cache.kv_dtype: {wish} needs heads of an even width, not {layer.key_dim} and "
+                f"{layer.value_dim}; leave it out"
+            )
+    return torch.int8
+
+
+def head_size(dim: int, dtype: torch.dtype) -> int:
+    """Elements of `dtype` that pages keep for a head of `dim` numbers."""
+    return int8_pages.width(dim) if dtype == torch.int8 else dim
+
+
 def bytes_per_token(layers: Sequence[LayerSpec], dtype: torch.dtype) -> int:
-    """Bytes of KV that all `layers` together keep for one token."""
-    return sum(layer.values_per_token for layer in layers) * int(dtype.itemsize)
+    """Bytes of KV that all `layers` together keep for one token, in pages of `dtype`."""
+    sizes = (
+        layer.num_kv_heads * (head_size(layer.key_dim, dtype) + head_size(layer.value_dim, dtype))
+        for layer in layers
+    )
+    return sum(sizes) * int(dtype.itemsize)
 
 
 def size_pool(
@@ -67,7 +93,7 @@ def size_pool(
         raise EngineStartError(
             f"no room for a KV page: {page_bytes / MIB:.2f} MiB each, and {fraction:.2f} of the "
             f"{free / MIB:.0f} MiB free on {device} may be used; raise cache.memory_fraction or "
-            "choose a smaller model or model.dtype"
+            "choose a smaller model, model.dtype or cache.kv_dtype"
         )
     return PoolSize(num_pages, cache.page_size, token_bytes)
 
@@ -76,7 +102,8 @@ class KVCache:
     """One pair of page tensors per layer, and one page more than the scheduler knows of.
 
     The last page is scratch: rows that only pad a CUDA graph's batch write there. Pages start as
-    zeros, because attention multiplies masked values by zero and must not meet a NaN.
+    zeros, because attention multiplies masked values by zero and must not meet a NaN. `dtype` is
+    that of pages; int8 stands for those of `int8_pages`.
     """
 
     def __init__(
@@ -96,10 +123,16 @@ class KVCache:
 
         self.layers = [
             LayerPages(
-                zeros(*head, layer.num_kv_heads, layer.key_dim),
-                zeros(*head, layer.num_kv_heads, layer.value_dim),
+                zeros(*head, layer.num_kv_heads, head_size(layer.key_dim, dtype)),
+                zeros(*head, layer.num_kv_heads, head_size(layer.value_dim, dtype)),
             )
             for layer in layers
+        ]
+        # What of each may be NaN: all of it, or what the steps of int8 are worth.
+        self._floats = [
+            int8_pages.worths(tensor, dim) if dtype == torch.int8 else tensor
+            for layer, pages in zip(layers, self.layers, strict=True)
+            for tensor, dim in zip(pages, (layer.key_dim, layer.value_dim), strict=True)
         ]
 
     def take_memory(self) -> None:
@@ -109,6 +142,5 @@ class KVCache:
     def scrub(self, page_table: Sequence[int]) -> None:
         """Replace NaN and infinity in these pages by zero: whoever gets them next reads padding."""
         index = torch.tensor(page_table, device=self.layers[0].keys.device)
-        for pages in self.layers:
-            for tensor in pages:
-                tensor[index] = torch.nan_to_num(tensor[index], nan=0.0, posinf=0.0, neginf=0.0)
+        for tensor in self._floats:
+            tensor[index] = torch.nan_to_num(tensor[index], nan=0.0, posinf=0.0, neginf=0.0)

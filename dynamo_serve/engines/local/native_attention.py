@@ -17,6 +17,9 @@ from dynamo_serve.engines.local.trial import try_backend
 from dynamo_serve.native import structs
 from dynamo_serve.native.library import Kernels, NativeUnavailable, choose
 from dynamo_serve.native.packing import TYPES
+from dynamo_serve.native.structs import Type
+
+PAGE_TYPES = TYPES | {torch.int8: Type.INT8}
 
 
 class NativeAttention:
@@ -34,7 +37,7 @@ class NativeAttention:
 
     def attend(self, layer: LayerSpec, heads: Heads, pages: LayerPages) -> torch.Tensor:
         assert self._step is not None, "attend before prepare"
-        assert heads.query.dtype == pages.keys.dtype, (heads.query.dtype, pages.keys.dtype)
+        assert pages.keys.dtype in (heads.query.dtype, torch.int8), pages.keys.dtype
         query = heads.query
         if query.stride()[1:] != (layer.key_dim, 1):
             query = query.contiguous()
@@ -62,7 +65,7 @@ def attention_struct(layer: LayerSpec, pages: LayerPages) -> structs.Attention:
         kv_heads=layer.num_kv_heads,
         head_dim=layer.key_dim,
         page_size=pages.keys.shape[1],
-        type=TYPES[pages.keys.dtype],
+        type=PAGE_TYPES[pages.keys.dtype],
     )
 
 

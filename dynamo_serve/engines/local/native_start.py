@@ -127,7 +127,8 @@ class NativeWish:
         native = build_native(model, parts, kernels, kind=kind, num_positions=positions)
         runner = NativeRunner(model, native, kernels, needs.page_size)
         try:
-            check.compare(runner, INT8_TOLERANCE if kind == Type.INT8 else None)
+            tolerance = INT8_TOLERANCE if kind == Type.INT8 else None
+            check.compare(runner, needs.page_dtype, tolerance)
         except UnsupportedModel as error:
             raise NotNative(str(error)) from error
         return runner

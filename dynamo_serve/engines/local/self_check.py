@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 MAX_WINDOW = 128  # a sliding window up to this long is crossed by the check
 # Median relative error allowed. Half precision rounds differently in every attention kernel, and
 # may send a token to other experts, hence the median; a wrong mask or a lost state is off by ~1.
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05, torch.int8: 0.1}
 
 
 class Runner(Protocol):
@@ -63,9 +63,11 @@ class PageCheck:
         """The longest prompt, which may be longer than what is served."""
         return len(self._prompts[0])
 
-    def compare(self, runner: Runner, tolerance: float | None = None) -> float:
+    def compare(
+        self, runner: Runner, page_dtype: torch.dtype, tolerance: float | None = None
+    ) -> float:
         """Run both packed, in two chunks, and return the relative error (the chunks' medians, the
-        larger one). None takes the tolerance of the model's dtype.
+        larger one). None takes the tolerance of the model's dtype, or that of pages.
 
         Raises `UnsupportedModel` when it exceeds the tolerance: the architecture needs something
         that our attention did not get. Writes to the first pages of the pool.
@@ -77,7 +79,7 @@ class PageCheck:
         position = torch.cat([torch.arange(len(p), device=off.device) for p in prompts])
         second = position >= _first_chunk(prompts)  # these must have found the first chunk's KV
         worst = max(float(part.median()) for part in (off[~second], off[second]) if len(part))
-        if not worst <= (tolerance or TOLERANCE[model.dtype]):
+        if not worst <= (tolerance or max(TOLERANCE[model.dtype], TOLERANCE[page_dtype])):
             reason = f"its logits over pages differ from its plain forward (by {worst:.1e})"
             raise UnsupportedModel(model.config, reason)
         logger.info("pages agree with the plain forward, relative error %.1e", worst)

@@ -32,8 +32,14 @@ from dynamo_serve.engines.local.discovery import (
     is_headless,
 )
 from dynamo_serve.engines.local.facts import model_facts, page_facts
-from dynamo_serve.engines.local.graphs import DecodeGraphs, PageGeometry, RaggedBackend
-from dynamo_serve.engines.local.kv_cache import KVCache, PoolSize, bytes_per_token, size_pool
+from dynamo_serve.engines.local.graphs import DecodeGraphs, PageGeometry, record
+from dynamo_serve.engines.local.kv_cache import (
+    KVCache,
+    PoolSize,
+    bytes_per_token,
+    page_dtype,
+    size_pool,
+)
 from dynamo_serve.engines.local.loader import (
     load_config,
     load_model,
@@ -145,8 +151,8 @@ def _start_up(
     longest = _longest_wished(model, wishes.model.max_model_len)
     size = _pool_size(wishes, needs, longest, reserved)
     max_model_len = _longest_served(longest, wishes.model.max_model_len, size)
-    cache = KVCache(needs.layers, size, needs.dtype, needs.device)
-    facts = model_facts(model, size) | {"quantization": wishes.model.quantization}
+    cache = KVCache(needs.layers, size, needs.page_dtype, needs.device)
+    facts = model_facts(model, size, needs.page_dtype) | {"quantization": wishes.model.quantization}
     check = PageCheck(model, [layer.window or 0 for layer in needs.layers], hook.name, size)
     packed = native.run(model, needs, cache, max_model_len, check)
     graphs = None
@@ -155,12 +161,12 @@ def _start_up(
         facts |= packed.facts
     else:
         plain, backend = _plain(wishes, model, needs, modules, cache, hook)
-        check.compare(plain)
+        check.compare(plain, needs.page_dtype)
         runner = plain
         facts |= {"attention_backend": backend.name, "kernels": "torch"}
         if wishes.engine.cuda_graphs and needs.device.type == "cuda":
             geometry = PageGeometry.of(size.page_size, max_model_len, cache.scratch_page)
-            graphs = _record(plain, backend, geometry, wishes.limits, progress)
+            graphs = record(plain, backend, geometry, wishes.limits.max_decode_sequences, progress)
     _take_memory(cache, needs.device)
     tiers, copier = build_tiers(wishes.cache, cache, page_facts(facts, wishes.model, wishes.path))
     progress("warm-up", 1.0)
@@ -200,7 +206,8 @@ def _load(
     progress("warm-up", 0.0)
     layers, reserved = _examine(model, hook.recorder, wishes.limits)
     specs, page_size = [*layers.values()], wishes.cache.page_size
-    needs = BackendNeeds(specs, page_size, model.dtype, device, kernels)
+    kv_dtype = page_dtype(wishes.cache.kv_dtype, model.dtype, specs)
+    needs = BackendNeeds(specs, page_size, model.dtype, device, kernels, kv_dtype)
     return model, [*layers], needs, reserved
 
 
@@ -270,28 +277,8 @@ def _longest_served(longest: int, wish: int, size: PoolSize) -> int:
 def _pool_size(wishes: Wishes, needs: BackendNeeds, longest: int, reserved: int) -> PoolSize:
     # A sequence may leave its last page partly empty, so pages are counted whole.
     pages = -(-longest // needs.page_size) * wishes.limits.max_decode_sequences
-    token_bytes = bytes_per_token(needs.layers, needs.dtype)
+    token_bytes = bytes_per_token(needs.layers, needs.page_dtype)
     useful_tokens = pages * needs.page_size
     if needs.device.type == "cpu":
         reserved += host_bytes(wishes.cache)
     return size_pool(wishes.cache, token_bytes, useful_tokens, needs.device, reserved)
-
-
-def _record(
-    runner: ModelRunner,
-    backend: AttentionBackend,
-    geometry: PageGeometry,
-    limits: Limits,
-    progress: Callable[[str, float], None],
-) -> DecodeGraphs | None:
-    """Graphs for decode steps; None, with the reason in the log, where they cannot be had."""
-    if not isinstance(backend, RaggedBackend):
-        logger.warning("no CUDA graphs: the %s attention cannot be recorded", backend.name)
-        return None
-    graphs = DecodeGraphs(runner, backend, geometry)
-    try:
-        graphs.record(limits.max_decode_sequences, lambda done: progress("graphs", done))
-    except RuntimeError as error:
-        logger.warning("no CUDA graphs: recording failed: %s", error)
-        return None
-    return graphs

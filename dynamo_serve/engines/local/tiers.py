@@ -51,9 +51,11 @@ def build_tiers(cache: CacheSection, kv: KVCache, facts: Mapping[str, str]) -> T
 
 
 def _folder(cache: CacheSection, facts: Mapping[str, str]) -> Path:
-    """A folder below the usual one for quantized weights: the ladder may go back and forth."""
-    kind = facts["quantization"]
-    return Path(cache.disk_path) / ("" if kind == "none" else kind)
+    """A folder below the usual one for quantized weights: the ladder may go back and forth. And one
+    below that for pages of another type."""
+    kind, pages = facts["quantization"], facts.get("kv_dtype")
+    folder = Path(cache.disk_path) / ("" if kind == "none" else kind)
+    return folder / f"kv-{pages}" if pages else folder
 
 
 def host_bytes(cache: CacheSection) -> int:

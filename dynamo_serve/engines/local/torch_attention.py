@@ -7,6 +7,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from dynamo_serve.engines.local.attention import Heads, LayerPages, LayerSpec
 from dynamo_serve.engines.local.grouping import Group, Grouping
+from dynamo_serve.engines.local.int8_pages import dequantize
 from dynamo_serve.engines.local.step import PackedStep, Row
 
 
@@ -35,8 +36,8 @@ class TorchAttention:
             rows = [x[group.start : group.stop].unflatten(0, (group.num_rows, -1)) for x in heads]
             query, key, value = rows
             if group.page_index is not None:
-                key = self._gather("keys", pages.keys, group)
-                value = self._gather("values", pages.values, group)
+                key = _numbers(self._gather("keys", pages.keys, group), key)
+                value = _numbers(self._gather("values", pages.values, group), value)
             result = _attend(layer, query, key, value, group.mask)  # [rows, heads, length, dim]
             out[group.start : group.stop] = result.transpose(1, 2).flatten(0, 1)
         return out
@@ -53,6 +54,13 @@ class TorchAttention:
         found = space[: count * row_size].view(count, row_size)
         torch.index_select(pages.view(len(pages), row_size), 0, group.page_index, out=found)
         return found.view(group.num_rows, -1, *pages.shape[2:])
+
+
+def _numbers(found: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """What pages hold, in the width and type of `like`."""
+    if found.dtype != torch.int8:
+        return found
+    return dequantize(found, like.shape[-1], like.dtype)
 
 
 def _attend(

@@ -12,6 +12,7 @@ from dynamo_serve.engines.local.attention import (
     LayerPages,
     LayerSpec,
 )
+from dynamo_serve.engines.local.int8_pages import dequantize, quantize
 from dynamo_serve.engines.local.step import PackedStep, Row
 from dynamo_serve.engines.local.torch_attention import TorchAttention
 
@@ -89,4 +90,7 @@ def _random_tensors(
     pages = LayerPages(normal(*head, layer.key_dim), normal(*head, layer.value_dim))
     key = pages.keys.flatten(0, 1)[step.slots]
     value = pages.values.flatten(0, 1)[step.slots]
+    if needs.page_dtype == torch.int8:
+        pages = LayerPages(*map(quantize, pages))
+        key, value = (dequantize(quantize(x), x.shape[-1], x.dtype) for x in (key, value))
     return Heads(normal(count, layer.num_heads, layer.key_dim), key, value), pages

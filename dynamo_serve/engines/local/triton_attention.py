@@ -78,6 +78,8 @@ class TritonAttention:
 
 def build(needs: BackendNeeds) -> TritonAttention:
     """Raises `BackendUnavailable` when the compiler, the device, or the model do not allow it."""
+    if needs.page_dtype != needs.dtype:
+        raise BackendUnavailable(f"it reads no pages of {needs.page_dtype}")
     for layer in needs.layers:
         if max(layer.key_dim, layer.value_dim) > MAX_HEAD_DIM:
             raise BackendUnavailable(f"it has no kernel for heads of {layer.key_dim}")

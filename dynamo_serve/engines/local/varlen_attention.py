@@ -84,6 +84,8 @@ def build(needs: BackendNeeds) -> VarlenAttention:
 def _check_model(needs: BackendNeeds) -> None:
     if needs.dtype not in (torch.bfloat16, torch.float16):
         raise BackendUnavailable(f"it has no kernel for {needs.dtype}")
+    if needs.page_dtype != needs.dtype:
+        raise BackendUnavailable(f"it reads no pages of {needs.page_dtype}")
     for layer in needs.layers:
         if layer.softcap is not None or layer.sinks is not None:
             raise BackendUnavailable("it has neither soft caps nor attention sinks")

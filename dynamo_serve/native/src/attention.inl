@@ -175,10 +175,11 @@ INLINE void merge_token(const Attention &a, const float *one, const float *other
 
 // ── where KV lies ──────────────────────────────────────────────────────────────────────────────
 
-// Offsets, in numbers, of the rows of `count` tokens of a segment, for keys and values alike.
+// Offsets, in elements, of the rows of `count` tokens of a segment, for keys and values alike.
+template <class Page>
 INLINE void find_rows(const Attention &a, const Segment &s, int64_t first, int64_t count,
                       int64_t *offsets) {
-  const int64_t row = static_cast<int64_t>(a.kv_heads) * a.head_dim;
+  const int64_t row = a.kv_heads * head_size<Page>(a.head_dim);
   int64_t page = first / a.page_size, inside = first % a.page_size;
   for (int64_t t = 0; t < count; t++) {
     offsets[t] = (s.pages[page] * static_cast<int64_t>(a.page_size) + inside) * row;
@@ -196,7 +197,7 @@ INLINE int64_t end_seen(const Segment &s, int64_t position) {
   return s.causal ? smaller(s.kv_end, position + 1) : s.kv_end;
 }
 
-// Ask for `n` numbers before they are needed: pages lie anywhere, so the processor can't guess.
+// Ask for `n` elements before they are needed: pages lie anywhere, so the processor can't guess.
 template <class T>
 INLINE void fetch(const T *x, int64_t n) {
   for (int64_t i = 0; i < n; i += 64 / static_cast<int64_t>(sizeof(T)))

@@ -9,20 +9,20 @@ INLINE void score(const Page *k, const Q *q, int64_t dim, int64_t t, float *scor
   vec sums[ROWS] = {};
   int64_t i = 0;
 #if LEVEL >= 2
-  if constexpr (sizeof(Q) == 2 && sizeof(Page) == 2)
+  if constexpr (sizeof(Q) == 2 && sizeof(Page) <= 2)
     for (; i + 32 <= dim; i += 32) {
-      const auto key = (__m512bh)_mm512_loadu_si512(k + i);
+      const auto key = (__m512bh)read_32(k, i, dim);
       for (int r = 0; r < ROWS; r++)
         sums[r] = _mm512_dpbf16_ps(sums[r], key, (__m512bh)_mm512_loadu_si512(q + r * dim + i));
     }
 #endif
   for (; i + WIDTH <= dim; i += WIDTH) {
-    const vec key = load(k + i);
+    const vec key = read(k, i, dim);
     for (int r = 0; r < ROWS; r++) sums[r] += key * load(q + r * dim + i);
   }
   for (int r = 0; r < ROWS; r++) {
     float total = sum(sums[r]);
-    for (int64_t j = i; j < dim; j++) total += get(k + j) * get(q + r * dim + j);
+    for (int64_t j = i; j < dim; j++) total += read_one(k, j, dim) * get(q + r * dim + j);
     scores[r * KEYS + t] = total;
   }
 }
@@ -44,8 +44,8 @@ struct Interleave {
 };
 
 // values[r] = values[r] * factors[r] + weights[r] times the rows of V, two keys at a time.
-template <int ROWS>
-INLINE void add_pairs(const bf16 *v, const int64_t *offsets, int64_t count, int64_t dim,
+template <int ROWS, class Page>
+INLINE void add_pairs(const Page *v, const int64_t *offsets, int64_t count, int64_t dim,
                       const float *weights, const float *factors, float *values) {
   const Interleave interleave = Interleave::make();
   alignas(64) bf16 narrowed[ROWS][KEYS];
@@ -56,8 +56,8 @@ INLINE void add_pairs(const bf16 *v, const int64_t *offsets, int64_t count, int6
       for (int j = 0; j < 2; j++)
         sums[r][j] = load(values + r * dim + i + 16 * j) * factors[r];
     for (int64_t t = 0; t < count; t += 2) {  // the weight of a key beyond the last is 0
-      const __m512i even = _mm512_loadu_si512(v + offsets[t] + i);
-      const __m512i odd = _mm512_loadu_si512(v + offsets[t + 1 < count ? t + 1 : t] + i);
+      const __m512i even = read_32(v + offsets[t], i, dim);
+      const __m512i odd = read_32(v + offsets[t + 1 < count ? t + 1 : t], i, dim);
       const auto low = (__m512bh)_mm512_permutex2var_epi16(even, interleave.low, odd);
       const auto high = (__m512bh)_mm512_permutex2var_epi16(even, interleave.high, odd);
       for (int r = 0; r < ROWS; r++) {
@@ -83,7 +83,7 @@ INLINE void add_values(const Page *v, const int64_t *offsets, int64_t count, int
     vec sums[ROWS];
     for (int r = 0; r < ROWS; r++) sums[r] = load(values + r * dim + i) * factors[r];
     for (int64_t t = 0; t < count; t++) {
-      const vec value = load(v + offsets[t] + i);
+      const vec value = read(v + offsets[t], i, dim);
       for (int r = 0; r < ROWS; r++) sums[r] += splat(weights[r * KEYS + t]) * value;
     }
     for (int r = 0; r < ROWS; r++) store(values + r * dim + i, sums[r]);
@@ -92,7 +92,7 @@ INLINE void add_values(const Page *v, const int64_t *offsets, int64_t count, int
     for (int r = 0; r < ROWS; r++) {
       float total = values[r * dim + i] * factors[r];
       for (int64_t t = 0; t < count; t++)
-        total += weights[r * KEYS + t] * get(v + offsets[t] + i);
+        total += weights[r * KEYS + t] * read_one(v + offsets[t], i, dim);
       values[r * dim + i] = total;
     }
 }
@@ -144,15 +144,16 @@ struct Few {
                     const Softmax &softmax, float *scores, float *factors, float *values) const {
     const int64_t dim = a.head_dim, count = smaller(KEYS, end - first);
     const int64_t next = smaller(KEYS, end - first - count);
-    const auto *keys = static_cast<const Page *>(a.keys) + first_head * dim;
-    const auto *pages = static_cast<const Page *>(a.values) + first_head * dim;
+    const int64_t size = head_size<Page>(dim);
+    const auto *keys = static_cast<const Page *>(a.keys) + first_head * size;
+    const auto *pages = static_cast<const Page *>(a.values) + first_head * size;
     int64_t offsets[2 * KEYS];
-    find_rows(a, s, first, count + next, offsets);
+    find_rows<Page>(a, s, first, count + next, offsets);
     for (int64_t t = 0; t < count; t++) {
-      if (t < next) fetch(keys + offsets[count + t], heads * dim);
-      fetch(pages + offsets[t], heads * dim);
+      if (t < next) fetch(keys + offsets[count + t], heads * size);
+      fetch(pages + offsets[t], heads * size);
       for (int64_t head = 0; head < heads; head++)
-        score<ROWS>(keys + offsets[t] + head * dim, q + head * ROWS * dim, dim, t,
+        score<ROWS>(keys + offsets[t] + head * size, q + head * ROWS * dim, dim, t,
                     scores + head * ROWS * KEYS);
     }
     for (int64_t i = 0; i < heads * ROWS; i++) {
@@ -165,13 +166,13 @@ struct Few {
       const float *weights = scores + head * ROWS * KEYS, *factor = factors + head * ROWS;
       float *to = values + head * ROWS * dim;
 #if LEVEL >= 2
-      if constexpr (sizeof(In) == 2 && sizeof(Page) == 2)
+      if constexpr (sizeof(In) == 2 && sizeof(Page) <= 2)
         if (dim % 32 == 0) {
-          add_pairs<ROWS>(pages + head * dim, offsets, count, dim, weights, factor, to);
+          add_pairs<ROWS>(pages + head * size, offsets, count, dim, weights, factor, to);
           continue;
         }
 #endif
-      add_values<ROWS>(pages + head * dim, offsets, count, dim, weights, factor, to);
+      add_values<ROWS>(pages + head * size, offsets, count, dim, weights, factor, to);
     }
   }
 };

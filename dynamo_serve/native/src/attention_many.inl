@@ -30,6 +30,7 @@ INLINE void transpose(__m512i *r) {
   }
 }
 
+template <class Page>
 struct Round {
   const Attention &a;
   const Segment &s;
@@ -38,13 +39,14 @@ struct Round {
 
   METHOD Round(const Attention &a, const Segment &s, int64_t head, int64_t first, int64_t count)
       : a(a), s(s), head(head), first(first), count(count) {
-    find_rows(a, s, first, count, offsets);
+    find_rows<Page>(a, s, first, count, offsets);
   }
 
   METHOD __m512i part(const void *pages, int64_t key, int64_t from) const {
     if (key >= count) return _mm512_setzero_si512();
-    return _mm512_loadu_si512(static_cast<const bf16 *>(pages) + offsets[key] +
-                              head * a.head_dim + from);
+    return read_32(static_cast<const Page *>(pages) + offsets[key] +
+                       head * head_size<Page>(a.head_dim),
+                   from, a.head_dim);
   }
 
   // [16 keys each][head_dim / 32] tiles of [16 pairs of the head][16 keys][2].
@@ -155,7 +157,8 @@ struct Workspace {
 };
 
 // One round: scores, weights, and what they make of the values.
-INLINE void run_round(const Workspace &w, const Round &round, const Step &step, const Piece &piece,
+template <class Page>
+INLINE void run_round(const Workspace &w, const Round<Page> &round, const Step &step, const Piece &piece,
                       int64_t rows) {
   const Attention &a = round.a;
   const int64_t dim = a.head_dim, group = a.heads / a.kv_heads, padded = round_up(rows, 32);
@@ -191,6 +194,7 @@ INLINE void run_round(const Workspace &w, const Round &round, const Step &step, 
     }
 }
 
+template <class Page>
 INLINE void attend_many(const Attention &a, const Step &step, const Plan &plan, const Piece &piece,
                         int64_t head, const bf16 *queries, int64_t query_stride, bf16 *out,
                         int64_t out_stride) {
@@ -211,7 +215,7 @@ INLINE void attend_many(const Attention &a, const Step &step, const Plan &plan, 
   const int64_t begin = first_seen(a, s, step.positions[piece.token]);
   const int64_t end = end_seen(s, step.positions[piece.token + piece.tokens - 1]);
   for (int64_t first = begin; first < end; first += ROUND)
-    run_round(w, Round(a, s, head, first, smaller(ROUND, end - first)), step, piece, rows);
+    run_round(w, Round<Page>(a, s, head, first, smaller(ROUND, end - first)), step, piece, rows);
   for (int64_t row = 0; row < rows; row++) {
     const int64_t token = piece.token + row / group, query = head * group + row % group;
     float *found = s.found < 0 ? nullptr

@@ -5,7 +5,7 @@ constexpr int64_t PIECE_ROWS = 128; // that one task takes then
 
 template <class In, class Page>
 INLINE bool has_many(const Attention &a, const Segment &s) {
-  return LEVEL >= 2 && sizeof(In) == 2 && sizeof(Page) == 2 && a.head_dim % 32 == 0 &&
+  return LEVEL >= 2 && sizeof(In) == 2 && sizeof(Page) <= 2 && a.head_dim % 32 == 0 &&
          s.tokens * (a.heads / a.kv_heads) >= MANY_ROWS;
 }
 
@@ -54,10 +54,11 @@ INLINE void attend(const Attention &a, const Step &step, Plan &plan, const In *q
     const int64_t first = task % cuts * per_task;
     const int64_t last = smaller(a.kv_heads, first + per_task);
 #if LEVEL >= 2
-    if constexpr (sizeof(In) == 2 && sizeof(Page) == 2)
+    if constexpr (sizeof(In) == 2 && sizeof(Page) <= 2)
       if (has_many<In, Page>(a, plan.segments.data[piece.segment])) {
         for (int64_t head = first; head < last; head++)
-          attend_many(a, step, plan, piece, head, queries, query_stride, out, out_stride);
+          attend_many<Page>(a, step, plan, piece, head, queries, query_stride, out,
+                            out_stride);
         return;
       }
 #endif

@@ -45,13 +45,6 @@ INLINE void rotate(T *x, const float *cos, const float *sin, int64_t half) {
   }
 }
 
-template <class From, class To>
-INLINE void copy(const From *from, To *to, int64_t n) {
-  int64_t i = 0;
-  for (; i + WIDTH <= n; i += WIDTH) store(to + i, load(from + i));
-  for (; i < n; i++) put(to + i, get(from + i));
-}
-
 template <class T>
 INLINE void embed(const Model &model, const Step &step, float *hidden, int64_t stride) {
   const auto *table = static_cast<const T *>(model.embedding);
@@ -69,7 +62,8 @@ template <class T, class Page>
 INLINE void rotate_and_write(const Model &model, const Layer &layer, const Step &step, T *qkv,
                              int64_t stride) {
   const Attention &a = layer.attention;
-  const int64_t dim = a.head_dim, half = model.rotary_dim / 2, row = a.kv_heads * dim;
+  const int64_t dim = a.head_dim, half = model.rotary_dim / 2;
+  const int64_t row = a.kv_heads * head_size<Page>(dim);
   constexpr int64_t BLOCK = 8;
   parallel(divide_up(step.num_tokens, BLOCK), [&](int64_t block) {
     const int64_t end = smaller((block + 1) * BLOCK, step.num_tokens);
@@ -83,10 +77,13 @@ INLINE void rotate_and_write(const Model &model, const Layer &layer, const Step 
         if (norm != nullptr) rms_norm(part, norm, model.norm_eps, dim, part);
         if (half > 0) rotate(part, cos, sin, half);
       }
+      const T *key = x + a.heads * dim, *value = key + a.kv_heads * dim;
       Page *keys = static_cast<Page *>(a.keys) + step.slots[token] * row;
       Page *values = static_cast<Page *>(a.values) + step.slots[token] * row;
-      copy(x + a.heads * dim, keys, row);
-      copy(x + a.heads * dim + row, values, row);
+      for (int64_t head = 0; head < a.kv_heads; head++) {
+        write_head(key + head * dim, keys + head * head_size<Page>(dim), dim);
+        write_head(value + head * dim, values + head * head_size<Page>(dim), dim);
+      }
     }
   });
 }

@@ -65,19 +65,22 @@ INLINE void add_linear(const Model &m, const Linear &l, const float *norm, const
   norm_rows(act.delta.data, norm, m.norm_eps, m.hidden, to, tokens, act.hidden.data, true);
 }
 
+template <class Page, class Act>
+INLINE void attend_layer(const Model &m, const Layer &layer, const Step &step,
+                         Activations<Act> &act) {
+  const Attention &a = layer.attention;
+  rotate_and_write<Act, Page>(m, layer, step, act.qkv.data, act.qkv_stride);
+  attend<Act, Page>(a, step, act.plans[a.window > 0], act.qkv.data, act.qkv_stride, act.mixed.data,
+                    act.mixed_stride);
+}
+
 template <class Act>
 INLINE void run_attention(const Model &m, const Layer &layer, const Step &step,
                           Activations<Act> &act) {
-  const Attention &a = layer.attention;
-  Plan &plan = act.plans[a.window > 0];
-  if (a.type == FLOAT32) {
-    rotate_and_write<Act, float>(m, layer, step, act.qkv.data, act.qkv_stride);
-    attend<Act, float>(a, step, plan, act.qkv.data, act.qkv_stride, act.mixed.data,
-                       act.mixed_stride);
-  } else {
-    rotate_and_write<Act, bf16>(m, layer, step, act.qkv.data, act.qkv_stride);
-    attend<Act, bf16>(a, step, plan, act.qkv.data, act.qkv_stride, act.mixed.data,
-                      act.mixed_stride);
+  switch (layer.attention.type) {
+    case FLOAT32: return attend_layer<float>(m, layer, step, act);
+    case BFLOAT16: return attend_layer<bf16>(m, layer, step, act);
+    default: return attend_layer<int8_t>(m, layer, step, act);
   }
 }
 
@@ -149,19 +152,21 @@ void forward(const Model &m, const Step &step) {
   forward_with<float>(m, step);
 }
 
-template <class T>
+template <class T, class Page>
 void attend_alone(const Attention &a, const Step &step, const Queries &q) {
   static Plan plan;
   plan_segments(plan, a, step);
-  attend<T, T>(a, step, plan, static_cast<const T *>(q.queries), q.query_stride,
-               static_cast<T *>(q.out), q.out_stride);
+  attend<T, Page>(a, step, plan, static_cast<const T *>(q.queries), q.query_stride,
+                  static_cast<T *>(q.out), q.out_stride);
 }
 
+// Pages have the queries' type, or INT8.
 void attend_queries(const Attention &a, const Step &step, const Queries &q) {
+  const bool whole = a.type == INT8;
   if (q.type == FLOAT32)
-    attend_alone<float>(a, step, q);
+    whole ? attend_alone<float, int8_t>(a, step, q) : attend_alone<float, float>(a, step, q);
   else
-    attend_alone<bf16>(a, step, q);
+    whole ? attend_alone<bf16, int8_t>(a, step, q) : attend_alone<bf16, bf16>(a, step, q);
 }
 
 // A single layer, for tests and benchmarks: float in, float out.

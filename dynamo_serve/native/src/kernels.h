@@ -19,14 +19,15 @@ struct Linear {
   int32_t gated; // outputs are pairs (gate, up), which the epilogue makes into activation(gate) * up
 };
 
-// What attention needs to know of a layer. Pages are [num_pages, page_size, kv_heads, head_dim].
+// What attention needs to know of a layer. Pages are [num_pages, page_size, kv_heads, head_size]:
+// head_dim numbers, of INT8 those and what they are worth (pages.inl).
 struct Attention {
   void *keys, *values;
   const float *sinks;  // a logit per head that carries no value, or null
   float scale, softcap;  // softcap 0: none
   int32_t window;        // tokens that a query sees, itself included; 0: all
   int32_t heads, kv_heads, head_dim, page_size;
-  int32_t type;  // of pages: FLOAT32 or BFLOAT16
+  int32_t type;  // of pages: FLOAT32, BFLOAT16 or INT8
 };
 
 // Norms are RMS norms: float weights, null where a family has none.

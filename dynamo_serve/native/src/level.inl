@@ -17,6 +17,7 @@ namespace NAMESPACE {
 #endif
 #endif
 #include "pack.inl"
+#include "pages.inl"
 #include "elementwise.inl"
 #include "attention.inl"
 #include "attention_few.inl"

@@ -83,6 +83,9 @@ INLINE vec load(const int8_t *p) {
   return _mm512_cvtepi32_ps(
       _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p))));
 }
+INLINE void store_whole(int8_t *p, vec x) {
+  _mm_storeu_si128(reinterpret_cast<__m128i *>(p), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x)));
+}
 #else
 INLINE vec load(const bf16 *p) {
   const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i *>(p));
@@ -109,6 +112,10 @@ INLINE vec load(const int8_t *p) {
   return _mm256_cvtepi32_ps(
       _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p))));
 }
+INLINE void store_whole(int8_t *p, vec x) {
+  const ivec whole = to_int(x);
+  for (int i = 0; i < WIDTH; i++) p[i] = static_cast<int8_t>(whole[i]);
+}
 #endif
 
 #if LEVEL >= 2
@@ -134,6 +141,13 @@ INLINE float get(const float *p) { return *p; }
 INLINE float get(const bf16 *p) { return widen(*p); }
 INLINE void put(float *p, float x) { *p = x; }
 INLINE void put(bf16 *p, float x) { *p = narrow(x); }
+
+template <class From, class To>
+INLINE void copy(const From *from, To *to, int64_t n) {
+  int64_t i = 0;
+  for (; i + WIDTH <= n; i += WIDTH) store(to + i, load(from + i));
+  for (; i < n; i++) put(to + i, get(from + i));
+}
 
 // 2 ** x: 2 ** n times a polynomial of degree 6 in the rest; relative error about 1e-7. Below 2 **
 // -126 it is 0, so that masked scores vanish: denormal numbers take the processor a hundred times

@@ -12,7 +12,7 @@ from dynamo_serve.core.request import Sampling
 from dynamo_serve.engines.local import LocalEngine
 
 GREEDY = Sampling(temperature=0.0)
-CACHE = ("page_size", "num_pages", "host_gib", "disk_gib", "disk_path")
+CACHE = ("page_size", "num_pages", "kv_dtype", "host_gib", "disk_gib", "disk_path")
 
 
 def make_engine(path: str, **wishes: Any) -> LocalEngine:
@@ -20,6 +20,7 @@ def make_engine(path: str, **wishes: Any) -> LocalEngine:
     known: dict[str, Any] = {
         "page_size": 4,
         "num_pages": 96,
+        "kv_dtype": "auto",
         "dtype": "auto",
         "quantization": "none",
         "lighter": "",

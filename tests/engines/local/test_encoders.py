@@ -170,9 +170,10 @@ def test_what_is_for_decoders_is_refused_by_name() -> None:
         replace(wishes, model=ModelSection(quantization="int8")),
         replace(wishes, engine=EngineSection(device="cpu", attention="native")),
         replace(wishes, cache=CacheSection(host_gib=1.0)),
+        replace(wishes, cache=CacheSection(kv_dtype="int8")),
     ):
         with pytest.raises(
-            EngineStartError, match=r"(quantization|attention|host_gib): .* encoder"
+            EngineStartError, match=r"(quantization|attention|host_gib|kv_dtype): .* encoder"
         ):
             engine_of(changed).start()
     with pytest.raises(EngineStartError, match="3 labels"):

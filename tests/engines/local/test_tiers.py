@@ -129,6 +129,30 @@ def test_a_prefix_goes_to_host_memory_and_comes_back() -> None:
         assert server.scheduler.stats().restored_tokens_total == 40
 
 
+def test_pages_of_8_bits_go_down_and_come_back_and_have_a_folder_of_their_own(
+    tmp_path: Path,
+) -> None:
+    disk = {"disk_gib": 4 * MIB, "disk_path": str(tmp_path / "pages")}
+    with served(**disk) as plain:
+        assert plain.ask(PROMPT) == (expected(), 0)
+        plain.ask(PROMPT)
+        plain.until(lambda: all(key in plain.spill for key in plain.keys(PROMPT)))
+    with served(kv_dtype="int8", **disk) as first:
+        first.until(lambda: not first.spill.flights.is_busy)
+        answer, cached = first.ask(PROMPT)
+        assert cached == 0, "pages of the other type were taken"
+        assert first.ask(PROMPT) == (answer, 40)
+        first.flush()
+        assert first.ask(PROMPT) == (answer, 40)
+        assert first.spill.num_copied[DISK, 0] == 10
+    with served(kv_dtype="int8", **disk) as second:
+        second.until(lambda: all(key in second.spill for key in second.keys(PROMPT)))
+        assert second.ask(PROMPT) == (answer, 40)
+    with served(**disk) as plain:
+        plain.until(lambda: all(key in plain.spill for key in plain.keys(PROMPT)))
+        assert plain.ask(PROMPT) == (expected(), 40)
+
+
 def test_a_page_that_changed_in_host_memory_is_computed_again() -> None:
     with served(host_gib=4 * MIB) as server:
         server.ask(PROMPT)
