@@ -121,7 +121,7 @@ class ModelSection:
         pattern=r"\S+",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
-        "auto", "Weights and KV dtype; auto takes the checkpoint's."
+        "auto", "Weights, and KV where cache.kv_dtype is auto; auto takes the checkpoint's."
     )
     quantization: Literal["none", "int8"] = setting(
         "none", "int8 keeps the weights in 8 bits, with the native CPU kernels only."
