@@ -1,10 +1,12 @@
 """Single steps of the local engine, and how near they come to what the machine could do.
 
-    python -m bench.steps MODEL [--set model.quantization=int8]
+    python -m bench.steps MODEL [--set model.quantization=int8] [--stages]
 
 Decode steps against the memory's speed: the weights and the KV of all sequences, read once, over
 the bandwidth that torch's own sum of a large tensor reaches. Prefill against 2 operations per
-weight and token, in operations per second. Medians of `--repeat`; a JSON line last.
+weight and token, in operations per second, and against what torch's own product of so many tokens
+reaches. Medians of `--repeat`; a JSON line last. `--stages` says what the time of each step goes
+to, and how fast each stage reads what it has to read and multiplies; native kernels only.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from typing import Any
 import torch
 
 from bench.server import settle
+from bench.step_stages import show, stages
 from dynamo_serve import settings
 from dynamo_serve.core.batch import Batch, Phase, Work
 from dynamo_serve.core.request import Sampling
@@ -54,6 +57,20 @@ def bandwidth(repeat: int) -> float:
         numbers.sum()
         times.append(time.perf_counter() - begin)
     return float(numbers.numel() * 4 / min(times))
+
+
+def product_rate(engine: LocalEngine, tokens: int, repeat: int) -> float:
+    """Operations a second of torch's own product, bfloat16, of the shape of the MLP's first."""
+    assert engine._ready is not None
+    config = engine._ready.runner.model.config.get_text_config()
+    x = torch.randn(tokens, config.hidden_size).bfloat16()
+    weights = torch.randn(2 * config.intermediate_size, config.hidden_size).bfloat16()
+    times = []
+    for _ in range(2 * repeat):
+        begin = time.perf_counter()
+        torch.nn.functional.linear(x, weights)
+        times.append(time.perf_counter() - begin)
+    return 2 * weights.numel() * tokens / statistics.median(times)
 
 
 def work_of(count: int, position: int, length: int, page_size: int) -> tuple[Work, ...]:
@@ -96,17 +113,28 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     token = float(spec.facts["kv_bytes_per_token"])
     rows = []
     for count, context in map(_pair, args.decode) if args.decode else DECODES:
-        took = seconds(engine, work_of(count, context, 1, spec.page_size), args.repeat)
+        work = work_of(count, context, 1, spec.page_size)
+        took = seconds(engine, work, args.repeat)
         bound = (weights + count * context * token) / speed
         rows.append({"step": f"decode {count} at {context}", "ms": round(took * 1e3, 1),
-                     "of_the_bound": round(bound / took, 2)})  # fmt: skip
+                     "of_the_bound": round(bound / took, 2),
+                     **_stages(args, engine, work)})  # fmt: skip
     for length, position in () if args.decode else PREFILLS:
-        took = seconds(engine, work_of(1, position, length, spec.page_size), args.repeat)
+        work = work_of(1, position, length, spec.page_size)
+        took = seconds(engine, work, args.repeat)
         rate = 2 * float(spec.facts["num_parameters"]) * length / took
+        of_torch = rate / product_rate(engine, length, args.repeat)
         rows.append({"step": f"prefill {length} at {position}", "ms": round(took * 1e3, 1),
-                     "tera_per_second": round(rate / 1e12, 2)})  # fmt: skip
+                     "tera_per_second": round(rate / 1e12, 2), "of_torch": round(of_torch, 2),
+                     **_stages(args, engine, work)})  # fmt: skip
     engine.close()
     return rows
+
+
+def _stages(
+    args: argparse.Namespace, engine: LocalEngine, work: tuple[Work, ...]
+) -> dict[str, Any]:
+    return {"stages": stages(engine, work, args.repeat)} if args.stages else {}
 
 
 def main() -> None:
@@ -115,9 +143,11 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=9)
     parser.add_argument("--set", action="append", default=[], help="a dynamo_serve setting")
     parser.add_argument("--decode", nargs="+", metavar="COUNT:CONTEXT", help="only these decodes")
+    parser.add_argument("--stages", action="store_true", help="what the time of each goes to")
     rows = measure(parser.parse_args())
     for row in rows:
-        print(" | ".join(f"{key} {value}" for key, value in row.items()))
+        print(" | ".join(f"{key} {value}" for key, value in row.items() if key != "stages"))
+        show(row.get("stages", ()))
     print(json.dumps(rows))
 
 

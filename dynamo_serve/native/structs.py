@@ -24,6 +24,20 @@ class Activation(IntEnum):
     GELU_TANH = 1
 
 
+class Stage(IntEnum):
+    """What a step's time goes to. A norm behind a layer's part counts as that part."""
+
+    EMBED = 0
+    NORMS = 1
+    QKV = 2
+    ROTATE = 3
+    ATTEND = 4
+    OUT = 5
+    GATE_UP = 6
+    DOWN = 7
+    HEAD = 8
+
+
 class Linear(Structure):
     """Packed weights of one product; `scales` and `bias` have a number per column of each panel."""
 
@@ -115,6 +129,7 @@ class Step(Structure):
         ("num_wanted", c_int32),
         ("between", Between),
         ("every", c_int64),
+        ("spent", c_void_p),
     )
 
 

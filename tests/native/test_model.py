@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,10 +11,12 @@ from typing import Any
 import pytest
 import torch
 
+from dynamo_serve.engines.local.native_runner import NativeRunner
 from dynamo_serve.engines.local.self_check import PageCheck
 from dynamo_serve.errors import EngineStartError
 from dynamo_serve.native import library
 from dynamo_serve.native.library import Kernels, NativeUnavailable, choose
+from dynamo_serve.native.structs import Stage
 from tests.engines.local.driver import Driver, Seq, make_engine
 from tests.engines.local.native import NATIVE, require_kernels
 from tests.engines.local.zoo import COMMON, MODELS, checkpoint, expected_tokens
@@ -110,6 +113,29 @@ def test_a_step_that_is_held_for_another_ends_the_same(
             assert whole == {seq.prompt: seq.output for seq in alone}
     assert calls
     engine.close()
+
+
+def test_what_a_step_has_spent_is_known_by_stage(kernels: Kernels, wide: Any) -> None:
+    engine = make_engine(wide("gemma2"), kernels=kernels.name)
+    engine.start()
+    assert engine._ready is not None
+    runner = engine._ready.runner
+    assert isinstance(runner, NativeRunner)
+    driver = Driver(engine, 4, 96)
+    plain, watched, after = (Seq(name, tuple(range(3, 43))) for name in ("a", "b", "c"))
+    driver.generate([plain], 5)
+    began = time.perf_counter()
+    with runner.watched() as spent:
+        driver.generate([watched], 5)
+        assert not spent, "before its end nothing is known"
+    took = time.perf_counter() - began
+    known = dict(spent)
+    driver.generate([after], 5)
+    engine.close()
+    assert list(known) == list(Stage) and all(seconds > 0 for seconds in known.values())
+    assert sum(known.values()) < took
+    assert spent == known, "others are not counted"
+    assert plain.output == watched.output == after.output
 
 
 def test_what_cannot_be_quantized_is_refused_with_the_reason() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from transformers import PreTrainedModel
@@ -27,6 +28,18 @@ class NativeRunner:
         self._page_size = page_size
         self._between: ctypes._FuncPointer | None = None
         self._every = 0  # nanoseconds
+        self._spent: ctypes.Array[ctypes.c_int64] | None = None
+
+    @contextmanager
+    def watched(self) -> Iterator[dict[structs.Stage, float]]:
+        """What the steps in between have spent, in seconds by stage, is known at its end."""
+        self._spent = (ctypes.c_int64 * len(structs.Stage))()
+        found: dict[structs.Stage, float] = {}
+        try:
+            yield found
+        finally:
+            found |= {stage: self._spent[stage] / 1e9 for stage in structs.Stage}
+            self._spent = None
 
     def hold_for(self, between: Callable[[], None], every: float) -> None:
         """Call `between` between two layers of a step, but not of one that runs within it."""
@@ -57,6 +70,8 @@ class NativeRunner:
             arrays.struct.states = states.data_ptr()
         if self._between is not None:
             arrays.struct.between, arrays.struct.every = self._between, self._every
+        if self._spent is not None:
+            arrays.struct.spent = ctypes.addressof(self._spent)
         self._kernels.forward(self.native.struct, arrays.struct)
         cap = self.native.softcap
         return Computed(logits if cap is None else torch.tanh(logits / cap) * cap, states)

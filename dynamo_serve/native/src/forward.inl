@@ -27,6 +27,19 @@ struct Activations {
   }
 };
 
+// Adds up what a step's time goes to, where somebody asks.
+struct Watch {
+  int64_t *spent, began;
+
+  METHOD explicit Watch(int64_t *spent) : spent(spent), began(spent ? nanoseconds() : 0) {}
+  METHOD void lap(Stage stage) {
+    if (spent == nullptr) return;
+    const int64_t now = nanoseconds();
+    spent[stage] += now - began;
+    began = now;
+  }
+};
+
 template <class Act, class To>
 INLINE void product(const Linear &l, const Act *x, int64_t stride, int64_t tokens, const To &to) {
   if constexpr (sizeof(Act) == 2) {
@@ -67,38 +80,46 @@ INLINE void add_linear(const Model &m, const Linear &l, const float *norm, const
 
 template <class Page, class Act>
 INLINE void attend_layer(const Model &m, const Layer &layer, const Step &step,
-                         Activations<Act> &act) {
+                         Activations<Act> &act, Watch &watch) {
   const Attention &a = layer.attention;
   rotate_and_write<Act, Page>(m, layer, step, act.qkv.data, act.qkv_stride);
+  watch.lap(ROTATE);
   attend<Act, Page>(a, step, act.plans[a.window > 0], act.qkv.data, act.qkv_stride, act.mixed.data,
                     act.mixed_stride);
+  watch.lap(ATTEND);
 }
 
 template <class Act>
 INLINE void run_attention(const Model &m, const Layer &layer, const Step &step,
-                          Activations<Act> &act) {
+                          Activations<Act> &act, Watch &watch) {
   switch (layer.attention.type) {
-    case FLOAT32: return attend_layer<float>(m, layer, step, act);
-    case BFLOAT16: return attend_layer<bf16>(m, layer, step, act);
-    default: return attend_layer<int8_t>(m, layer, step, act);
+    case FLOAT32: return attend_layer<float>(m, layer, step, act, watch);
+    case BFLOAT16: return attend_layer<bf16>(m, layer, step, act, watch);
+    default: return attend_layer<int8_t>(m, layer, step, act, watch);
   }
 }
 
 template <class Act>
-INLINE void run_layer(const Model &m, const Layer &layer, const Step &step,
-                      Activations<Act> &act) {
+INLINE void run_layer(const Model &m, const Layer &layer, const Step &step, Activations<Act> &act,
+                      Watch &watch) {
   const int64_t tokens = step.num_tokens, stride = act.hidden_stride;
   norm_rows(act.hidden.data, layer.input_norm, m.norm_eps, m.hidden, stride, tokens, act.x.data);
+  watch.lap(NORMS);
   product(layer.qkv, act.x.data, stride, tokens,
           Sink<Act, REPLACE>{act.qkv.data, act.qkv_stride, 0});
-  run_attention(m, layer, step, act);
+  watch.lap(QKV);
+  run_attention(m, layer, step, act, watch);
   add_linear(m, layer.out, layer.after_attention_norm, act.mixed.data, act.mixed_stride, tokens,
              act);
+  watch.lap(OUT);
   norm_rows(act.hidden.data, layer.before_mlp_norm, m.norm_eps, m.hidden, stride, tokens,
             act.x.data);
+  watch.lap(NORMS);
   product(layer.gate_up, act.x.data, stride, tokens,
           Sink<Act, GATE>{act.mid.data, act.mid_stride, m.activation});
+  watch.lap(GATE_UP);
   add_linear(m, layer.down, layer.after_mlp_norm, act.mid.data, act.mid_stride, tokens, act);
+  watch.lap(DOWN);
 }
 
 template <class Act>
@@ -116,6 +137,7 @@ void forward_with(const Model &m, const Step &step) {
   static Activations<Act> both[2];  // of a step, and of one that runs while it is held
   static bool is_held = false;
   Activations<Act> &act = both[is_held];
+  Watch watch(step.spent);
   int64_t looked_at = nanoseconds();
   act.prepare(m, larger(step.num_tokens, step.num_samples));
   plan_windows(m, step, act);
@@ -123,14 +145,16 @@ void forward_with(const Model &m, const Step &step) {
     embed<float>(m, step, act.hidden.data, act.hidden_stride);
   else
     embed<bf16>(m, step, act.hidden.data, act.hidden_stride);
+  watch.lap(EMBED);
   for (int64_t i = 0; i < m.num_layers; i++) {
-    run_layer(m, m.layers[i], step, act);
+    run_layer(m, m.layers[i], step, act, watch);
     if (step.between == nullptr || is_held || i + 1 == m.num_layers) continue;
     if (nanoseconds() - looked_at < step.every) continue;
     is_held = true;
     step.between();
     is_held = false;
     looked_at = nanoseconds();
+    watch = Watch(step.spent);
   }
   const int64_t n = m.hidden;
   parallel(step.num_wanted, [&](int64_t i) {
@@ -143,6 +167,7 @@ void forward_with(const Model &m, const Step &step) {
              act.x.data + i * act.hidden_stride);
   product(m.head, act.x.data, act.hidden_stride, step.num_samples,
           Sink<float, REPLACE>{step.logits, m.head.outputs, 0});
+  watch.lap(HEAD);
 }
 
 void forward(const Model &m, const Step &step) {
