@@ -70,7 +70,8 @@ def product_rate(engine: LocalEngine, tokens: int, repeat: int) -> float:
         begin = time.perf_counter()
         torch.nn.functional.linear(x, weights)
         times.append(time.perf_counter() - begin)
-    return 2 * weights.numel() * tokens / statistics.median(times)
+    operations: float = 2.0 * weights.numel() * tokens
+    return operations / statistics.median(times)
 
 
 def work_of(count: int, position: int, length: int, page_size: int) -> tuple[Work, ...]:

@@ -17,7 +17,7 @@ from dynamo_serve.native.library import Kernels
 
 CPU = torch.device("cpu")
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.02}  # of the largest value
-NUM_PAGES = 400
+NUM_PAGES = 2000
 
 
 def spec(
@@ -34,7 +34,7 @@ def spec(
 
 LAYERS: dict[str, Callable[[random.Random, int], LayerSpec]] = {
     "plain": spec,
-    "window": lambda rng, dim: spec(rng, dim, window=rng.choice([1, 5, 40])),
+    "window": lambda rng, dim: spec(rng, dim, window=rng.choice([1, 5, 40, 300])),
     "soft cap": lambda rng, dim: spec(rng, dim, softcap=2.0),
     "sinks": lambda rng, dim: spec(rng, dim, sinks=True),
     "all of them": lambda rng, dim: spec(rng, dim, window=20, softcap=5.0, sinks=True),
@@ -42,13 +42,17 @@ LAYERS: dict[str, Callable[[random.Random, int], LayerSpec]] = {
 
 
 def rows_of(rng: random.Random, page_size: int) -> tuple[Row, ...]:
-    """Decodes and chunks, short and long; most begin with the same pages."""
+    """Decodes and chunks, short, and so long that they are cut into parts; most begin with the
+    same pages."""
     free = list(range(NUM_PAGES))
     rng.shuffle(free)
-    shared = [free.pop() for _ in range(-(-200 // page_size))]
+    shared = [free.pop() for _ in range(-(-700 // page_size))]
     rows = []
     for _ in range(rng.randint(1, 7)):
-        position, length = rng.choice([0, 3, 17, 150, 200]), rng.choice([1, 1, 1, 2, 9, 70, 140])
+        position, length = (
+            rng.choice([0, 3, 17, 150, 200, 700]),
+            rng.choice([1, 1, 1, 2, 9, 70, 140]),
+        )
         count = -(-(position + length) // page_size)
         head = shared[: position // page_size] if rng.random() < 0.7 else []
         rows.append(Row(length, position, (*head, *(free.pop() for _ in range(count - len(head))))))

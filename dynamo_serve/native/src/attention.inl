@@ -1,9 +1,12 @@
 // Paged attention. A step is cut into segments: some neighbouring tokens of the step, and a stretch
 // of KV that all of them see. Rows that begin with the same pages get one segment for these, so
-// that shared KV is read once for all of them; what a token's segments found is merged by
+// that shared KV is read once for all of them, and a long stretch for few queries is cut into parts
+// where there are too few of them for all threads; what a token's segments found is merged by
 // log-sum-exp at the end (as in FlashDecoding, Dao et al. 2023).
 
 constexpr float HIDDEN_SCORE = -1e30f;  // finite: a stretch that a token sees nothing of stays 0
+constexpr int64_t FEW_ROWS = 8;         // queries per KV head that are few
+constexpr int64_t MIN_PART_TOKENS = 128;
 
 struct Segment {
   int32_t token, tokens;        // of the step
@@ -17,11 +20,15 @@ struct Piece {  // what one task works on: tokens of a segment
   int32_t segment, token, tokens;
 };
 
+struct Range {  // of segments
+  int64_t first, end;
+};
+
 struct Plan {
   Buffer<Segment> segments;
   Buffer<Piece> pieces;
-  Buffer<int32_t> shared;  // [rows] the row's shared segment, or -1
-  Buffer<int32_t> own;     // [rows] its own one
+  Buffer<Range> shared;  // [rows] segments that the row shares with others
+  Buffer<Range> own;     // [rows] those of its own
   Buffer<float> found;     // results of segments that are merged
   int64_t num_segments = 0, num_pieces = 0, num_found = 0;
 };
@@ -42,18 +49,38 @@ INLINE int64_t common_pages(const Step &step, int64_t first, int64_t row, int64_
   return count;
 }
 
-INLINE int64_t add_segment(Plan &plan, const Step &step, int64_t row, int64_t tokens, int64_t begin,
-                           int64_t end, bool causal, bool merged, int64_t result_size) {
-  Segment &s = plan.segments.at(plan.num_segments);
-  s.token = step.starts[row];
-  s.tokens = static_cast<int32_t>(tokens);
-  s.kv_begin = static_cast<int32_t>(begin);
-  s.kv_end = static_cast<int32_t>(end);
-  s.pages = step.pages + step.page_starts[row];
-  s.causal = causal;
-  s.found = merged ? plan.num_found : -1;
-  if (merged) plan.num_found += tokens * result_size;
-  return plan.num_segments++;
+// Segments for `tokens` of the step and KV begin .. end - 1 of `row`, in parts of about `part` tokens
+// where the queries are few; `merged` if they are not all that the tokens see.
+INLINE Range add_segments(Plan &plan, const Attention &a, const Step &step, int64_t row,
+                          int64_t tokens, int64_t begin, int64_t end, bool causal, bool merged,
+                          int64_t part) {
+  const bool few = tokens * (a.heads / a.kv_heads) <= FEW_ROWS;
+  const int64_t parts = few ? larger(1, (end - begin + part / 2) / part) : 1;
+  const int64_t length = round_up(divide_up(end - begin, parts), a.page_size);
+  const Range range{plan.num_segments, plan.num_segments + divide_up(end - begin, length)};
+  merged = merged || range.end - range.first > 1;
+  for (; begin < end; begin += length) {
+    Segment &s = plan.segments.at(plan.num_segments++);
+    s.token = step.starts[row];
+    s.tokens = static_cast<int32_t>(tokens);
+    s.kv_begin = static_cast<int32_t>(begin);
+    s.kv_end = static_cast<int32_t>(smaller(end, begin + length));
+    s.pages = step.pages + step.page_starts[row];
+    s.causal = causal;
+    s.found = merged ? plan.num_found : -1;
+    if (merged) plan.num_found += tokens * a.heads * (a.head_dim + 2);
+  }
+  return range;
+}
+
+// How long a part is where few queries see much: all threads shall have some.
+INLINE int64_t part_length(const Attention &a, const Step &step) {
+  int64_t all = 0;
+  for (int64_t row = 0; row < step.num_rows; row++) {
+    const int64_t seen = position_of(step, row) + 1;
+    all += a.window > 0 ? smaller(seen, a.window) : seen;
+  }
+  return larger(MIN_PART_TOKENS, divide_up(all, 4 * static_cast<int64_t>(num_threads())));
 }
 
 // Fewer shared tokens than this are read again by everybody: merging costs, too.
@@ -61,7 +88,7 @@ constexpr int64_t MIN_SHARED_TOKENS = 64;
 
 INLINE void plan_segments(Plan &plan, const Attention &a, const Step &step) {
   plan.num_segments = plan.num_found = 0;
-  const int64_t result_size = a.heads * (a.head_dim + 2);
+  const int64_t part = part_length(a, step);
   int64_t row = 0;
   while (row < step.num_rows) {
     int64_t last = row + 1, common = position_of(step, row) / a.page_size;
@@ -74,17 +101,16 @@ INLINE void plan_segments(Plan &plan, const Attention &a, const Step &step) {
     }
     const bool sharing = last > row + 1;
     const int64_t tokens = step.starts[last] - step.starts[row];
-    const int64_t shared =
-        sharing ? add_segment(plan, step, row, tokens, 0, common * a.page_size, false, true,
-                              result_size)
-                : -1;
+    const Range shared = sharing ? add_segments(plan, a, step, row, tokens, 0,
+                                                common * a.page_size, false, true, part)
+                                 : Range{0, 0};
     for (; row < last; row++) {
       const int64_t first = position_of(step, row), length = step.starts[row + 1] - step.starts[row];
       const int64_t seen = a.window > 0 ? larger(0, first - a.window + 1) : 0;
       const int64_t begin = sharing ? common * a.page_size : seen;
-      plan.shared.at(row) = static_cast<int32_t>(shared);
-      plan.own.at(row) = static_cast<int32_t>(add_segment(
-          plan, step, row, length, begin, first + length, true, sharing, result_size));
+      plan.shared.at(row) = shared;
+      plan.own.at(row) =
+          add_segments(plan, a, step, row, length, begin, first + length, true, sharing, part);
     }
   }
   plan.found.at(plan.num_found) = 0;
@@ -157,19 +183,38 @@ INLINE void finish_row(const Attention &a, float most, float total, const float 
   for (int64_t i = 0; i < dim; i++) put(out + i, values[i] * factor);
 }
 
-// The two results of a token of a sharing row, into `out` [heads, head_dim].
+// What the segments of a row found for `token`, into `out` [heads, head_dim].
 template <class Out>
-INLINE void merge_token(const Attention &a, const float *one, const float *other, Out *out) {
-  const int64_t dim = a.head_dim;
+INLINE void merge_token(const Plan &plan, const Attention &a, int64_t row, int64_t token, Out *out) {
+  const int64_t dim = a.head_dim, size = a.heads * (dim + 2);
+  const Range ranges[] = {plan.shared.data[row], plan.own.data[row]};
+  const auto each = [&](int64_t head, const auto &body) {
+    for (const Range &range : ranges)
+      for (int64_t i = range.first; i < range.end; i++) {
+        const Segment &s = plan.segments.data[i];
+        body(plan.found.data + s.found + (token - s.token) * size + head * (dim + 2));
+      }
+  };
   for (int64_t head = 0; head < a.heads; head++) {
-    const float *x = one + head * (dim + 2), *y = other + head * (dim + 2);
-    const float most = x[0] > y[0] ? x[0] : y[0];
-    const float fx = exponential(x[0] - most), fy = exponential(y[0] - most);
-    float total = x[1] * fx + y[1] * fy;
+    float most = HIDDEN_SCORE, total = 0;
+    each(head, [&](const float *x) { most = x[0] > most ? x[0] : most; });
+    each(head, [&](float *x) {
+      x[0] = exponential(x[0] - most);  // from now on the factor of this segment
+      total += x[0] * x[1];
+    });
     if (a.sinks != nullptr) total += exponential(a.sinks[head] - most);
     const float inverse = 1.0f / total;
-    for (int64_t i = 0; i < dim; i++)
-      put(out + head * dim + i, (x[2 + i] * fx + y[2 + i] * fy) * inverse);
+    int64_t i = 0;
+    for (; i + WIDTH <= dim; i += WIDTH) {
+      vec values{};
+      each(head, [&](const float *x) { values += load(x + 2 + i) * x[0]; });
+      store(out + head * dim + i, values * inverse);
+    }
+    for (; i < dim; i++) {
+      float value = 0;
+      each(head, [&](const float *x) { value += x[2 + i] * x[0]; });
+      put(out + head * dim + i, value * inverse);
+    }
   }
 }
 

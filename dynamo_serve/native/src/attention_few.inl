@@ -1,7 +1,7 @@
 // Few queries per KV head: KV is streamed once, everything else stays in the first cache.
 
-constexpr int64_t KEYS = 32;     // per round
-constexpr int64_t FEW_ROWS = 8;  // queries per KV head
+// Keys per round: what a round reads of all heads shall still be near when it ends.
+template <class Page> constexpr int64_t KEYS = sizeof(Page) == 1 ? 32 : 16;
 
 // scores[r][t] = q[r] . k, for one row of K.
 template <int ROWS, class Q, class Page>
@@ -23,7 +23,7 @@ INLINE void score(const Page *k, const Q *q, int64_t dim, int64_t t, float *scor
   for (int r = 0; r < ROWS; r++) {
     float total = sum(sums[r]);
     for (int64_t j = i; j < dim; j++) total += read_one(k, j, dim) * get(q + r * dim + j);
-    scores[r * KEYS + t] = total;
+    scores[r * KEYS<Page> + t] = total;
   }
 }
 
@@ -48,8 +48,8 @@ template <int ROWS, class Page>
 INLINE void add_pairs(const Page *v, const int64_t *offsets, int64_t count, int64_t dim,
                       const float *weights, const float *factors, float *values) {
   const Interleave interleave = Interleave::make();
-  alignas(64) bf16 narrowed[ROWS][KEYS];
-  for (int r = 0; r < ROWS; r++) copy(weights + r * KEYS, narrowed[r], KEYS);
+  alignas(64) bf16 narrowed[ROWS][KEYS<Page>];
+  for (int r = 0; r < ROWS; r++) copy(weights + r * KEYS<Page>, narrowed[r], KEYS<Page>);
   for (int64_t i = 0; i < dim; i += 32) {
     vec sums[ROWS][2];
     for (int r = 0; r < ROWS; r++)
@@ -84,7 +84,7 @@ INLINE void add_values(const Page *v, const int64_t *offsets, int64_t count, int
     for (int r = 0; r < ROWS; r++) sums[r] = load(values + r * dim + i) * factors[r];
     for (int64_t t = 0; t < count; t++) {
       const vec value = read(v + offsets[t], i, dim);
-      for (int r = 0; r < ROWS; r++) sums[r] += splat(weights[r * KEYS + t]) * value;
+      for (int r = 0; r < ROWS; r++) sums[r] += splat(weights[r * KEYS<Page> + t]) * value;
     }
     for (int r = 0; r < ROWS; r++) store(values + r * dim + i, sums[r]);
   }
@@ -92,7 +92,7 @@ INLINE void add_values(const Page *v, const int64_t *offsets, int64_t count, int
     for (int r = 0; r < ROWS; r++) {
       float total = values[r * dim + i] * factors[r];
       for (int64_t t = 0; t < count; t++)
-        total += weights[r * KEYS + t] * read_one(v + offsets[t], i, dim);
+        total += weights[r * KEYS<Page> + t] * read_one(v + offsets[t], i, dim);
       values[r * dim + i] = total;
     }
 }
@@ -115,8 +115,8 @@ struct Few {
   METHOD void run(const In *queries, int64_t query_stride, In *out, int64_t out_stride) const {
     const Segment &s = plan.segments.data[piece.segment];
     const int64_t dim = a.head_dim, all = heads * ROWS;
-    auto *scores = static_cast<float *>(thread_scratch(SCORES, all * (KEYS + 2 * dim + 3) * 4));
-    float *values = scores + all * KEYS, *factors = values + all * dim;
+    auto *scores = static_cast<float *>(thread_scratch(SCORES, all * (KEYS<Page> + 2 * dim + 3) * 4));
+    float *values = scores + all * KEYS<Page>, *factors = values + all * dim;
     auto *q = reinterpret_cast<In *>(factors + all);
     const Softmax softmax{a, factors + all + all * dim, factors + 2 * all + all * dim};
     for (int64_t i = 0; i < all; i++) {
@@ -128,7 +128,7 @@ struct Few {
     const int64_t last_position = step.positions[piece.token + piece.tokens - 1];
     const int64_t begin = first_seen(a, s, step.positions[piece.token]);
     const int64_t end = end_seen(s, last_position);
-    for (int64_t first = begin; first < end; first += KEYS)
+    for (int64_t first = begin; first < end; first += KEYS<Page>)
       round(s, q, first, end, softmax, scores, factors, values);
     for (int64_t i = 0; i < all; i++) {
       const int64_t token = token_of(i), head = head_of(i);
@@ -142,28 +142,28 @@ struct Few {
 
   METHOD void round(const Segment &s, const In *q, int64_t first, int64_t end,
                     const Softmax &softmax, float *scores, float *factors, float *values) const {
-    const int64_t dim = a.head_dim, count = smaller(KEYS, end - first);
-    const int64_t next = smaller(KEYS, end - first - count);
+    const int64_t dim = a.head_dim, count = smaller(KEYS<Page>, end - first);
+    const int64_t next = smaller(KEYS<Page>, end - first - count);
     const int64_t size = head_size<Page>(dim);
     const auto *keys = static_cast<const Page *>(a.keys) + first_head * size;
     const auto *pages = static_cast<const Page *>(a.values) + first_head * size;
-    int64_t offsets[2 * KEYS];
+    int64_t offsets[2 * KEYS<Page>];
     find_rows<Page>(a, s, first, count + next, offsets);
     for (int64_t t = 0; t < count; t++) {
       if (t < next) fetch(keys + offsets[count + t], heads * size);
       fetch(pages + offsets[t], heads * size);
       for (int64_t head = 0; head < heads; head++)
         score<ROWS>(keys + offsets[t] + head * size, q + head * ROWS * dim, dim, t,
-                    scores + head * ROWS * KEYS);
+                    scores + head * ROWS * KEYS<Page>);
     }
     for (int64_t i = 0; i < heads * ROWS; i++) {
       const int64_t position = step.positions[token_of(i)];
-      float *weights = scores + i * KEYS;  // in place
-      factors[i] = softmax.weigh(weights, weights, i, first, KEYS, first_seen(a, s, position),
+      float *weights = scores + i * KEYS<Page>;  // in place
+      factors[i] = softmax.weigh(weights, weights, i, first, KEYS<Page>, first_seen(a, s, position),
                                  smaller(end, end_seen(s, position)));
     }
     for (int64_t head = 0; head < heads; head++) {
-      const float *weights = scores + head * ROWS * KEYS, *factor = factors + head * ROWS;
+      const float *weights = scores + head * ROWS * KEYS<Page>, *factor = factors + head * ROWS;
       float *to = values + head * ROWS * dim;
 #if LEVEL >= 2
       if constexpr (sizeof(In) == 2 && sizeof(Page) <= 2)

@@ -27,15 +27,10 @@ INLINE void cut_pieces(Plan &plan, const Attention &a) {
 template <class In>
 INLINE void merge_rows(const Plan &plan, const Attention &a, const Step &step, In *out,
                        int64_t stride) {
-  const int64_t size = a.heads * (a.head_dim + 2);
   parallel(step.num_rows, [&](int64_t row) {
-    if (plan.shared.data[row] < 0) return;
-    const Segment &one = plan.segments.data[plan.shared.data[row]];
-    const Segment &other = plan.segments.data[plan.own.data[row]];
+    if (plan.segments.data[plan.own.data[row].first].found < 0) return;
     for (int64_t token = step.starts[row]; token < step.starts[row + 1]; token++)
-      merge_token(a, plan.found.data + one.found + (token - one.token) * size,
-                  plan.found.data + other.found + (token - other.token) * size,
-                  out + token * stride);
+      merge_token(plan, a, row, token, out + token * stride);
   });
 }
 
@@ -46,7 +41,7 @@ INLINE void attend(const Attention &a, const Step &step, Plan &plan, const In *q
   cut_pieces<In, Page>(plan, a);
   if (plan.num_pieces == 0) return;
   // Whole rows of KV are read from end to end where there are enough pieces for all threads.
-  const int64_t wanted = divide_up(8 * static_cast<int64_t>(num_threads()), plan.num_pieces);
+  const int64_t wanted = divide_up(4 * static_cast<int64_t>(num_threads()), plan.num_pieces);
   const int64_t per_task = larger(1, a.kv_heads / wanted);
   const int64_t cuts = divide_up(a.kv_heads, per_task);
   parallel(plan.num_pieces * cuts, [&](int64_t task) {
