@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -18,14 +19,13 @@ PRODUCTS = {Stage.QKV: "qkv", Stage.OUT: "out", Stage.GATE_UP: "gate_up", Stage.
 
 def stages(engine: LocalEngine, work: tuple[Work, ...], repeat: int) -> list[dict[str, Any]]:
     """A row for each stage of a step of `work`: milliseconds (the mean of `repeat` steps), bytes
-    that it reads a second, operations a second. Outside is planning, sampling, and Python."""
-    assert engine._ready is not None
-    runner = engine._ready.runner
-    assert isinstance(runner, NativeRunner), "only native kernels can say"
+    that it reads a second, operations a second. Embed has what attention plans, too; outside is
+    sampling, and Python."""
+    runner = watchable(engine)
     with runner.watched() as spent:
         for _ in range(repeat):
             engine.step(Batch(Phase.DECODE, work))
-    kv_bytes = sum(w.position * int(engine._ready.spec.facts["kv_bytes_per_token"]) for w in work)
+    kv_bytes = _kv_bytes(engine, runner.native, work)
     tokens = sum(len(w.token_ids) for w in work)
     rows = []
     for stage, seconds in spent.items():
@@ -42,6 +42,32 @@ def stages(engine: LocalEngine, work: tuple[Work, ...], repeat: int) -> list[dic
     return rows
 
 
+def watchable(engine: LocalEngine) -> NativeRunner:
+    """What can say it: raises `SystemExit` where other kernels than the native ones run."""
+    assert engine._ready is not None
+    runner = engine._ready.runner
+    if not isinstance(runner, NativeRunner):
+        raise SystemExit("--stages needs the native kernels, and transformers' own modules run")
+    return runner
+
+
+def _kv_bytes(engine: LocalEngine, native: NativeModel, work: Iterable[Work]) -> int:
+    """What attention reads of pages; a layer with a window no more than that."""
+    assert engine._ready is not None
+    num_layers: int = native.struct.num_layers
+    per_token = int(engine._ready.spec.facts["kv_bytes_per_token"]) // num_layers
+    windows: list[int] = [layer.attention.window or sys.maxsize for layer in _layers(native)]
+    seen = [min(w.position, window) for w in work for window in windows]
+    return per_token * sum(seen)
+
+
+def _layers(native: NativeModel) -> Iterable[structs.Layer]:
+    model = native.struct
+    layers: Iterable[structs.Layer]
+    layers = (structs.Layer * model.num_layers).from_address(model.layers)
+    return layers
+
+
 def _weights(native: NativeModel, stage: Stage) -> tuple[int, int]:
     """How many weights a stage multiplies by, in all layers, and their bytes."""
     model = native.struct
@@ -49,8 +75,7 @@ def _weights(native: NativeModel, stage: Stage) -> tuple[int, int]:
         return _size([model.head])
     if stage not in PRODUCTS:
         return 0, 0
-    layers = (structs.Layer * model.num_layers).from_address(model.layers)
-    return _size([getattr(layer, PRODUCTS[stage]) for layer in layers])
+    return _size([getattr(layer, PRODUCTS[stage]) for layer in _layers(native)])
 
 
 def _size(products: Sequence[structs.Linear]) -> tuple[int, int]:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from bench.server import settle
-from bench.step_stages import show, stages
+from bench.step_stages import show, stages, watchable
 from dynamo_serve import settings
 from dynamo_serve.core.batch import Batch, Phase, Work
 from dynamo_serve.core.request import Sampling
@@ -109,6 +109,8 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     print(f"memory reads at {speed / 1e9:.1f} GB/s")
     engine = engine_of(args)
     spec = engine.start()
+    if args.stages:
+        watchable(engine)
     settle()
     weights = float(spec.facts["weights_read_bytes"])
     token = float(spec.facts["kv_bytes_per_token"])

@@ -145,4 +145,10 @@ class Queries(Structure):
     )
 
 
-ALL: tuple[type[Structure], ...] = (Linear, Attention, Layer, Model, Step, Queries)
+class Spent(Structure):
+    """Nanoseconds by `Stage`."""
+
+    _fields_ = (("nanoseconds", c_int64 * len(Stage)),)
+
+
+ALL: tuple[type[Structure], ...] = (Linear, Attention, Layer, Model, Step, Queries, Spent)

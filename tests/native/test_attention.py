@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import islice
 
 import pytest
 import torch
@@ -59,6 +61,23 @@ def rows_of(rng: random.Random, page_size: int) -> tuple[Row, ...]:
     return tuple(sorted(rows, key=lambda row: row.page_table[0]))
 
 
+def in_parts(layer: LayerSpec) -> LayerSpec:
+    """The same for few queries, with a window that reaches over parts."""
+    window, heads = layer.window and 300, 2 * layer.num_kv_heads
+    sinks = None if layer.sinks is None else torch.randn(heads)
+    return replace(layer, num_heads=heads, window=window, sinks=sinks)
+
+
+def long_rows(page_size: int) -> tuple[Row, ...]:
+    """Decodes and a chunk of few tokens, whose KV is cut into parts."""
+    pages = iter(range(NUM_PAGES))
+    shapes = [(1, 700), (4, 381), (1, 500)]
+    return tuple(
+        Row(length, position, tuple(islice(pages, -(-(position + length) // page_size))))
+        for length, position in shapes
+    )
+
+
 def packed(rows: tuple[Row, ...], page_size: int) -> PackedStep:
     places = [(row, p) for row in rows for p in range(row.position, row.kv_length)]
     positions = [p for _, p in places]
@@ -75,9 +94,18 @@ def test_attention_is_the_reference_s(
 ) -> None:
     rng = random.Random(f"{kind} {dtype}")
     torch.manual_seed(rng.randrange(1000))
-    for dim in (32, 64, 128, 40, 96):
+    for dim, is_long in (
+        (32, False),
+        (64, False),
+        (128, False),
+        (40, False),
+        (96, False),
+        (64, True),
+    ):
         layer, page_size = LAYERS[kind](rng, dim), rng.choice([4, 16])
         rows = rows_of(rng, page_size)
+        if is_long:
+            layer, rows = in_parts(layer), long_rows(page_size)
         step = packed(rows, page_size)
         shape = (NUM_PAGES, page_size, layer.num_kv_heads, dim)
         pages = LayerPages(torch.randn(shape).to(dtype), torch.randn(shape).to(dtype))
@@ -104,15 +132,19 @@ def test_attention_is_the_reference_s(
 def test_a_value_that_is_no_number_reaches_only_those_that_see_it(kernels: Kernels) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         layer = LayerSpec(4, 2, 64, 64, 0.125)
-        rows = (Row(1, 40, (1, 2, 3)), Row(20, 3, (4, 5)), Row(1, 40, (6, 7, 8)))
+        rows = (
+            *(Row(1, 40, (1, 2, 3)), Row(20, 3, (4, 5)), Row(1, 40, (6, 7, 8))),
+            *(Row(1, 600, tuple(range(10, 48))), Row(1, 600, tuple(range(50, 88)))),
+        )
         step = packed(rows, 16)
-        pages = LayerPages(torch.ones(9, 16, 2, 64).to(dtype), torch.ones(9, 16, 2, 64).to(dtype))
+        pages = LayerPages(*(torch.ones(90, 16, 2, 64).to(dtype) for _ in "kv"))
         in_8_bits = LayerPages(*map(quantize, pages))
-        worths(in_8_bits.values, 64)[4] = pages.values[4] = float("nan")
+        for bad in (4, 20):  # the latter in the midst of what is read in parts
+            worths(in_8_bits.values, 64)[bad] = pages.values[bad] = float("nan")
         for held in (pages, in_8_bits):
             native = NativeAttention(kernels, 16)
             native.prepare(step)
-            query = torch.ones(22, 4, 64).to(dtype)
+            query = torch.ones(24, 4, 64).to(dtype)
             found = native.attend(layer, Heads(query, query[:, :2], query[:, :2]), held)
-            assert torch.isnan(found[1:21]).any(dim=-1).all()
-            assert torch.isfinite(found[[0, 21]]).all()
+            assert torch.isnan(found[1:21]).any(dim=-1).all() and torch.isnan(found[22]).all()
+            assert torch.isfinite(found[[0, 21, 23]]).all()

@@ -23,7 +23,7 @@ def width(dim: int) -> int:
 def quantize(numbers: torch.Tensor) -> torch.Tensor:
     """[..., dim] floats to [..., width(dim)] int8. A block with NaN or infinity becomes NaN."""
     dim = numbers.shape[-1]
-    padded = torch.nn.functional.pad(numbers.float(), (0, -dim % BLOCK)).unflatten(-1, (-1, BLOCK))
+    padded = _in_blocks(numbers.float())
     worth = padded.abs().amax(dim=-1) / STEPS
     worth = torch.where(worth < NEXT_TO_NOTHING, torch.zeros_like(worth), worth)
     # The next bfloat16 that is not smaller, so that no number is more than 127 steps.
@@ -37,10 +37,16 @@ def quantize(numbers: torch.Tensor) -> torch.Tensor:
 
 def dequantize(pages: torch.Tensor, dim: int, dtype: torch.dtype) -> torch.Tensor:
     """[..., width(dim)] int8 to [..., dim] of `dtype`."""
-    whole = pages[..., :dim].float()
-    padded = torch.nn.functional.pad(whole, (0, -dim % BLOCK)).unflatten(-1, (-1, BLOCK))
-    numbers = padded * worths(pages, dim).float().unsqueeze(-1)
+    numbers = _in_blocks(pages[..., :dim].float()) * worths(pages, dim).float().unsqueeze(-1)
     return numbers.flatten(-2)[..., :dim].to(dtype)
+
+
+def _in_blocks(numbers: torch.Tensor) -> torch.Tensor:
+    """[..., dim] to [..., blocks, BLOCK], the last one filled up with zeros."""
+    missing = -numbers.shape[-1] % BLOCK
+    if missing:  # else it would be a copy
+        numbers = torch.nn.functional.pad(numbers, (0, missing))
+    return numbers.unflatten(-1, (-1, BLOCK))
 
 
 def worths(pages: torch.Tensor, dim: int) -> torch.Tensor:

@@ -28,17 +28,17 @@ class NativeRunner:
         self._page_size = page_size
         self._between: ctypes._FuncPointer | None = None
         self._every = 0  # nanoseconds
-        self._spent: ctypes.Array[ctypes.c_int64] | None = None
+        self._spent: structs.Spent | None = None
 
     @contextmanager
     def watched(self) -> Iterator[dict[structs.Stage, float]]:
         """What the steps in between have spent, in seconds by stage, is known at its end."""
-        self._spent = (ctypes.c_int64 * len(structs.Stage))()
+        self._spent = spent = structs.Spent()
         found: dict[structs.Stage, float] = {}
         try:
             yield found
         finally:
-            found |= {stage: self._spent[stage] / 1e9 for stage in structs.Stage}
+            found |= {stage: spent.nanoseconds[stage] / 1e9 for stage in structs.Stage}
             self._spent = None
 
     def hold_for(self, between: Callable[[], None], every: float) -> None:

@@ -15,6 +15,7 @@ from dynamo_serve.core.request import Sampling
 from dynamo_serve.engines.local.discovery import FORWARD_FAILURES, UnsupportedModel
 from dynamo_serve.engines.local.kv_cache import PoolSize
 from dynamo_serve.engines.local.step import Computed, PackedStep, pack
+from dynamo_serve.errors import EngineStartError
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,8 @@ class PageCheck:
         larger one). None takes the tolerance of the model's dtype, or that of pages.
 
         Raises `UnsupportedModel` when it exceeds the tolerance: the architecture needs something
-        that our attention did not get. Writes to the first pages of the pool.
+        that our attention did not get; `EngineStartError` where KV in 8 bits may be why. Writes to
+        the first pages of the pool.
         """
         model, prompts, plain = runner.model, self._prompts, self._expected
         with torch.inference_mode(), _failures(model):
@@ -81,6 +83,11 @@ class PageCheck:
         worst = max(float(part.median()) for part in (off[~second], off[second]) if len(part))
         if not worst <= (tolerance or max(TOLERANCE[model.dtype], TOLERANCE[page_dtype])):
             reason = f"its logits over pages differ from its plain forward (by {worst:.1e})"
+            if page_dtype == torch.int8:
+                raise EngineStartError(
+                    f"cache.kv_dtype: int8 does not suit this model: {reason}; leave it at auto, "
+                    "which says at start if KV in 8 bits was not why"
+                )
             raise UnsupportedModel(model.config, reason)
         logger.info("pages agree with the plain forward, relative error %.1e", worst)
         return worst

@@ -110,8 +110,9 @@ const char *ds_version() { return DS_VERSION; }
 // Sizes of the structures, so that the other side of the boundary can compare.
 int32_t ds_struct_size(int32_t which) {
   const size_t sizes[] = {sizeof(ds::Linear), sizeof(ds::Attention), sizeof(ds::Layer),
-                          sizeof(ds::Model),  sizeof(ds::Step),      sizeof(ds::Queries)};
-  return which >= 0 && which < 6 ? static_cast<int32_t>(sizes[which]) : -1;
+                          sizeof(ds::Model),  sizeof(ds::Step),      sizeof(ds::Queries),
+                          sizeof(ds::Spent)};
+  return which >= 0 && which < 7 ? static_cast<int32_t>(sizes[which]) : -1;
 }
 
 }  // extern "C"

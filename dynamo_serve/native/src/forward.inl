@@ -29,13 +29,14 @@ struct Activations {
 
 // Adds up what a step's time goes to, where somebody asks.
 struct Watch {
-  int64_t *spent, began;
+  Spent *spent;
+  int64_t began;
 
-  METHOD explicit Watch(int64_t *spent) : spent(spent), began(spent ? nanoseconds() : 0) {}
+  METHOD explicit Watch(Spent *spent) : spent(spent), began(spent ? nanoseconds() : 0) {}
   METHOD void lap(Stage stage) {
     if (spent == nullptr) return;
     const int64_t now = nanoseconds();
-    spent[stage] += now - began;
+    spent->nanoseconds[stage] += now - began;
     began = now;
   }
 };

@@ -11,6 +11,10 @@ enum Activation : int32_t { SILU = 0, GELU_TANH = 1 };
 // What a step's time goes to. A norm behind a layer's part counts as that part.
 enum Stage : int32_t { EMBED, NORMS, QKV, ROTATE, ATTEND, OUT, GATE_UP, DOWN, HEAD };
 
+struct Spent {
+  int64_t nanoseconds[HEAD + 1];  // by `Stage`
+};
+
 // y = x W^T + bias, W packed by `pack` in the layout of the instruction set that runs it.
 struct Linear {
   const void *weights;
@@ -67,7 +71,7 @@ struct Step {
   // calls nobody.
   void (*between)();
   int64_t every;
-  int64_t *spent;  // nanoseconds by `Stage`, to which the step's are added, or null
+  Spent *spent;  // to which the step's are added, or null
 };
 
 // Queries of a step as a caller outside of `forward` has them, [T, heads, head_dim] each.

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from dynamo_serve.core.batch import Batch, Phase
 from dynamo_serve.core.request import Finish
@@ -18,7 +19,7 @@ from dynamo_serve.engines.local.self_check import PageCheck
 from dynamo_serve.errors import EngineStartError
 from tests.engines.local.driver import Driver, Seq, make_engine
 from tests.engines.local.native import KERNEL_SETS, require_kernels
-from tests.engines.local.zoo import MODELS, checkpoint
+from tests.engines.local.zoo import MODELS, checkpoint, config_of, save_random
 
 PROMPT = tuple(range(30, 53))
 NEAR = 0.03  # of the logits' norm, in float32; the worst of the zoo is off by half of it
@@ -177,3 +178,22 @@ def test_where_it_cannot_be_is_said_with_the_remedy() -> None:
         EngineStartError, match=r"cache.kv_dtype: int8 needs .* even .*leave it out"
     ):
         page_dtype("int8", torch.float32, [LayerSpec(4, 2, 7, 7, 1.0)])
+
+
+def test_a_model_that_it_does_not_suit_says_so_at_start() -> None:
+    """Two channels of the keys far larger than the others, which their blocks cannot hold."""
+    config = config_of("Qwen2Config", {"hidden_size": 128, "intermediate_size": 128})
+    folder = save_random(config, "outlier")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    for layer in model.model.layers:
+        bias = torch.zeros_like(layer.self_attn.k_proj.bias).view(-1, 32)
+        bias[:, 15], bias[:, 31] = 1e3, -5e2
+        with torch.no_grad():
+            layer.self_attn.k_proj.bias.copy_(bias.flatten())
+    model.save_pretrained(folder)
+    engine = make_engine(folder, dtype="float32")
+    assert engine.start().facts["kv_dtype"] == "float32"
+    engine.close()
+    engine = make_engine(folder, dtype="float32", kv_dtype="int8")
+    with pytest.raises(EngineStartError, match=r"^cache.kv_dtype: int8 .*leave it at auto"):
+        engine.start()
