@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from dynamo_serve import bundled
+from dynamo_serve import bundled, hub
 from dynamo_serve.config import ModelSection
 from dynamo_serve.core.engine import EngineSpec
 from dynamo_serve.errors import ConfigError
@@ -34,7 +34,7 @@ def served_names(model: ModelSection, there: str = "") -> tuple[str, ...]:
 
 
 def model_path(path: str) -> str:
-    """A folder that exists, or a hub id. Raises `ConfigError` for a folder that does not."""
+    """A folder that exists, or what may be a hub id. Raises `ConfigError` for anything else."""
     if path == "bundled":
         return str(bundled.path())
     folder = Path(path).expanduser()
@@ -52,6 +52,14 @@ def model_path(path: str) -> str:
     return path
 
 
+def local_folder(path: str, kind: str) -> str:
+    """Where the files of `model_path`'s answer are, brought from the hub if need be; engines of any
+    `kind` but local want no weights. Raises `ConfigError` if they cannot be had."""
+    if Path(path).is_dir():
+        return path
+    return hub.fetched(path, weights=kind == "local")
+
+
 def load_tokenizer(path: str) -> Tokenizer:
     """The model's tokenizer. Raises `ConfigError` if there is none to be had."""
     try:
@@ -60,8 +68,7 @@ def load_tokenizer(path: str) -> Tokenizer:
         why = str(error).strip().partition("\n")[0]
         if not isinstance(error, (OSError, ValueError)):
             why = f"{type(error).__name__}: {why}"  # as in KeyError: 'added_tokens'
-        where = "" if Path(path).is_dir() else "there is no such folder here, and on the hub "
-        raise ConfigError(f"model.path = {path!r}: {where}no tokenizer: {why}") from error
+        raise ConfigError(f"model.path = {path!r}: no tokenizer: {why}") from error
 
 
 def dialect(tokenizer: Tokenizer, model: ModelSection) -> Dialect:

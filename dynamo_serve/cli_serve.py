@@ -22,6 +22,7 @@ from dynamo_serve.cli_model import (
     dialect,
     first_request,
     load_tokenizer,
+    local_folder,
     model_path,
     served_names,
 )
@@ -46,7 +47,7 @@ def serve(config: Config) -> int:
     """Serve until a signal; 0 after a drain. Raises `ConfigError` or `EngineStartError`."""
     configure_logging(config.log)
     names = served_names(config.model, config.triton.model)
-    path = model_path(config.model.path)
+    named = model_path(config.model.path)
     check_disk(config.cache)
     # Before anything slow: a port in use should be known now, not after minutes of loading.
     predecessor = take_over(config.server)
@@ -56,6 +57,7 @@ def serve(config: Config) -> int:
             return service.vitals()._replace(**recording.counts(recorder))
 
         metrics = metrics_of(config, names[0], vitals)
+        path = local_folder(named, config.engine.kind)
         tokenizer = load_tokenizer(path)
         recorder = recording.recorder_of(config, metrics, tokenizer.decode, names[0])
         observer, progress = recorder or metrics, Progress(sys.stderr)

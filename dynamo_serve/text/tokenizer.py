@@ -13,7 +13,6 @@ from typing import Any
 
 from jinja2 import TemplateError
 from transformers import AutoTokenizer
-from transformers.utils import cached_file
 
 from dynamo_serve.errors import InvalidRequest
 from dynamo_serve.text.dialect import takes_tools
@@ -71,15 +70,14 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str) -> Tokenizer:
-        """From a local folder (the network is never asked) or a hub id.
+        """From a folder; the network is never asked.
 
         Raises `OSError` if there is no tokenizer.
         """
-        local = Path(path).is_dir()
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=local)
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
         if not _has_words(tokenizer):
             raise OSError("its files are missing, tokenizer.json or those of its kind")
-        return cls(tokenizer, _generation_eos(path, local))
+        return cls(tokenizer, _generation_eos(path))
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         """The ids of `text`; `add_special_tokens` adds what the model wants around a text (BOS)."""
@@ -233,16 +231,11 @@ def _has_words(tokenizer: Any) -> bool:
     return len(tokenizer.get_vocab().keys() - special - {*tokenizer.all_special_tokens}) > 1
 
 
-def _generation_eos(path: str, local: bool) -> frozenset[int]:
-    name = cached_file(
-        path,
-        "generation_config.json",
-        local_files_only=local,
-        _raise_exceptions_for_missing_entries=False,
-    )
-    if name is None:
+def _generation_eos(path: str) -> frozenset[int]:
+    file = Path(path, "generation_config.json")
+    if not file.is_file():
         return frozenset()
-    eos = json.loads(Path(name).read_text()).get("eos_token_id")
+    eos = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
     if eos is None:
         return frozenset()
     return frozenset([eos] if isinstance(eos, int) else eos)

@@ -48,7 +48,7 @@ class LocalEngine:
         path: str,
         progress: Callable[[str, float], None],
     ) -> None:
-        """`path` is a local folder or a hub id; `progress(stage, fraction)` hears of start-up."""
+        """`path` is a folder; `progress(stage, fraction)` hears of start-up."""
         limits = Limits(max_decode_sequences, max_prefill_tokens)
         self._wishes = Wishes(model, engine, cache, limits, path)
         self._progress = progress

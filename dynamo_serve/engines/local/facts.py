@@ -63,10 +63,7 @@ def page_facts(facts: Facts, model: ModelSection, path: str) -> dict[str, str]:
 def fingerprint(path: str) -> str:
     """Tells a model from others by its settings and by both ends of each file of weights."""
     digest = hashlib.blake2b(digest_size=16)
-    folder = Path(path)
-    if not folder.is_dir():
-        digest.update(path.encode())  # a name of the hub
-    for file in sorted(folder.iterdir()) if folder.is_dir() else ():
+    for file in sorted(Path(path).iterdir()):
         if file.name == "config.json":
             digest.update(file.read_bytes())
         elif file.suffix in (".safetensors", ".bin"):

@@ -1,8 +1,7 @@
-"""Weights and settings from a local folder or a hub id, loaded once."""
+"""Weights and settings from a folder, loaded once."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -47,7 +46,7 @@ def load_config(path: str) -> PreTrainedConfig:
     try:
         config = AutoConfig.from_pretrained(
             path,
-            local_files_only=Path(path).is_dir(),
+            local_files_only=True,
             trust_remote_code=False,  # None would ask on the terminal, and run it on a yes
         )
     except Exception as error:  # whatever a settings class makes of a bad value
@@ -67,7 +66,7 @@ def load_model(
 ) -> PreTrainedModel:
     """The model in evaluation mode on `device`, its attention function set to `attention`.
 
-    `dtype` auto takes the checkpoint's; a local folder never makes it look elsewhere. `auto` is the
+    `dtype` auto takes the checkpoint's; the network is never asked. `auto` is the
     class of transformers that knows what kind of model it is; parameters that begin with one of
     `unused` may be missing. Raises `EngineStartError`, or `UnsupportedModel` when the architecture
     has no such attention.
@@ -80,7 +79,7 @@ def load_model(
             config=config,
             dtype=DTYPES.get(dtype, "auto"),
             attn_implementation=attention,
-            local_files_only=Path(path).is_dir(),
+            local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
         )

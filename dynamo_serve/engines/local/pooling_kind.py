@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import cached_file
-
 from dynamo_serve.errors import EngineStartError
 
 # Flags in the settings of sentence-transformers' pooling module, and what they mean here.
@@ -67,12 +65,5 @@ def _pooling(path: str, name: str) -> str:
 
 def _read(path: str, name: str) -> Any:
     """A JSON file beside the model; None if there is none."""
-    is_local = Path(path).is_dir()
-    found = cached_file(
-        path,
-        name,
-        local_files_only=is_local,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    return None if found is None else json.loads(Path(found).read_text(encoding="utf-8"))
+    file = Path(path, name)
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None

@@ -73,7 +73,7 @@ class Limits(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """The settings that the local engine uses; `path` is a local folder or a hub id."""
+    """The settings that the local engine uses; `path` is a folder."""
 
     model: ModelSection
     engine: EngineSection

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from llguidance import LLTokenizer
 from transformers import AutoTokenizer, PreTrainedModel
 
@@ -12,7 +10,7 @@ from dynamo_serve.grammars import BadGrammar, vocabulary
 
 def load_words(path: str, model: PreTrainedModel, vocab_size: int) -> LLTokenizer:
     """Loads the tokenizer: seconds, for a large one. Raises `BadGrammar` for a slow one."""
-    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=Path(path).is_dir())
+    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
     if not tokenizer.is_fast:
         raise BadGrammar("the model's tokenizer is not one that grammars can be followed with")
     named = model.generation_config.eos_token_id if model.generation_config else None
