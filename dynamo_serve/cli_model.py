@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 from dynamo_serve import bundled, hub
 from dynamo_serve.config import ModelSection
@@ -52,12 +53,29 @@ def model_path(path: str) -> str:
     return path
 
 
-def local_folder(path: str, kind: str) -> str:
-    """Where the files of `model_path`'s answer are, brought from the hub if need be; engines of any
-    `kind` but local want no weights. Raises `ConfigError` if they cannot be had."""
-    if Path(path).is_dir():
-        return path
-    return hub.fetched(path, weights=kind == "local")
+class Files(NamedTuple):
+    """A model's files: the `folder` that they are in, or will be."""
+
+    model: str  # as `model_path` says
+    folder: str
+    has_use: bool  # for weights
+
+    @classmethod
+    def of(cls, model: str, kind: str) -> Files:
+        """Settings and tokenizer are there from now on; only an engine of the `kind` local has use
+        for more. Raises `ConfigError`."""
+        folder = model if Path(model).is_dir() else hub.settings_of(model)
+        return cls(model, folder, kind == "local")
+
+    async def bring_weights(self) -> None:
+        """Raises `ConfigError` if they cannot be had."""
+        if self.has_use and self.folder != self.model:
+            await hub.bring_weights(self.model, self.folder)
+
+
+def whole_folder(model: str) -> str:
+    """Where all files of `model_path`'s answer are. Raises `ConfigError`."""
+    return model if Path(model).is_dir() else hub.weights_of(model)
 
 
 def load_tokenizer(path: str) -> Tokenizer:

@@ -19,10 +19,10 @@ from dynamo_serve.api.auth import Access
 from dynamo_serve.api.heads import declared_heads
 from dynamo_serve.cli_metrics import metrics_of
 from dynamo_serve.cli_model import (
+    Files,
     dialect,
     first_request,
     load_tokenizer,
-    local_folder,
     model_path,
     served_names,
 )
@@ -57,11 +57,11 @@ def serve(config: Config) -> int:
             return service.vitals()._replace(**recording.counts(recorder))
 
         metrics = metrics_of(config, names[0], vitals)
-        path = local_folder(named, config.engine.kind)
-        tokenizer = load_tokenizer(path)
+        files = Files.of(named, config.engine.kind)
+        tokenizer = load_tokenizer(files.folder)
         recorder = recording.recorder_of(config, metrics, tokenizer.decode, names[0])
         observer, progress = recorder or metrics, Progress(sys.stderr)
-        service = Service(config, model_path=path, observer=observer, progress=progress)
+        service = Service(config, model_path=files.folder, observer=observer, progress=progress)
         access = Access(config.server, service.configure)
         service.declare(declared_heads(config.cache, tokenizer))
         told = recorder.facts if recorder else dict
@@ -79,7 +79,7 @@ def serve(config: Config) -> int:
             predecessor=predecessor,
             door=Door(config.server.handover, listener) if config.server.handover else None,
         )
-        run = Run(service, http, listener, config.server, access, succession, recorder)
+        run = Run(files, service, http, listener, config.server, access, succession, recorder)
         return asyncio.run(run.until_signal(names))
 
 
@@ -88,6 +88,7 @@ class Run:
 
     def __init__(
         self,
+        files: Files,
         service: Service,
         http: HttpServer,
         listener: socket.socket,
@@ -96,6 +97,7 @@ class Run:
         succession: Succession,
         recorder: Recorder | None,
     ) -> None:
+        self._files = files
         self._service = service
         self._http = http
         self._listener = listener
@@ -113,7 +115,7 @@ class Run:
         if self._access.reloads:  # else SIGHUP ends the server, as a terminal that closes means it
             loop.add_signal_handler(signal.SIGHUP, self._reload)
         stopped = asyncio.create_task(self._stop.wait())
-        starting = asyncio.create_task(self._service.start())
+        starting = asyncio.create_task(self._start())
         answering = asyncio.create_task(self._succession.answer(starting, self._listener))
         handed = asyncio.create_task(self._succession.handed())
         tidying = asyncio.create_task(garbage.tidy())
@@ -131,6 +133,10 @@ class Run:
         finally:
             await self._close(answering, starting, stopped, handed, tidying)
         return 0
+
+    async def _start(self) -> None:
+        await self._files.bring_weights()  # HTTP answers meanwhile
+        await self._service.start()
 
     @staticmethod
     async def _first_of(*tasks: asyncio.Task[object]) -> None:

@@ -226,7 +226,7 @@ class SchedulerSection:
         "auto",
         "Guess tokens from the request's own text and verify them beside the next one, wherever "
         "learned step times say that it pays. Answers stay the same, up to rounding in half "
-        "precision.",
+        "precision and of KV in int8.",
     )
     max_draft_tokens: int = setting(8, "Guessed tokens of one sequence in a step.", low=1, high=64)
     max_waiting: int = setting(10_000, "Requests that may wait; beyond it 503.", low=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -24,13 +25,15 @@ from tests.test_cli import body, ready, serving, wait_for
 
 COMMIT = "c" * 40
 FETCH = """
-import sys
-from dynamo_serve import hub
+import asyncio, sys
+from dynamo_serve.cli_model import Files
 from dynamo_serve.errors import ConfigError
 try:
-    print(hub.fetched(sys.argv[1], weights=sys.argv[2] == "weights"))
+    files = Files.of(sys.argv[1], sys.argv[2])
+    asyncio.run(files.bring_weights())
 except ConfigError as error:
     raise SystemExit(str(error))
+print(files.folder)
 """
 REFUSED = {"org/private": (401, "RepoNotFound"), "org/gated": (403, "GatedRepo")}
 
@@ -41,6 +44,8 @@ class Hub(ThreadingHTTPServer):
     def __init__(self, files: dict[str, bytes]) -> None:
         super().__init__(("127.0.0.1", 0), Answer)
         self.files, self.sent = files, list[str]()
+        self.may_go_on = threading.Event()  # with weights
+        self.may_go_on.set()
         self.url = f"http://127.0.0.1:{self.server_port}"
 
 
@@ -55,6 +60,8 @@ class Answer(BaseHTTPRequestHandler):
         elif parts[0] != "api":
             name = "/".join(parts[4:])
             self.server.sent += [name] if self.command == "GET" else []
+            if name == "model.safetensors" and self.command == "GET":
+                assert self.server.may_go_on.wait(PATIENCE_S)
             self.answer(self.server.files[name])
         elif parts[4] == "revision":
             self.answer(json.dumps({"id": model, "sha": COMMIT, "siblings": []}).encode())
@@ -113,10 +120,10 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def fetch(
-    url: str, model: str = "org/tiny", what: str = "weights"
+    url: str, model: str = "org/tiny", kind: str = "local"
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", FETCH, model, what],
+        [sys.executable, "-c", FETCH, model, kind],
         env={**os.environ, "HF_ENDPOINT": url},
         capture_output=True,
         text=True,
@@ -145,14 +152,15 @@ def test_old_weights_where_there_are_no_others_and_none_for_who_computes_nothing
 ) -> None:
     files = {name: data for name, data in FILES.items() if name != "model.safetensors"}
     with hub_with(files) as hub:
-        assert names_in(fetch(hub.url, what="none").stdout) == SETTINGS
+        assert names_in(fetch(hub.url, kind="triton").stdout) == SETTINGS
         assert names_in(fetch(hub.url).stdout) == {*SETTINGS, "pytorch_model.bin"}
 
 
 def test_what_is_here_in_part_is_told_where_the_hub_is_out_of_reach(cache: Path) -> None:
     with hub_with(FILES) as hub:
-        folder = fetch(hub.url, what="none").stdout
-    found = fetch(hub.url)
+        folder = fetch(hub.url, kind="triton").stdout
+    Path(folder.strip(), "tokenizer.json").unlink()
+    found = fetch(hub.url, kind="triton")
     assert (found.returncode, found.stdout) == (0, folder)
     assert "org/tiny: files are missing, and the hub cannot be asked" in found.stderr
 
@@ -164,7 +172,7 @@ def test_what_cannot_be_had_is_told_with_the_remedy(cache: Path) -> None:
         assert "its terms have to be accepted" in fetch(hub.url, "org/gated").stderr
     gone = fetch(hub.url)
     assert gone.returncode == 1
-    assert "no copy of it from the hub, and the hub cannot be asked" in gone.stderr
+    assert "no whole copy of it from the hub, and the hub cannot be asked" in gone.stderr
     assert "Traceback" not in gone.stderr
 
 
@@ -178,6 +186,40 @@ def test_a_server_of_a_hub_id_starts_again_without_the_hub(
         assert "model.safetensors" in hub.sent
     answers.append(ask())
     assert answers[0] == answers[1]
+
+
+def test_a_server_answers_while_weights_come_and_can_be_stopped(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {file.name: file.read_bytes() for file in bundled.path().iterdir() if file.is_file()}
+    with hub_with(files) as hub, socket.create_server(("127.0.0.1", 0)) as free:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        hub.may_go_on.clear()
+        port = free.getsockname()[1]
+        free.close()
+        command = (sys.executable, "-m", "dynamo_serve", "serve", "--model", "org/tiny")
+        server = subprocess.Popen([*command, "--port", str(port)])
+        try:
+            wait_for(lambda: "model.safetensors" in hub.sent)
+            url = f"http://127.0.0.1:{port}"
+            assert not ready(url)
+            assert httpx.get(url + "/health").status_code == 200
+            server.terminate()
+            assert server.wait(PATIENCE_S) == 0
+        finally:
+            server.kill()
+            server.wait(PATIENCE_S)
+            hub.may_go_on.set()
+        assert not [
+            pid for pid in os.listdir("/proc") if pid.isdigit() and str(cache) in environ_of(pid)
+        ]
+
+
+def environ_of(pid: str) -> str:
+    try:
+        return Path("/proc", pid, "environ").read_text(errors="replace")
+    except OSError:  # it has ended, or is not ours
+        return ""
 
 
 def ask() -> object:

@@ -38,6 +38,8 @@ def quantize(numbers: torch.Tensor) -> torch.Tensor:
 def dequantize(pages: torch.Tensor, dim: int, dtype: torch.dtype) -> torch.Tensor:
     """[..., width(dim)] int8 to [..., dim] of `dtype`."""
     numbers = _in_blocks(pages[..., :dim].float()) * worths(pages, dim).float().unsqueeze(-1)
+    if dtype == torch.float16:  # 127 steps may be just beyond what it can say
+        numbers = numbers.clamp(-torch.finfo(dtype).max, torch.finfo(dtype).max)
     return numbers.flatten(-2)[..., :dim].to(dtype)
 
 

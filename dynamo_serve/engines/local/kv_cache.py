@@ -93,7 +93,7 @@ def size_pool(
         raise EngineStartError(
             f"no room for a KV page: {page_bytes / MIB:.2f} MiB each, and {fraction:.2f} of the "
             f"{free / MIB:.0f} MiB free on {device} may be used; raise cache.memory_fraction or "
-            "choose a smaller model, model.dtype or cache.kv_dtype"
+            "choose a smaller model or model.dtype, or cache.kv_dtype: int8"
         )
     return PoolSize(num_pages, cache.page_size, token_bytes)
 

@@ -90,7 +90,8 @@ class DiskStore:
 
         Raises `OSError` if the folder cannot be used, `EngineStartError` if it must not be.
         """
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for folder in (*reversed(self._folder.parents), self._folder):
+            folder.mkdir(mode=0o700, exist_ok=True)  # `parents` would leave those above to others
         self._lock = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

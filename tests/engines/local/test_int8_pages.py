@@ -43,6 +43,11 @@ def test_a_number_is_off_by_half_a_step_of_its_block(dim: int, dtype: torch.dtyp
         assert (off <= step / 2 * (1 + 1e-6)).all()
 
 
+def test_the_largest_number_of_float16_stays_finite() -> None:
+    largest = torch.full((32,), torch.finfo(torch.float16).max, dtype=torch.float16)
+    assert torch.equal(dequantize(quantize(largest), 32, torch.float16), largest)
+
+
 def test_a_large_channel_coarsens_its_own_block_alone() -> None:
     numbers = torch.randn(128)
     numbers[70] = 1000.0

@@ -207,6 +207,14 @@ def test_a_page_that_changed_on_disk_is_computed_again(tmp_path: Path) -> None:
         assert second.spill.num_failed[DISK] == 1
 
 
+def test_no_folder_on_the_way_to_pages_is_for_others(tmp_path: Path) -> None:
+    store = DiskStore(tmp_path / "int8" / "kv-int8", 1, 64, {})
+    store.open()
+    store.close()
+    for folder in (tmp_path / "int8", tmp_path / "int8" / "kv-int8"):
+        assert folder.stat().st_mode & 0o077 == 0
+
+
 def test_a_folder_with_pages_of_another_model_is_refused_by_name(tmp_path: Path) -> None:
     cache = {"disk_gib": 4 * MIB, "disk_path": str(tmp_path)}
     with served(**cache) as first:

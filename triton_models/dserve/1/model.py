@@ -11,7 +11,7 @@ import triton_python_backend_utils as pb_utils  # only inside Triton
 
 from dynamo_serve import settings
 from dynamo_serve.building import Ends, Given, run_engine
-from dynamo_serve.cli_model import local_folder, model_path
+from dynamo_serve.cli_model import model_path, whole_folder
 from dynamo_serve.core.loop import Cancel, Stop, Submit
 from dynamo_serve.core.request import Finish, Request, Resumed, Sampling
 from dynamo_serve.core.stats import Standing
@@ -40,7 +40,7 @@ class TritonPythonModel:
         self.failure = self.spec = None
         self.settled = threading.Event()
         self._declare(args["model_name"])
-        path = local_folder(model_path(config.model.path), config.engine.kind)
+        path = whole_folder(model_path(config.model.path))
         given = Given(config, path, Tenancy(), Standing())
         self.threads = [
             threading.Thread(target=self._run, args=(given,), name="engine"),
