@@ -189,7 +189,9 @@ def test_a_hub_that_is_out_of_reach_is_told_once(tmp_path: Path) -> None:
         line, check=False, capture_output=True, text=True, timeout=PATIENCE_S, env=around
     )
     assert told.returncode == 2
-    assert "there is no such folder here, no copy of it from the hub, and the hub" in told.stderr
+    assert (
+        "there is no such folder here, no whole copy of it from the hub, and the hub" in told.stderr
+    )
     assert told.stderr.count("cannot be reached") == 1
 
 
