@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -26,7 +27,9 @@ from tests.test_cli import body, ready, serving, wait_for
 COMMIT = "c" * 40
 FETCH = """
 import asyncio, sys
+from dynamo_serve import hub
 from dynamo_serve.cli_model import Files
+hub.TIMEOUT_S = 1.0
 from dynamo_serve.errors import ConfigError
 try:
     files = Files.of(sys.argv[1], sys.argv[2])
@@ -46,6 +49,7 @@ class Hub(ThreadingHTTPServer):
         self.files, self.sent = files, list[str]()
         self.may_go_on = threading.Event()  # with weights
         self.may_go_on.set()
+        self.is_silent = threading.Event()
         self.url = f"http://127.0.0.1:{self.server_port}"
 
 
@@ -55,7 +59,9 @@ class Answer(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         parts = urlsplit(self.path).path.strip("/").split("/")
         model = "/".join(parts[2:4] if parts[0] == "api" else parts[:2])
-        if model != "org/tiny":
+        if self.server.is_silent.is_set():
+            assert self.server.may_go_on.wait(PATIENCE_S)
+        elif model != "org/tiny":
             self.answer(b"", *REFUSED.get(model, (404, "RepoNotFound")))
         elif parts[0] != "api":
             name = "/".join(parts[4:])
@@ -63,7 +69,7 @@ class Answer(BaseHTTPRequestHandler):
             if name == "model.safetensors" and self.command == "GET":
                 assert self.server.may_go_on.wait(PATIENCE_S)
             self.answer(self.server.files[name])
-        elif parts[4] == "revision":
+        elif parts[4:5] != ["tree"]:
             self.answer(json.dumps({"id": model, "sha": COMMIT, "siblings": []}).encode())
         else:
             tree = [
@@ -104,10 +110,11 @@ def hub_with(files: dict[str, bytes]) -> Iterator[Hub]:
 NAMES = (
     *("config.json", "tokenizer.json", "1_Pooling/config.json", "model.safetensors", "model.gguf"),
     *("pytorch_model.bin", "onnx/model.onnx", "original/model.safetensors", "README.md"),
-    *("consolidated.safetensors", "original/consolidated.00.pth"),
+    *("consolidated.safetensors", "original/consolidated.00.pth", "model.fp16.safetensors"),
+    *("bpe.codes", "adapter_model.safetensors"),
 )
 FILES = {name: name.encode() for name in NAMES}
-SETTINGS = {"config.json", "tokenizer.json", "1_Pooling/config.json"}
+SETTINGS = {"config.json", "tokenizer.json", "bpe.codes", "1_Pooling/config.json"}
 
 
 @pytest.fixture
@@ -133,6 +140,7 @@ def fetch(
 
 
 def names_in(folder: str) -> set[str]:
+    assert folder
     root = Path(folder.strip())
     return {str(file.relative_to(root)) for file in root.rglob("*") if file.is_file()}
 
@@ -143,7 +151,7 @@ def test_settings_and_one_set_of_weights_are_brought_once(cache: Path) -> None:
         assert names_in(first.stdout) == {*SETTINGS, "model.safetensors"}
         assert sorted(hub.sent) == sorted({*SETTINGS, "model.safetensors"})
         assert fetch(hub.url).stdout == first.stdout
-        assert len(hub.sent) == 4, "again"
+        assert len(hub.sent) == 5, "again"
     assert fetch(hub.url).stdout == first.stdout, "out of reach"
 
 
@@ -156,13 +164,43 @@ def test_old_weights_where_there_are_no_others_and_none_for_who_computes_nothing
         assert names_in(fetch(hub.url).stdout) == {*SETTINGS, "pytorch_model.bin"}
 
 
+@pytest.mark.parametrize("kind", ["model.safetensors", "pytorch_model.bin"])
+def test_weights_in_parts_are_those_that_their_index_names(cache: Path, kind: str) -> None:
+    parts, index = {"one-of-two", "another"}, f"{kind}.index.json"
+    files = {name: FILES[name] for name in (*SETTINGS, "adapter_model.safetensors")}
+    files |= {name: name.encode() for name in (*parts, "a-third")}
+    files[index] = json.dumps({"weight_map": dict(zip("ab", parts, strict=True))}).encode()
+    with hub_with(files) as hub:
+        folder = fetch(hub.url).stdout
+        assert names_in(folder) == {*SETTINGS, *parts, index}
+        Path(folder.strip(), "another").unlink()
+        assert names_in(fetch(hub.url).stdout) == {*SETTINGS, *parts, index}
+
+
+def test_no_weights_is_told(cache: Path) -> None:
+    with hub_with({name: FILES[name] for name in (*SETTINGS, "consolidated.safetensors")}) as hub:
+        assert "neither here nor on the hub are weights of it" in fetch(hub.url).stderr
+
+
+def test_a_hub_that_says_nothing_is_out_of_reach(cache: Path) -> None:
+    with hub_with(FILES) as hub:
+        first = fetch(hub.url)
+        hub.may_go_on.clear()
+        hub.is_silent.set()
+        try:
+            assert fetch(hub.url).stdout == first.stdout
+        finally:
+            hub.may_go_on.set()
+
+
 def test_what_is_here_in_part_is_told_where_the_hub_is_out_of_reach(cache: Path) -> None:
     with hub_with(FILES) as hub:
         folder = fetch(hub.url, kind="triton").stdout
     Path(folder.strip(), "tokenizer.json").unlink()
     found = fetch(hub.url, kind="triton")
     assert (found.returncode, found.stdout) == (0, folder)
-    assert "org/tiny: files are missing, and the hub cannot be asked" in found.stderr
+    assert "what is here of org/tiny is served, the hub cannot be asked: " in found.stderr
+    assert "org/tiny: files are missing" in found.stderr
 
 
 def test_what_cannot_be_had_is_told_with_the_remedy(cache: Path) -> None:
@@ -188,8 +226,9 @@ def test_a_server_of_a_hub_id_starts_again_without_the_hub(
     assert answers[0] == answers[1]
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_server_answers_while_weights_come_and_can_be_stopped(
-    cache: Path, monkeypatch: pytest.MonkeyPatch
+    cache: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     files = {file.name: file.read_bytes() for file in bundled.path().iterdir() if file.is_file()}
     with hub_with(files) as hub, socket.create_server(("127.0.0.1", 0)) as free:
@@ -204,15 +243,13 @@ def test_a_server_answers_while_weights_come_and_can_be_stopped(
             url = f"http://127.0.0.1:{port}"
             assert not ready(url)
             assert httpx.get(url + "/health").status_code == 200
-            server.terminate()
-            assert server.wait(PATIENCE_S) == 0
+            server.send_signal(number)
+            assert server.wait(PATIENCE_S) == (0 if number == signal.SIGTERM else -number)
+            wait_for(lambda: not any(str(cache) in environ_of(pid) for pid in os.listdir("/proc")))
         finally:
             server.kill()
             server.wait(PATIENCE_S)
             hub.may_go_on.set()
-        assert not [
-            pid for pid in os.listdir("/proc") if pid.isdigit() and str(cache) in environ_of(pid)
-        ]
 
 
 def environ_of(pid: str) -> str:

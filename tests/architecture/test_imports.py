@@ -145,7 +145,7 @@ LAW: dict[str, tuple[str, ...]] = {
     ),
     "dynamo_serve.cli_progress": (),
     "dynamo_serve.cli_model": ("bundled.", "config", "core.", "errors", "hub", "text."),
-    "dynamo_serve.hub": ("errors", "huggingface_hub."),
+    "dynamo_serve.hub": ("errors", "start", "huggingface_hub."),
     "dynamo_serve.open_files": (),
     "dynamo_serve.http_server": ("api.", "config", "open_files", "starlette.", "uvicorn."),
     "dynamo_serve.cli_replay": ("bench.", "cli_progress", "errors", "settings", "trace"),

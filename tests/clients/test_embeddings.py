@@ -11,6 +11,10 @@ from tests.clients import judging
 from tests.clients.conftest import Programs
 from tests.clients.judging import Judge
 
+# Of vectors of length 1 in bfloat16: what is asked again is found in the cache, and what is left of
+# it may be computed by another kernel.
+ROUNDING = 5e-3
+
 
 def all_found(told: Any) -> None:
     assert len(told) > 1
@@ -24,7 +28,7 @@ def from_the_document(told: Any) -> None:
 
 def equal_vectors(told: Any) -> None:
     assert set(told["sizes"]) == {judging.SIZE}
-    assert told["gap"] < 1e-6
+    assert told["gap"] < ROUNDING
     assert told["tokens"] > len(told["sizes"])
 
 
