@@ -64,13 +64,12 @@ async def bring_weights(model: str, folder: str) -> None:
     By a process of its own: it ends with the task that waits here, which a download in a thread
     would not. Raises `ConfigError`.
     """
-    commit = Path(folder).name
     if _are_here(folder):
         return
     began = time.monotonic()
     log.info("bringing the weights of %s from the hub", model)
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", "-m", "dynamo_serve.hub", model, commit),
+        *(sys.executable, "-P", "-m", "dynamo_serve.hub", model, Path(folder).name),
         stdout=asyncio.subprocess.PIPE,
         start_new_session=True,  # Ctrl-C is for us
     )

@@ -12,12 +12,11 @@ import pytest
 import torch
 
 from dynamo_serve.engines.local.native_runner import NativeRunner
-from dynamo_serve.engines.local.self_check import PageCheck
 from dynamo_serve.errors import EngineStartError
 from dynamo_serve.native import library
 from dynamo_serve.native.library import Kernels, NativeUnavailable, choose
 from dynamo_serve.native.structs import Stage
-from tests.engines.local.driver import Driver, Seq, make_engine
+from tests.engines.local.driver import Driver, Seq, errors_found, make_engine
 from tests.engines.local.native import NATIVE, require_kernels
 from tests.engines.local.zoo import COMMON, MODELS, checkpoint, expected_tokens
 
@@ -46,14 +45,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def compared(monkeypatch: pytest.MonkeyPatch, **wishes: Any) -> float:
     """The error that the check at start found."""
-    found: list[float] = []
-    original = PageCheck.compare
-
-    def compare(self: PageCheck, *args: Any) -> float:
-        found.append(original(self, *args))
-        return found[-1]
-
-    monkeypatch.setattr(PageCheck, "compare", compare)
+    found = errors_found(monkeypatch)
     engine = make_engine(**wishes)
     spec = engine.start()
     assert spec.facts["kernels"] == wishes["kernels"]

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
+
 from dynamo_serve.config import CacheSection, EngineSection, ModelSection
 from dynamo_serve.core.batch import Batch, Phase, SequenceOutput, Work
 from dynamo_serve.core.request import Sampling
 from dynamo_serve.engines.local import LocalEngine
+from dynamo_serve.engines.local.self_check import PageCheck
 
 GREEDY = Sampling(temperature=0.0)
 CACHE = ("page_size", "num_pages", "kv_dtype", "host_gib", "disk_gib", "disk_path")
@@ -140,3 +143,16 @@ class Driver:
         self.engine.drop([seq.id])
         self.free.extend(seq.pages)
         seq.pages, seq.num_done, seq.num_cached = [], 0, 0
+
+
+def errors_found(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What the checks of engines that start from now on find."""
+    found: list[float] = []
+    original = PageCheck.compare
+
+    def compare(self: PageCheck, *args: Any) -> float:
+        found.append(original(self, *args))
+        return found[-1]
+
+    monkeypatch.setattr(PageCheck, "compare", compare)
+    return found

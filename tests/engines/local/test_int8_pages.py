@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
@@ -15,9 +14,8 @@ from dynamo_serve.engines.local import LocalEngine
 from dynamo_serve.engines.local.attention import LayerSpec
 from dynamo_serve.engines.local.int8_pages import BLOCK, dequantize, quantize, width, worths
 from dynamo_serve.engines.local.kv_cache import KVCache, PoolSize, bytes_per_token, page_dtype
-from dynamo_serve.engines.local.self_check import PageCheck
 from dynamo_serve.errors import EngineStartError
-from tests.engines.local.driver import Driver, Seq, make_engine
+from tests.engines.local.driver import Driver, Seq, errors_found, make_engine
 from tests.engines.local.native import KERNEL_SETS, require_kernels
 from tests.engines.local.zoo import MODELS, checkpoint, config_of, save_random
 
@@ -97,14 +95,7 @@ def test_every_architecture_stays_near(
     name: str, kernels: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the check at start, whose second chunk reads what the first has written."""
-    found: list[float] = []
-    original = PageCheck.compare
-
-    def compare(self: PageCheck, *args: Any) -> float:
-        found.append(original(self, *args))
-        return found[-1]
-
-    monkeypatch.setattr(PageCheck, "compare", compare)
+    found = errors_found(monkeypatch)
     engine = make_engine(checkpoint(name), kernels=kernels, kv_dtype="int8")
     facts = engine.start().facts
     whole, cut = (logits(engine, PROMPT, place) for place in (0, 9))
